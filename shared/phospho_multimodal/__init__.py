@@ -1,0 +1,68 @@
+"""The phospho multimodal endpoint: one image and one text in, one answer out.
+
+The core that the LangChain and LlamaIndex adapters stand on, and a client in its own right.
+"""
+
+from __future__ import annotations
+
+from phospho_multimodal._version import __version__
+from phospho_multimodal.async_client import AsyncPhosphoClient
+from phospho_multimodal.checkup import EndpointStatus
+from phospho_multimodal.client import PhosphoClient
+from phospho_multimodal.errors import (
+    APIStatusError,
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionFailedError,
+    EndpointGoneError,
+    ImageError,
+    InvalidRequestError,
+    MissingImageError,
+    MissingKeyError,
+    NoToolCallError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    PhosphoError,
+    RateLimitedError,
+    ReplyLostError,
+    ServiceError,
+    SpendingLimitError,
+    UnexpectedReplyError,
+    UnsupportedContentError,
+)
+from phospho_multimodal.exchange import Prediction
+from phospho_multimodal.images.prepare import PreparedImage, prepare_image
+from phospho_multimodal.images.source import ImageInput
+from phospho_multimodal.spending import Spending, SpendingSnapshot
+
+__all__ = [
+    "APIStatusError",
+    "AsyncPhosphoClient",
+    "AuthenticationError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "EndpointGoneError",
+    "EndpointStatus",
+    "ImageError",
+    "ImageInput",
+    "InvalidRequestError",
+    "MissingImageError",
+    "MissingKeyError",
+    "NoToolCallError",
+    "PaymentRequiredError",
+    "PermissionDeniedError",
+    "PhosphoClient",
+    "PhosphoError",
+    "Prediction",
+    "PreparedImage",
+    "RateLimitedError",
+    "ReplyLostError",
+    "ServiceError",
+    "Spending",
+    "SpendingLimitError",
+    "SpendingSnapshot",
+    "UnexpectedReplyError",
+    "UnsupportedContentError",
+    "__version__",
+    "prepare_image",
+]

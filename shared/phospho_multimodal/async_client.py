@@ -1,0 +1,284 @@
+"""`AsyncPhosphoClient`: the same as `PhosphoClient`, with await."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from phospho_multimodal.checkup import EndpointStatus, check_endpoint
+from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.exchange import (
+    AwaitTurn,
+    DeadlineError,
+    Exchange,
+    Prediction,
+    Reply,
+    Send,
+    Step,
+    Work,
+    predict,
+)
+from phospho_multimodal.images.source import ImageInput, image_source
+from phospho_multimodal.pacing import Rate
+from phospho_multimodal.settings import (
+    ClientOptions,
+    ParameterOptions,
+    Settings,
+    checked_model,
+    checked_parameters,
+)
+from phospho_multimodal.spending import Spending
+from phospho_multimodal.transport import (
+    AsyncConnectionPool,
+    build_request,
+    check_borrowed,
+    read_async_reply,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+__all__ = ["AsyncPhosphoClient"]
+
+T = TypeVar("T")
+
+
+class _LoopState:
+    """What belongs to one event loop: its connections, its slots."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.pool = AsyncConnectionPool(settings)
+        self.slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
+        self._guard: AsyncGenerator[None, None] | None = None
+
+    async def guard(self) -> None:
+        """Have the loop close the connections before it ends, or when this is forgotten.
+
+        A loop finalizes the asynchronous generators that were begun on it: `asyncio.run` before it
+        closes the loop, and the garbage collector by a task on it.
+        """
+        self._guard = _hold(self.pool)
+        await anext(self._guard)
+
+
+async def _hold(pool: AsyncConnectionPool) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await pool.aclose()
+
+
+class AsyncPhosphoClient:
+    """Asks the endpoint about images; one client serves one event loop after another.
+
+    Example:
+        ```python
+        async with AsyncPhosphoClient(base_url="http://127.0.0.1:8000") as client:
+            prediction = await client.describe(Path("receipt.png"), "What is the total?")
+        ```
+    """
+
+    def __init__(
+        self,
+        *,
+        spending: Spending | None = None,
+        http_client: httpx.AsyncClient | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        """Check the settings; connections are made when the first request needs one.
+
+        Args:
+            spending: The ledger and its cap; without one, spending is counted and not limited.
+            http_client: A client of your own to send with; it is not closed with this one.
+            **options: See `Settings.resolve`.
+
+        Raises:
+            MissingKeyError: There is no key, and the base URL is not on the loopback.
+            ConfigurationError: A setting is out of range or contradicts another one.
+        """
+        self._settings = Settings.resolve(**options)
+        check_borrowed(self._settings, http_client)
+        self._shared = Exchange.of(self._settings, spending)
+        self._rate = Rate(self._settings.requests_per_second)
+        self._http_client = http_client
+        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState]
+        self._states = weakref.WeakKeyDictionary()
+        self._closed = False
+
+    @property
+    def spending(self) -> Spending:
+        """The ledger: what was billed, what is in doubt."""
+        return self._shared.spending
+
+    async def describe(
+        self,
+        image: ImageInput,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        model: str | None = None,
+        stop: Sequence[str] | None = None,
+        **parameters: Unpack[ParameterOptions],
+    ) -> Prediction:
+        """Ask one question about one image.
+
+        Args:
+            image: A `pathlib.Path`, bytes, a binary file object, a PIL image, or a string that is
+                an http(s) URL, a `data:` URL or base64; never a path.
+            prompt: The question.
+            model: Another model than the client's.
+            stop: Strings at which the answer is cut.
+            **parameters: `max_new_tokens` (1 to 250), `temperature` (0.1 to 1.0; 0 becomes 0.1),
+                `repetition_penalty`, `top_p` (0 to 1). Only what is set is sent.
+
+        Returns:
+            The answer and what it cost.
+
+        Raises:
+            PhosphoError: See the tree in `phospho_multimodal.errors`.
+        """
+        turn = Turn("user", (prompt, image_source(image)))
+        return await self.converse([turn], model=model, stop=stop, parameters=parameters)
+
+    async def converse(
+        self,
+        turns: Sequence[Turn],
+        policy: ImagePolicy | None = None,
+        *,
+        model: str | None = None,
+        stop: Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Prediction:
+        """Ask what a conversation asks; see `plan_conversation` for how it becomes one question.
+
+        Args:
+            turns: Oldest first.
+            policy: What to do with several images, and with none.
+            model: Another model than the client's.
+            stop: Strings at which the answer is cut.
+            parameters: Generation parameters; `None` means not set.
+
+        Returns:
+            The answer and what it cost.
+
+        Raises:
+            PhosphoError: See the tree in `phospho_multimodal.errors`.
+        """
+        prediction = predict(
+            self._shared,
+            plan_conversation(turns, policy or ImagePolicy()),
+            model=checked_model(model or self._settings.model),
+            parameters=checked_parameters(parameters or {}),
+            stop=stop,
+        )
+        return await self._run(prediction)
+
+    async def check(self) -> EndpointStatus:
+        """Look whether the endpoint is there and takes the key; nothing is billed."""
+        return await self._run(check_endpoint(self._settings))
+
+    async def aclose(self) -> None:
+        """Close this loop's connections; a borrowed `http_client` stays open."""
+        self._closed = True
+        state = self._states.pop(asyncio.get_running_loop(), None)
+        if state is not None:
+            await state.pool.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<AsyncPhosphoClient {self._settings.base_url} {self._settings.model}>"
+
+    async def _run(self, conversation: Generator[Step, Any, T]) -> T:
+        """Do the steps of a conversation until it returns."""
+        outcome: Any = None
+        failure: BaseException | None = None
+        with closing(conversation):
+            while True:
+                # Thrown in outside any handler: see the twin in `client`.
+                try:
+                    step = (
+                        conversation.send(outcome)
+                        if failure is None
+                        else conversation.throw(failure)
+                    )
+                except StopIteration as done:
+                    return cast("T", done.value)
+                outcome = failure = None
+                try:
+                    outcome = await self._perform(step)
+                except BaseException as error:  # noqa: BLE001 - the conversation judges it
+                    failure = error
+
+    async def _perform(self, step: Step) -> Any:
+        if isinstance(step, Send):
+            return await self._send(step)
+        if isinstance(step, AwaitTurn):
+            return await self._await_turn(step.deadline)
+        if isinstance(step, Work):
+            return await anyio.to_thread.run_sync(step.run) if step.heavy else step.run()
+        return await anyio.sleep(step.seconds)
+
+    async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
+        slots = (await self._state()).slots
+        with anyio.move_on_after(_seconds_left(deadline)) as scope:
+            await slots.acquire()
+        if scope.cancelled_caught:
+            return None
+        try:
+            wait = self._rate.reserve(time.monotonic(), latest=deadline)
+            if wait:
+                await anyio.sleep(wait)
+        except BaseException:
+            slots.release()
+            raise
+        if wait is None:
+            slots.release()
+            return None
+        return slots.release
+
+    async def _send(self, step: Send) -> Reply:
+        request = build_request(step, self._settings.timeouts, self._http_client)
+        with anyio.move_on_after(_seconds_left(step.deadline)):
+            if self._http_client is None:
+                pool = (await self._state()).pool
+                response = await pool.handle_async_request(request)
+            else:
+                response = await self._http_client.send(
+                    request, stream=True, follow_redirects=False
+                )
+            return await read_async_reply(response)
+        raise DeadlineError
+
+    async def _state(self) -> _LoopState:
+        if self._closed:
+            message = "This client is closed. Make a new one."
+            raise ConfigurationError(message)
+        loop = asyncio.get_running_loop()
+        state = self._states.get(loop)
+        if state is None:
+            self._states[loop] = state = _LoopState(self._settings)
+            await state.guard()
+        return state
+
+
+def _seconds_left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

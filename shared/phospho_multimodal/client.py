@@ -1,0 +1,254 @@
+"""`PhosphoClient`: owns the connections, and does what the exchange asks, with threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import httpx
+
+from phospho_multimodal.checkup import EndpointStatus, check_endpoint
+from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.exchange import (
+    AwaitTurn,
+    DeadlineError,
+    Exchange,
+    Prediction,
+    Reply,
+    Send,
+    Step,
+    Work,
+    predict,
+)
+from phospho_multimodal.images.source import ImageInput, image_source
+from phospho_multimodal.pacing import Rate
+from phospho_multimodal.settings import (
+    ClientOptions,
+    ParameterOptions,
+    Settings,
+    checked_model,
+    checked_parameters,
+)
+from phospho_multimodal.spending import Spending
+from phospho_multimodal.transport import (
+    ConnectionPool,
+    build_request,
+    check_borrowed,
+    read_reply,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+__all__ = ["PhosphoClient"]
+
+T = TypeVar("T")
+
+
+class PhosphoClient:
+    """Asks the endpoint about images; one client serves any number of threads.
+
+    Example:
+        ```python
+        with PhosphoClient(base_url="http://127.0.0.1:8000") as client:
+            prediction = client.describe(Path("receipt.png"), "What is the total?")
+            print(prediction.description, prediction.metadata["cost_usd"])
+        ```
+    """
+
+    def __init__(
+        self,
+        *,
+        spending: Spending | None = None,
+        http_client: httpx.Client | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        """Check the settings; connections are made when the first request needs one.
+
+        Args:
+            spending: The ledger and its cap; without one, spending is counted and not limited.
+            http_client: A client of your own to send with; it is not closed with this one.
+            **options: See `Settings.resolve`.
+
+        Raises:
+            MissingKeyError: There is no key, and the base URL is not on the loopback.
+            ConfigurationError: A setting is out of range or contradicts another one.
+        """
+        self._settings = Settings.resolve(**options)
+        check_borrowed(self._settings, http_client)
+        self._shared = Exchange.of(self._settings, spending)
+        self._slots = threading.Semaphore(self._settings.max_concurrency)
+        self._rate = Rate(self._settings.requests_per_second)
+        self._http_client = http_client
+        self._pool: ConnectionPool | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def spending(self) -> Spending:
+        """The ledger: what was billed, what is in doubt."""
+        return self._shared.spending
+
+    def describe(
+        self,
+        image: ImageInput,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        model: str | None = None,
+        stop: Sequence[str] | None = None,
+        **parameters: Unpack[ParameterOptions],
+    ) -> Prediction:
+        """Ask one question about one image.
+
+        Args:
+            image: A `pathlib.Path`, bytes, a binary file object, a PIL image, or a string that is
+                an http(s) URL, a `data:` URL or base64; never a path.
+            prompt: The question.
+            model: Another model than the client's.
+            stop: Strings at which the answer is cut.
+            **parameters: `max_new_tokens` (1 to 250), `temperature` (0.1 to 1.0; 0 becomes 0.1),
+                `repetition_penalty`, `top_p` (0 to 1). Only what is set is sent.
+
+        Returns:
+            The answer and what it cost.
+
+        Raises:
+            PhosphoError: See the tree in `phospho_multimodal.errors`.
+        """
+        turn = Turn("user", (prompt, image_source(image)))
+        return self.converse([turn], model=model, stop=stop, parameters=parameters)
+
+    def converse(
+        self,
+        turns: Sequence[Turn],
+        policy: ImagePolicy | None = None,
+        *,
+        model: str | None = None,
+        stop: Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Prediction:
+        """Ask what a conversation asks; see `plan_conversation` for how it becomes one question.
+
+        Args:
+            turns: Oldest first.
+            policy: What to do with several images, and with none.
+            model: Another model than the client's.
+            stop: Strings at which the answer is cut.
+            parameters: Generation parameters; `None` means not set.
+
+        Returns:
+            The answer and what it cost.
+
+        Raises:
+            PhosphoError: See the tree in `phospho_multimodal.errors`.
+        """
+        prediction = predict(
+            self._shared,
+            plan_conversation(turns, policy or ImagePolicy()),
+            model=checked_model(model or self._settings.model),
+            parameters=checked_parameters(parameters or {}),
+            stop=stop,
+        )
+        return self._run(prediction)
+
+    def check(self) -> EndpointStatus:
+        """Look whether the endpoint is there and takes the key; nothing is billed."""
+        return self._run(check_endpoint(self._settings))
+
+    def close(self) -> None:
+        """Close the connections; a borrowed `http_client` stays open."""
+        with self._lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<PhosphoClient {self._settings.base_url} {self._settings.model}>"
+
+    def _run(self, conversation: Generator[Step, Any, T]) -> T:
+        """Do the steps of a conversation until it returns."""
+        outcome: Any = None
+        failure: BaseException | None = None
+        with closing(conversation):
+            while True:
+                # Thrown in outside any handler: an error of ours must not drag httpx's along as
+                # its context, since that one holds the request, and so the key.
+                try:
+                    step = (
+                        conversation.send(outcome)
+                        if failure is None
+                        else conversation.throw(failure)
+                    )
+                except StopIteration as done:
+                    return cast("T", done.value)
+                outcome = failure = None
+                try:
+                    outcome = self._perform(step)
+                except BaseException as error:  # noqa: BLE001 - the conversation judges it
+                    failure = error
+
+    def _perform(self, step: Step) -> Any:
+        if isinstance(step, Send):
+            return self._send(step)
+        if isinstance(step, AwaitTurn):
+            return self._await_turn(step.deadline)
+        if isinstance(step, Work):
+            return step.run()
+        return time.sleep(step.seconds)
+
+    def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._slots.acquire(timeout=left):
+            return None
+        try:
+            wait = self._rate.reserve(time.monotonic(), latest=deadline)
+            if wait:
+                time.sleep(wait)
+        except BaseException:
+            self._slots.release()
+            raise
+        if wait is None:
+            self._slots.release()
+            return None
+        return self._slots.release
+
+    def _send(self, step: Send) -> Reply:
+        request = build_request(step, self._settings.timeouts, self._http_client)
+        try:
+            if self._http_client is None:
+                response = self._connections().handle_request(request)
+            else:
+                response = self._http_client.send(request, stream=True, follow_redirects=False)
+            return read_reply(response, step.deadline)
+        except httpx.TimeoutException:
+            if step.deadline is not None and time.monotonic() >= step.deadline:
+                raise DeadlineError from None
+            raise
+
+    def _connections(self) -> ConnectionPool:
+        with self._lock:
+            if self._closed:
+                message = "This client is closed. Make a new one."
+                raise ConfigurationError(message)
+            if self._pool is None:
+                self._pool = ConnectionPool(self._settings)
+                weakref.finalize(self, self._pool.close)
+            return self._pool

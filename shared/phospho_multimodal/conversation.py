@@ -1,0 +1,215 @@
+"""From the turns of a conversation to the one text and the image that the endpoint takes.
+
+Both adapters turn their messages into these turns, so that the same messages are the same request
+in either framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from phospho_multimodal.errors import (
+    ConfigurationError,
+    MissingImageError,
+    UnsupportedContentError,
+)
+from phospho_multimodal.images.source import ImageSource
+
+__all__ = [
+    "DEFAULT_PROMPT",
+    "ConversationPlan",
+    "ImagePolicy",
+    "MultiImage",
+    "Part",
+    "Role",
+    "Turn",
+    "cut_at_stop",
+    "plan_conversation",
+]
+
+DEFAULT_PROMPT = "Describe this image."
+
+IMAGE_MARK = "[image]"
+"""Stands in the text for every image that is not sent."""
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+Part: TypeAlias = str | ImageSource
+MultiImage: TypeAlias = Literal["montage", "each", "last", "error"]
+
+_LABELS: dict[Role, str] = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn: who speaks, and texts and images in their order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    name: str | None = None
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The images of this turn, in their order."""
+        return tuple(part for part in self.parts if isinstance(part, ImageSource))
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePolicy:
+    """What to do with several images, and with none.
+
+    Attributes:
+        multi_image: `"montage"` (one labelled sheet), `"each"` (a request for each), `"last"` or
+            `"error"`.
+        max_images: More images than this in one turn are an error.
+        default_image: Sent where a conversation has no image; `None` makes that an error.
+        default_prompt: Asked where a conversation has no text.
+    """
+
+    multi_image: MultiImage = "montage"
+    max_images: int = 16
+    default_image: ImageSource | None = None
+    default_prompt: str = DEFAULT_PROMPT
+
+    def __post_init__(self) -> None:
+        if self.multi_image not in get_args(MultiImage):
+            choices = ", ".join(get_args(MultiImage))
+            message = f"multi_image is {self.multi_image!r}; it is one of: {choices}."
+            raise ConfigurationError(message)
+        if self.max_images < 1:
+            message = f"max_images is {self.max_images}; it is 1 or more."
+            raise ConfigurationError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationPlan:
+    """What will be asked.
+
+    Attributes:
+        text: The one text.
+        images: What it is asked about.
+        policy: `"single"`, `"default_image"`, or the `multi_image` value that decided.
+        images_omitted: How many images of the conversation are not sent.
+    """
+
+    text: str
+    images: tuple[ImageSource, ...]
+    policy: str
+    images_omitted: int
+
+
+def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> ConversationPlan:
+    """Decide what is asked about which image.
+
+    The newest turn with an image decides, whatever its role. A lone user turn is its own text,
+    unchanged; anything longer becomes a transcript.
+
+    Args:
+        turns: Oldest first.
+        policy: What to do with several images, and with none.
+
+    Returns:
+        The plan.
+
+    Raises:
+        MissingImageError: There is no image, and no `default_image`.
+        UnsupportedContentError: There are more images than the policy allows.
+    """
+    deciding = next((turn for turn in reversed(turns) if turn.images), None)
+    if deciding is None:
+        if policy.default_image is None:
+            message = (
+                "There is no image in the conversation, and this endpoint answers about an image"
+                " only. Nothing was sent. Add one to a message, or set default_image= for the steps"
+                " of a chain or an agent that have none."
+            )
+            raise MissingImageError(message)
+        text = _text(turns, policy, deciding=None, sent=())
+        return ConversationPlan(text, (policy.default_image,), "default_image", 0)
+    chosen, name = _choose(deciding.images, policy)
+    total = sum(len(turn.images) for turn in turns)
+    text = _text(turns, policy, deciding=deciding, sent=chosen)
+    return ConversationPlan(text, chosen, name, total - len(chosen))
+
+
+def cut_at_stop(text: str, stop: Iterable[str] | None) -> str:
+    """Cut an answer at the first stop string; the endpoint knows none, so it is done here.
+
+    Args:
+        text: The whole answer, which was paid for.
+        stop: Strings that end it; empty ones are ignored.
+
+    Returns:
+        What stands before the first of them.
+    """
+    positions = [text.find(mark) for mark in stop or () if mark]
+    return text[: min((p for p in positions if p >= 0), default=len(text))]
+
+
+def _choose(
+    images: tuple[ImageSource, ...], policy: ImagePolicy
+) -> tuple[tuple[ImageSource, ...], str]:
+    if len(images) == 1:
+        return images, "single"
+    if policy.multi_image == "last":
+        return images[-1:], "last"
+    if policy.multi_image == "error":
+        message = (
+            f"The turn has {len(images)} images, the endpoint takes one, and multi_image='error'."
+            " Nothing was sent. Send one, or choose multi_image='last'."
+        )
+        raise UnsupportedContentError(message)
+    if len(images) > policy.max_images:
+        message = (
+            f"The turn has {len(images)} images and max_images is {policy.max_images}."
+            " Nothing was sent. Send fewer, or raise max_images=."
+        )
+        raise UnsupportedContentError(message)
+    message = (
+        f"The turn has {len(images)} images, and multi_image={policy.multi_image!r} is not built"
+        " yet. Nothing was sent. Send one, or choose multi_image='last'."
+    )
+    raise UnsupportedContentError(message)
+
+
+def _text(
+    turns: Sequence[Turn],
+    policy: ImagePolicy,
+    *,
+    deciding: Turn | None,
+    sent: tuple[ImageSource, ...],
+) -> str:
+    if len(turns) == 1 and turns[0].role == "user":
+        return _turn_text(turns[0], policy, sent=sent, asks=True)
+    system = [_turn_text(turn, policy) for turn in turns if turn.role == "system"]
+    lines = [text for text in system if text]
+    for turn in turns:
+        if turn.role == "system":
+            continue
+        decides = turn is deciding
+        text = _turn_text(
+            turn, policy, sent=sent if decides else (), asks=decides and turn.role == "user"
+        )
+        if text or decides:
+            label = _LABELS[turn.role] + (f" ({turn.name})" if turn.role == "tool" else "")
+            lines.append(f"{label}: {text}".rstrip())
+    return "\n".join(lines) or policy.default_prompt
+
+
+def _turn_text(
+    turn: Turn, policy: ImagePolicy, *, sent: tuple[ImageSource, ...] = (), asks: bool = False
+) -> str:
+    """Join a turn's texts; of its images, those that are not sent leave a mark."""
+    unsent = len(turn.images) - len(sent)  # what is sent is always the end of the turn's images
+    pieces: list[str] = []
+    for part in turn.parts:
+        if isinstance(part, str):
+            pieces.append(part)
+        elif unsent:
+            unsent -= 1
+            pieces.append(IMAGE_MARK)
+    if asks and not any(part.strip() for part in turn.parts if isinstance(part, str)):
+        pieces = [piece for piece in pieces if piece == IMAGE_MARK]
+        pieces.append(policy.default_prompt)
+    return "\n".join(pieces)

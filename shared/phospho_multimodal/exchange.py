@@ -1,0 +1,389 @@
+"""The whole conversation with the endpoint, as a generator without I/O.
+
+`predict` yields what has to be done (some work, a turn, a request, a pause) and is sent back what
+came of it. The two clients only do these things, one with threads and one with await: every
+decision about retries, money and errors is here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import httpx
+
+from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
+from phospho_multimodal.errors import (
+    APIStatusError,
+    ConnectionFailedError,
+    PhosphoError,
+    ReplyLostError,
+    SpendingLimitError,
+    UnexpectedReplyError,
+    class_for_transport,
+    quote,
+    status_error,
+)
+from phospho_multimodal.images.prepare import SendableImage, prepare_source
+from phospho_multimodal.retry import (
+    LONGEST_RETRY_AFTER,
+    RetryBudget,
+    RetryPolicy,
+    parse_retry_after,
+)
+from phospho_multimodal.settings import Settings
+from phospho_multimodal.spending import Reservation, Spending
+from phospho_multimodal.wire import PREDICT_PATH, read_description, read_detail, request_body
+
+__all__ = [
+    "AwaitTurn",
+    "DeadlineError",
+    "Exchange",
+    "Pause",
+    "Prediction",
+    "Reply",
+    "RequestBody",
+    "Send",
+    "Step",
+    "Work",
+    "predict",
+]
+
+logger = logging.getLogger("phospho_multimodal")
+
+MAX_REPLY_BYTES = 10 * 1024 * 1024
+"""What is read of a reply; an answer has a few hundred bytes."""
+
+_WHOLE_BODY = 1024 * 1024
+_SLICE = 256 * 1024
+_OK = 200
+_FREE_SERVER_ERRORS = frozenset({500, 503})
+
+
+class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of one attempt, which knows whether all of it was handed to the socket.
+
+    Large ones go in slices: given whole, each partial send copies the rest.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.sent = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        if len(self._content) <= _WHOLE_BODY:
+            yield self._content
+        else:
+            for start in range(0, len(self._content), _SLICE):
+                yield self._content[start : start + _SLICE]
+        self.sent = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Run this and send back what it returns; `heavy` work does not belong on an event loop."""
+
+    run: Callable[[], Any]
+    heavy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitTurn:
+    """Wait for a free slot and for the rate.
+
+    Send back the function that frees the slot again, or `None` if the deadline came first.
+    """
+
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one request and send back its `Reply`."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: RequestBody
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for some seconds."""
+
+    seconds: float
+
+
+Step: TypeAlias = Work | AwaitTurn | Send | Pause
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with its body, of which at most 10 MB were read."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+class DeadlineError(Exception):
+    """A client tells the exchange with this that the deadline passed while it was sending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer.
+
+    Attributes:
+        description: The answer's text.
+        metadata: What was sent, how often, and what it cost; see the README.
+    """
+
+    description: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What every call of one client shares."""
+
+    settings: Settings
+    spending: Spending
+    retry: RetryPolicy
+    budget: RetryBudget
+    clock: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def of(cls, settings: Settings, spending: Spending | None) -> Exchange:
+        """Put together what the calls of one client share."""
+        return cls(
+            settings=settings,
+            spending=Spending() if spending is None else spending,
+            retry=RetryPolicy(settings.max_retries, settings.retry_lost_replies),
+            budget=RetryBudget(),
+        )
+
+
+@dataclass(slots=True)
+class _Call:
+    """One question on its way: what is sent, until when, and what has become of it so far."""
+
+    body: bytes = field(repr=False)
+    hide: tuple[str, ...] = field(repr=False)
+    deadline: float | None
+    attempts: int = 0
+    in_doubt: int = 0
+    service_errors: int = 0
+    request_id: str | None = None
+
+
+def predict(
+    shared: Exchange,
+    plan: ConversationPlan,
+    *,
+    model: str,
+    parameters: Mapping[str, Any],
+    stop: Sequence[str] | None = None,
+) -> Generator[Step, Any, Prediction]:
+    """Ask one question about one image, with everything that belongs to it.
+
+    Args:
+        shared: What the client's calls share.
+        plan: The question and the image.
+        model: The model's name.
+        parameters: Generation parameters that were set and checked.
+        stop: Strings at which the answer is cut.
+
+    Yields:
+        Steps for the client to do.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PhosphoError: See `phospho_multimodal.errors`.
+    """
+    settings = shared.settings
+    deadline = None if settings.deadline is None else shared.clock() + settings.deadline
+    (source,) = plan.images
+
+    def make_ready() -> tuple[SendableImage, _Call]:
+        image = prepare_source(
+            source, max_image_side=settings.max_image_side, prepare=settings.prepare
+        )
+        on_wire = image.to_wire()
+        body = request_body(model=model, text=plan.text, image_url=on_wire, parameters=parameters)
+        return image, _Call(body, (settings.api_key or "", plan.text, on_wire), deadline)
+
+    image, call = yield Work(make_ready, heavy=source.url is None)
+    description = yield from _ask(shared, call)
+    metadata: dict[str, Any] = {
+        "model_name": model,
+        "model_provider": "phospho",
+        "images": [image.to_metadata()],
+        "images_billed": 1,
+        "images_in_doubt": call.in_doubt,
+        "cost_usd": float(shared.spending.usd_per_image),
+        "attempts": call.attempts,
+        "image_policy": plan.policy,
+        "images_omitted": plan.images_omitted,
+    }
+    if call.request_id is not None:
+        metadata["request_id"] = call.request_id
+    return Prediction(cut_at_stop(description, stop), metadata)
+
+
+def _ask(shared: Exchange, call: _Call) -> Generator[Step, Any, str]:
+    """Make attempts until there is an answer or no hope of one."""
+    shared.budget.count_first_try()
+    failure: PhosphoError | None = None
+    while True:
+        release = yield AwaitTurn(call.deadline)
+        if release is None:
+            raise _final(failure or _too_late(shared.settings), call)
+        try:
+            (reservation,) = shared.spending.reserve()
+            outcome = yield from _attempt(shared.settings, call, reservation)
+        except SpendingLimitError as refusal:
+            raise _final(failure or refusal, call) from None
+        finally:
+            release()
+        if isinstance(outcome, str):
+            return outcome
+        failure = outcome
+        delay = _delay(shared, call, failure)
+        if delay is None:
+            raise _final(failure, call)
+        logger.info(
+            "attempt %d failed (%s); the next one in %.1f s",
+            call.attempts,
+            type(failure).__name__,
+            delay,
+        )
+        yield Pause(delay)
+
+
+def _attempt(
+    settings: Settings, call: _Call, reservation: Reservation
+) -> Generator[Step, Any, str | PhosphoError]:
+    """Send once and settle the money; a failure that can be judged is returned, not raised."""
+    body = RequestBody(call.body)
+    headers = {
+        **settings.headers(),
+        "content-type": "application/json",
+        "content-length": str(len(call.body)),
+    }
+    call.attempts += 1
+    try:
+        reply = yield Send("POST", settings.url(PREDICT_PATH), headers, body, call.deadline)
+    except (httpx.RequestError, DeadlineError) as lost:
+        failure = _transport_failure(lost, settings, call, sent=body.sent)
+    except BaseException:  # cancelled, interrupted, or closed: only the money is left to settle
+        _settle_lost(call, reservation, sent=body.sent)
+        raise
+    else:
+        return _judge(reply, settings, call, reservation)
+    # Outside the handler: httpx's error holds the request, and with it the key.
+    _settle_lost(call, reservation, sent=isinstance(failure, ReplyLostError))
+    return failure
+
+
+def _judge(
+    reply: Reply, settings: Settings, call: _Call, reservation: Reservation
+) -> str | PhosphoError:
+    call.request_id = reply.headers.get("x-request-id") or call.request_id
+    status = reply.status_code
+    if status == _OK:
+        try:
+            description = read_description(reply.body, hide=call.hide)
+        except UnexpectedReplyError as unexpected:
+            call.in_doubt += 1
+            reservation.doubt()
+            return unexpected
+        reservation.bill()
+        return description
+    if 300 <= status < 500 or status in _FREE_SERVER_ERRORS:  # noqa: PLR2004 - HTTP's classes
+        reservation.release()
+    else:
+        call.in_doubt += 1
+        reservation.doubt()
+    if status == 500:  # noqa: PLR2004 - the one status that is tried once more only
+        call.service_errors += 1
+    return status_error(
+        status,
+        base_url=settings.base_url,
+        detail=read_detail(reply.body, hide=call.hide),
+        retry_after=parse_retry_after(reply.headers.get("retry-after"), now=time.time()),
+        request_id=call.request_id,
+    )
+
+
+def _transport_failure(
+    lost: httpx.RequestError | DeadlineError, settings: Settings, call: _Call, *, sent: bool
+) -> ConnectionFailedError | ReplyLostError:
+    if isinstance(lost, DeadlineError):
+        kind: type[ConnectionFailedError | ReplyLostError]
+        kind = ReplyLostError if sent else ConnectionFailedError
+        reason = f"the deadline of {settings.deadline:g} s passed"
+    else:
+        kind = class_for_transport(lost, sent=sent)
+        words = quote(str(lost), hide=call.hide)
+        reason = type(lost).__name__ + (f": {words}" if words else "")
+    if kind is ReplyLostError:
+        return ReplyLostError(
+            f"The request reached {settings.base_url}, but its answer was lost ({reason})."
+            " It may have been billed, so it is not asked again by itself; retry_lost_replies=True"
+            " allows that."
+        )
+    return ConnectionFailedError(
+        f"The request did not reach {settings.base_url} ({reason}). Nothing was billed. Check the"
+        " base URL, the network and the proxy; a server on this machine starts with:"
+        " phospho-multimodal serve."
+    )
+
+
+def _settle_lost(call: _Call, reservation: Reservation, *, sent: bool) -> None:
+    if sent:
+        call.in_doubt += 1
+        reservation.doubt()
+    else:
+        reservation.release()
+
+
+def _delay(shared: Exchange, call: _Call, failure: PhosphoError) -> float | None:
+    """Tell after how many seconds to try again; `None` if not."""
+    delay = shared.retry.delay(failure, failures=call.attempts, service_errors=call.service_errors)
+    if delay is None:
+        return None
+    if call.deadline is not None and shared.clock() + delay >= call.deadline:
+        return None
+    return delay if shared.budget.take() else None
+
+
+def _too_late(settings: Settings) -> ConnectionFailedError:
+    return ConnectionFailedError(
+        f"The deadline of {settings.deadline} s passed while waiting for a free slot or for the"
+        " rate. Nothing was sent. Raise deadline=, max_concurrency= or requests_per_second=."
+    )
+
+
+def _final(failure: PhosphoError, call: _Call) -> PhosphoError:
+    """Complete an error that ends a call."""
+    failure.attempts = call.attempts
+    failure.images_in_doubt = call.in_doubt
+    asked = failure.retry_after if isinstance(failure, APIStatusError) else None
+    notes = [f"Attempts: {call.attempts}."] if call.attempts > 1 else []
+    if asked is not None and asked > LONGEST_RETRY_AFTER:
+        notes.append(f"That is over {LONGEST_RETRY_AFTER:g} s, so it was not waited for.")
+    if call.in_doubt:
+        notes.append(f"Images that may have been billed: {call.in_doubt}.")
+    failure.args = (" ".join([str(failure), *notes]),)
+    return failure

@@ -1,0 +1,175 @@
+"""What an image file says of itself: its type, its size, and whether it is clean.
+
+Pure looking at bytes, without Pillow and without decoding, so that a picture which needs no
+preparation costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["CleanImage", "clean_image", "sniff"]
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (0, b"II+\x00", "TIFF"),
+    (0, b"MM\x00+", "TIFF"),
+    (4, b"ftypavi", "AVIF"),
+    *((4, b"ftyp" + brand, "HEIF") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    # Not images, or none that can be sent: named so that an error can say what came.
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript file"),
+    (0, b"PK\x03\x04", "a ZIP archive or Office document"),
+    (4, b"ftyp", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (8, b"WAVE", "a sound file"),
+    (8, b"AVI ", "a video"),
+    (0, b"ID3", "a sound file"),
+    (0, b"OggS", "a sound or video file"),
+    (0, b"\x00\x00\x01\x00", "a Windows icon"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"\x00\x00\x00\x0cjP", "a JPEG 2000 image"),
+    (0, b"\xff\x0a", "a JPEG XL image"),
+)
+
+_SVG = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<svg\b", re.DOTALL)
+
+# In entropy-coded data a marker is 0xFF and neither a stuffed zero nor a restart.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: 8-bit Huffman
+_JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
+_JFIF_WITHOUT_THUMBNAIL = 16
+_ADOBE_SEGMENT = 14
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Colour hints that change no pixel here; every other chunk is metadata, alpha or animation.
+_PNG_CLEAN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA"})
+_PNG_GREY_OR_RGB = frozenset({0, 2})
+
+
+@dataclass(frozen=True, slots=True)
+class CleanImage:
+    """An upright JPEG or PNG without metadata, alpha, or anything after its end."""
+
+    format: str
+    width: int
+    height: int
+
+
+def sniff(data: bytes) -> str | None:
+    """Tell a file's type from its first bytes.
+
+    Args:
+        data: The file, or its first 4 kB.
+
+    Returns:
+        The format as Pillow names it, words for something that is no such image, or `None`.
+    """
+    for offset, magic, name in _MAGIC:
+        if data.startswith(magic, offset):
+            return name
+    if _SVG.match(data[:4096]):
+        return "an SVG drawing"
+    try:
+        data[:512].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return "text"
+
+
+def clean_image(data: bytes) -> CleanImage | None:
+    """Tell whether a file can be sent byte for byte.
+
+    Args:
+        data: The file.
+
+    Returns:
+        Its format and size in pixels, or `None` if it has to be looked at with Pillow.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _clean_jpeg(data)
+        if data.startswith(_PNG_SIGNATURE):
+            return _clean_png(data)
+    except IndexError:  # cut off in the middle of a segment
+        return None
+    return None
+
+
+def _clean_jpeg(data: bytes) -> CleanImage | None:
+    position = 2
+    found: CleanImage | None = None
+    while True:
+        if data[position] != 0xFF:  # noqa: PLR2004 - every JPEG marker begins with it
+            return None
+        marker = data[position + 1]
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        segment = data[position + 4 : position + 2 + length]
+        if marker in _JPEG_FRAMES and found is None:
+            found = _jpeg_frame(segment)
+        elif marker == 0xDA:  # noqa: PLR2004 - start of scan
+            position = _next_marker(data, position + 2 + length)
+            if data[position + 1] == 0xD9:  # noqa: PLR2004 - end of image
+                return found if position + 2 == len(data) else None
+            continue
+        elif marker not in _JPEG_TABLES and not _harmless_segment(marker, segment, length):
+            return None
+        position += 2 + length
+
+
+def _next_marker(data: bytes, start: int) -> int:
+    match = _JPEG_MARKER.search(data, start)
+    if match is None:
+        raise IndexError
+    return match.start()
+
+
+def _jpeg_frame(segment: bytes) -> CleanImage | None:
+    height = int.from_bytes(segment[1:3], "big")
+    width = int.from_bytes(segment[3:5], "big")
+    eight_bits, components = segment[0] == 8, segment[5]  # noqa: PLR2004 - bits a sample
+    if not (eight_bits and components in {1, 3} and width and height):
+        return None
+    return CleanImage("JPEG", width, height)
+
+
+def _harmless_segment(marker: int, segment: bytes, length: int) -> bool:
+    """Tell apart what decoding needs (JFIF, Adobe's colour transform) from metadata."""
+    if marker == 0xE0:  # noqa: PLR2004 - APP0
+        return segment.startswith(b"JFIF\x00") and length == _JFIF_WITHOUT_THUMBNAIL
+    return marker == 0xEE and segment.startswith(b"Adobe") and length == _ADOBE_SEGMENT  # noqa: PLR2004
+
+
+def _clean_png(data: bytes) -> CleanImage | None:
+    position = len(_PNG_SIGNATURE)
+    found: CleanImage | None = None
+    while True:
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + length
+        if kind not in _PNG_CLEAN_CHUNKS or end > len(data):
+            return None
+        if kind == b"IHDR":
+            found = _png_header(data[position + 8 : end - 4])
+        if found is None:
+            return None
+        if kind == b"IEND":
+            return found if end == len(data) else None
+        position = end
+
+
+def _png_header(header: bytes) -> CleanImage | None:
+    width = int.from_bytes(header[0:4], "big")
+    height = int.from_bytes(header[4:8], "big")
+    eight_bits, colour = header[8] == 8, header[9]  # noqa: PLR2004 - bits a sample
+    if not (eight_bits and colour in _PNG_GREY_OR_RGB and width and height):
+        return None
+    return CleanImage("PNG", width, height)

@@ -1,0 +1,161 @@
+"""From what was handed over to what is sent: checked, upright, small, and free of metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pybase64
+
+from phospho_multimodal.errors import ConfigurationError, ImageError
+from phospho_multimodal.images.headers import clean_image
+from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
+from phospho_multimodal.settings import DEFAULT_IMAGE_SIDE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["LinkedImage", "PreparedImage", "SendableImage", "prepare_image", "prepare_source"]
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A picture as it is sent.
+
+    Attributes:
+        data: The file, in bytes.
+        format: Its type as Pillow names it: JPEG or PNG, or the source's with `prepare=False`.
+        width: In pixels.
+        height: In pixels.
+        form: How it was handed over.
+        changes: What was done to it, in words; empty if it is sent byte for byte as it came.
+    """
+
+    data: bytes = field(repr=False)
+    format: str
+    width: int
+    height: int
+    form: SourceForm
+    changes: tuple[str, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of `data`, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def to_wire(self) -> str:
+        """The bare base64 that the contract wants."""
+        return pybase64.b64encode_as_string(self.data)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What an answer tells about this picture."""
+        return {
+            "sha256": self.sha256,
+            "width": self.width,
+            "height": self.height,
+            "format": self.format,
+            "bytes": len(self.data),
+            "source": self.form,
+            "changes": list(self.changes),
+        }
+
+
+@dataclass(frozen=True)
+class LinkedImage:
+    """An http(s) URL that is handed on unopened."""
+
+    url: str = field(repr=False)
+    origin: str
+
+    def to_wire(self) -> str:
+        """The URL, exactly as given."""
+        return self.url
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What an answer tells about this picture: the origin alone, a URL can hold a secret."""
+        return {"source": "url", "origin": self.origin}
+
+
+SendableImage: TypeAlias = PreparedImage | LinkedImage
+
+
+def prepare_image(image: ImageInput, *, max_image_side: int = DEFAULT_IMAGE_SIDE) -> PreparedImage:
+    """Make of an image what the clients send.
+
+    The type is read from the bytes; the first frame of an animation is taken; EXIF orientation is
+    applied; colours become sRGB; transparency is put on white; every metadata is gone; the longest
+    side is shrunk. An upright JPEG or PNG within the limits that has nothing to lose stays as it
+    is, byte for byte. The same input gives the same bytes (with one version of Pillow).
+
+    Args:
+        image: A `pathlib.Path`, bytes, a binary file object, a PIL image, a `data:` URL or base64.
+        max_image_side: Longest side, in pixels.
+
+    Returns:
+        The picture and what was done to it.
+
+    Raises:
+        ImageError: It cannot be read, is of an unsupported type, over 50 MB or 100 megapixels, or
+            it is an http(s) URL, which is not opened here.
+        ConfigurationError: `max_image_side` is below 1.
+    """
+    if max_image_side < 1:
+        message = f"max_image_side is {max_image_side}; it is 1 or more."
+        raise ConfigurationError(message)
+    prepared = prepare_source(image_source(image), max_image_side=max_image_side)
+    if isinstance(prepared, LinkedImage):
+        message = "An http(s) URL is not opened here. Download it and hand over the file."
+        raise ImageError(message)
+    return prepared
+
+
+def prepare_source(
+    source: ImageSource, *, max_image_side: int = DEFAULT_IMAGE_SIDE, prepare: bool = True
+) -> SendableImage:
+    """Make of a source what is sent; a URL is passed on.
+
+    Args:
+        source: What was handed over.
+        max_image_side: Longest side, in pixels.
+        prepare: `False` only checks type and limits, and sends the file as it is.
+
+    Returns:
+        The picture, or the link.
+
+    Raises:
+        ImageError: It cannot be read, is of an unsupported type, or over a limit.
+    """
+    if source.url is not None:
+        return LinkedImage(source.url, source.url_origin or "")
+    content = source.read()
+    if isinstance(content, bytes):
+        clean = clean_image(content)
+        if clean is not None and max(clean.width, clean.height) <= max_image_side:
+            return PreparedImage(content, clean.format, clean.width, clean.height, source.form)
+    return _through_pillow(content, source.form, max_image_side, prepare=prepare)
+
+
+def _through_pillow(
+    content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool
+) -> PreparedImage:
+    from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+
+    if isinstance(content, bytes):
+        image = pixels.open_image(content)
+        if not prepare:
+            kind = image.format or ""
+            return PreparedImage(content, kind, image.width, image.height, form)
+        lossless = pixels.is_lossless(image, content)
+    else:
+        image = content
+        pixels.check_pixels(image.width, image.height)
+        lossless = pixels.is_lossless(image, None)
+    changes: list[str] = []
+    picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes)
+    data, kind = pixels.encode(picture, lossless=lossless)
+    if not changes:
+        changes.append("metadata removed")
+    changes.append(f"written as {kind}")
+    return PreparedImage(data, kind, picture.width, picture.height, form, tuple(changes))

@@ -1,0 +1,221 @@
+"""What was handed over as an image: its form, and how to get at its bytes.
+
+A string is a URL, a `data:` URL or base64, and never a path: a path that a message can name is a
+file that a message can steal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import pybase64
+
+from phospho_multimodal.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MAX_IMAGE_BYTES", "ImageInput", "ImageSource", "SourceForm", "image_source"]
+
+MAX_IMAGE_BYTES = 50 * 1024 * 1024
+"""The largest file that is taken in, in bytes."""
+
+SourceForm = Literal["bytes", "file", "path", "pil", "url", "data_url", "base64"]
+"""How an image came; each answer's metadata tells it."""
+
+ImageInput: TypeAlias = "Path | bytes | bytearray | memoryview | BinaryIO | Image | str"
+"""Everything that can be handed over as an image."""
+
+_WHITESPACE = re.compile(r"\s+")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image as it was handed over; nothing is opened before `read`."""
+
+    form: SourceForm
+    value: Any = field(repr=False)
+
+    @property
+    def url(self) -> str | None:
+        """The http(s) URL, exactly as given, if that is what it is."""
+        return self.value if self.form == "url" else None
+
+    @property
+    def url_origin(self) -> str | None:
+        """Scheme and host of the URL: all of it that metadata and errors may tell."""
+        if self.form != "url":
+            return None
+        parts = urlsplit(self.value)
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname}{port}"
+
+    def read(self) -> bytes | Image:
+        """Get the bytes of the file, or the PIL image itself.
+
+        Returns:
+            At most 50 MB, not yet looked into.
+
+        Raises:
+            ImageError: There is nothing to read, it is too large, or it is a URL.
+        """
+        if self.form == "bytes":
+            return _checked_size(self.value)
+        if self.form == "pil":
+            image: Image = self.value
+            return image
+        if self.form == "path":
+            return _read_path(self.value)
+        if self.form == "file":
+            return _read_file(self.value)
+        if self.form == "data_url":
+            return _read_data_url(self.value)
+        if self.form == "base64":
+            return _decode_base64(self.value)
+        message = "An http(s) URL has no bytes of its own here. Download it and hand over the file."
+        raise ImageError(message)
+
+
+def image_source(image: object) -> ImageSource:
+    """Tell what was handed over as an image.
+
+    Args:
+        image: A `pathlib.Path`, bytes, a binary file object, a PIL image, or a string that is an
+            http(s) URL, a `data:` URL or base64.
+
+    Returns:
+        Its source; nothing was opened.
+
+    Raises:
+        ImageError: It is none of these.
+    """
+    if isinstance(image, ImageSource):
+        return image
+    if isinstance(image, str):
+        return _string_source(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return ImageSource("bytes", bytes(image))
+    if isinstance(image, os.PathLike):
+        return ImageSource("path", Path(image))
+    # A PIL image can only exist where Pillow is loaded already: no import for the question.
+    pillow = sys.modules.get("PIL.Image")
+    if pillow is not None and isinstance(image, pillow.Image):
+        return ImageSource("pil", image)
+    if callable(getattr(image, "read", None)):
+        return ImageSource("file", image)
+    message = (
+        f"A {type(image).__name__} is not an image. Hand over a pathlib.Path, bytes, a binary file,"
+        " a PIL image, or a string that is an http(s) URL, a data: URL or base64."
+    )
+    raise ImageError(message)
+
+
+def _string_source(text: str) -> ImageSource:
+    # A URL is short and base64 can be 66 MB: look at its beginning only.
+    scheme = text[:8].lower()
+    if scheme.startswith(("http://", "https://")):
+        _check_url(text)
+        return ImageSource("url", text)
+    if scheme.startswith("data:"):
+        return ImageSource("data_url", text)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text[:32]):
+        message = (
+            f"An image cannot be a {text.split(':', 1)[0]}: URL. Take an http(s) or data: URL, or"
+            " hand over a pathlib.Path for a local file."
+        )
+        raise ImageError(message)
+    return ImageSource("base64", text)
+
+
+def _check_url(url: str) -> None:
+    try:
+        host = urlsplit(url).hostname
+        _ = urlsplit(url).port
+    except ValueError:
+        host = None
+    if not host or not url.isprintable() or " " in url:
+        message = "The image URL cannot be used: it has no host, a bad port, or white space in it."
+        raise ImageError(message)
+
+
+def _too_large(size: int) -> ImageError:
+    message = (
+        f"The image has {size:,} bytes; at most {MAX_IMAGE_BYTES:,} are taken. Shrink it first."
+    )
+    return ImageError(message)
+
+
+def _checked_size(data: bytes) -> bytes:
+    if not data:
+        message = "The image is empty: 0 bytes."
+        raise ImageError(message)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise _too_large(len(data))
+    return data
+
+
+def _read_path(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
+            message = f"{path} is not a file."
+            raise ImageError(message)
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise _too_large(status.st_size)
+        return _checked_size(path.read_bytes())
+    except (OSError, ValueError) as failure:
+        reason = failure.strerror if isinstance(failure, OSError) else str(failure)
+        message = f"The image file {path} cannot be read: {reason}."
+        raise ImageError(message) from None
+
+
+def _read_file(file: Any) -> bytes:
+    try:
+        # From its beginning each time: the same object may be asked about twice.
+        if file.seekable():
+            file.seek(0)
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError, AttributeError) as failure:
+        message = f"The image file object cannot be read: {failure}."
+        raise ImageError(message) from None
+    if not isinstance(data, bytes):  # opened as text, whatever the annotation says
+        message = "The image file object gives text, not bytes. Open it with mode 'rb'."
+        raise ImageError(message)
+    return _checked_size(data)
+
+
+def _read_data_url(url: str) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma:
+        message = "The data: URL has no comma, so it holds no data."
+        raise ImageError(message)
+    if header.lower().endswith(";base64"):
+        return _decode_base64(payload)
+    return _checked_size(unquote_to_bytes(payload))
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64; white space, the URL-safe alphabet and missing padding are forgiven."""
+    if len(text) > MAX_IMAGE_BYTES * 3 // 2:
+        raise _too_large(len(text) * 3 // 4)
+    try:
+        return _checked_size(pybase64.b64decode(text, validate=True))
+    except ValueError:
+        pass  # not the strict form; perhaps a looser one
+    bare = _WHITESPACE.sub("", text).rstrip("=").translate(_URL_SAFE)
+    try:
+        return _checked_size(pybase64.b64decode(bare + "=" * (-len(bare) % 4), validate=True))
+    except ValueError:
+        message = (
+            f"The image is a string of {len(text)} characters that is no http(s) URL, no data: URL"
+            " and no base64. A string is never a path: hand over a pathlib.Path for a local file."
+        )
+        raise ImageError(message) from None

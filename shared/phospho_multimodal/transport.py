@@ -1,0 +1,335 @@
+"""httpx transports behind a free list: one connection each, so that none has to search a pool.
+
+httpx 0.28 walks all connections of its pool whenever a request starts or ends, and throws idle
+ones away above twenty: at 64 calls at once a stock pool falls to a twentieth of its speed. Here
+every transport holds one connection; the idle ones wait on a stack, the last used on top. How many
+there are at once is the clients' business, which give out the turns.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+import urllib.request
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import lru_cache, partial
+from typing import Generic, TypeVar, cast
+
+import httpx
+
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.exchange import MAX_REPLY_BYTES, DeadlineError, Reply, Send
+from phospho_multimodal.settings import Settings, Timeouts, is_loopback
+
+__all__ = [
+    "AsyncConnectionPool",
+    "ConnectionPool",
+    "build_request",
+    "check_borrowed",
+    "read_async_reply",
+    "read_reply",
+]
+
+IDLE_SECONDS = 4.0
+"""A kept-alive connection is dropped after this: servers close theirs from 5 s on, and a request
+sent into a closing connection is a lost reply."""
+
+_ONE_CONNECTION = httpx.Limits(
+    max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS
+)
+
+T = TypeVar("T")
+
+
+class _FreeList(Generic[T]):
+    """Idle transports, the last used on top; those idle for too long are handed back to close."""
+
+    def __init__(self) -> None:
+        self._idle: deque[tuple[float, T]] = deque()
+
+    def take(self) -> T | None:
+        try:
+            return self._idle.pop()[1]
+        except IndexError:
+            return None
+
+    def put(self, transport: T) -> None:
+        self._idle.append((time.monotonic(), transport))
+
+    def expired(self) -> list[T]:
+        """Take out what has been idle for too long; the oldest are at the bottom."""
+        oldest = time.monotonic() - IDLE_SECONDS
+        old: list[T] = []
+        while self._idle:
+            try:
+                since, transport = self._idle.popleft()
+            except IndexError:  # another thread was faster
+                break
+            if since > oldest:
+                self._idle.appendleft((since, transport))
+                break
+            old.append(transport)
+        return old
+
+    def drain(self) -> list[T]:
+        """Take out everything."""
+        everything: list[T] = []
+        while (transport := self.take()) is not None:
+            everything.append(transport)
+        return everything
+
+
+class ConnectionPool(httpx.BaseTransport):
+    """The connections of one client, for any number of threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._make = _factory(httpx.HTTPTransport, settings)
+        self._free: _FreeList[httpx.HTTPTransport] = _FreeList()
+        self._process = os.getpid()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send over an idle connection or a new one; closing the response gives it back."""
+        self._leave_parents_connections()
+        transport = self._free.take() or self._make()
+        try:
+            response = transport.handle_request(request)
+        except BaseException:
+            transport.close()
+            raise
+        stream = cast("httpx.SyncByteStream", response.stream)
+        response.stream = _PooledStream(stream, partial(self._give_back, transport))
+        return response
+
+    def close(self) -> None:
+        """Close what is idle; what is in use closes when it comes back."""
+        for transport in self._free.drain():
+            transport.close()
+
+    def _give_back(self, transport: httpx.HTTPTransport) -> None:
+        self._free.put(transport)
+        for old in self._free.expired():
+            old.close()
+
+    def _leave_parents_connections(self) -> None:
+        """After a fork the idle connections belong to the parent, which goes on using them."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self.close()  # closes this process's descriptors only: nothing is said on the wire
+
+
+class AsyncConnectionPool(httpx.AsyncBaseTransport):
+    """The connections of one client on one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._make = _factory(httpx.AsyncHTTPTransport, settings)
+        self._free: _FreeList[httpx.AsyncHTTPTransport] = _FreeList()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send over an idle connection or a new one; closing the response gives it back."""
+        transport = self._free.take() or self._make()
+        try:
+            response = await transport.handle_async_request(request)
+        except BaseException:
+            await transport.aclose()
+            raise
+        stream = cast("httpx.AsyncByteStream", response.stream)
+        response.stream = _AsyncPooledStream(stream, partial(self._give_back, transport))
+        return response
+
+    async def aclose(self) -> None:
+        """Close what is idle; what is in use closes when it comes back."""
+        for transport in self._free.drain():
+            await transport.aclose()
+
+    async def _give_back(self, transport: httpx.AsyncHTTPTransport) -> None:
+        self._free.put(transport)
+        for old in self._free.expired():
+            await old.aclose()
+
+
+class _PooledStream(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream, give_back: Callable[[], None]) -> None:
+        self._stream = stream
+        self._give_back: Callable[[], None] | None = give_back
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._stream)
+
+    def close(self) -> None:
+        self._stream.close()
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+
+class _AsyncPooledStream(httpx.AsyncByteStream):
+    def __init__(
+        self, stream: httpx.AsyncByteStream, give_back: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._stream = stream
+        self._give_back: Callable[[], Awaitable[None]] | None = give_back
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._stream.__aiter__()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            await give_back()
+
+
+def _factory(transport_class: Callable[..., T], settings: Settings) -> Callable[[], T]:
+    """Make a maker of one-connection transports, with the TLS context shared by them all."""
+    return partial(
+        transport_class,
+        verify=_tls_context(settings.verify),
+        limits=_ONE_CONNECTION,
+        proxy=settings.proxy or _environment_proxy(settings),
+    )
+
+
+def _tls_context(verify: bool | str | ssl.SSLContext) -> ssl.SSLContext:
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    environment = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    return _shared_tls_context(verify, environment)
+
+
+@lru_cache(maxsize=8)
+def _shared_tls_context(
+    verify: bool | str,
+    environment: tuple[str | None, str | None],
+) -> ssl.SSLContext:
+    """Load the CA certificates once: it takes 30 ms, and a context serves any number of clients."""
+    del environment  # only tells apart what httpx reads from it
+    if isinstance(verify, bool):
+        return httpx.create_ssl_context(verify=verify)
+    try:
+        if os.path.isdir(verify):  # noqa: PTH112 - a CA path is a string in every TLS library
+            return ssl.create_default_context(capath=verify)
+        return ssl.create_default_context(cafile=verify)
+    except OSError as failure:
+        message = f"verify={verify!r} is no CA file or folder that can be read: {failure}."
+        raise ConfigurationError(message) from None
+
+
+def _environment_proxy(settings: Settings) -> str | None:
+    """The proxy of the environment for the base URL; the loopback never has one."""
+    if is_loopback(settings.host) or urllib.request.proxy_bypass(settings.host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(settings.base_url.split(":", 1)[0]) or proxies.get("all")
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    return proxy
+
+
+def check_borrowed(
+    settings: Settings, http_client: httpx.Client | httpx.AsyncClient | None
+) -> None:
+    """Refuse settings that a borrowed client would silently not obey.
+
+    Args:
+        settings: Of the client that borrows.
+        http_client: What it borrows, if anything.
+
+    Raises:
+        ConfigurationError: `proxy=` or `verify=` was given too; the borrowed client has its own.
+    """
+    if http_client is not None and (settings.proxy is not None or settings.verify is not True):
+        message = "proxy= and verify= belong to the http client: set them on the one you pass in."
+        raise ConfigurationError(message)
+
+
+def build_request(
+    step: Send, timeouts: Timeouts, borrowed: httpx.Client | httpx.AsyncClient | None
+) -> httpx.Request:
+    """Make httpx's request of a step, with its timeouts bounded by its deadline.
+
+    Args:
+        step: What to send.
+        timeouts: Seconds for each phase.
+        borrowed: A client whose own headers and cookies go along.
+
+    Returns:
+        The request; it reads the body from the step's own stream, which notes what was sent.
+
+    Raises:
+        DeadlineError: The deadline has passed.
+    """
+    build = httpx.Request if borrowed is None else borrowed.build_request
+    request = build(step.method, step.url, headers=step.headers)
+    request.stream = step.body
+    left = _time_left(step.deadline)
+    request.extensions["timeout"] = {
+        "connect": _earlier(timeouts.connect, left),
+        "read": _earlier(timeouts.read, left),
+        "write": _earlier(timeouts.write, left),
+        "pool": None,  # turns are given out before, bounded by the deadline alone
+    }
+    return request
+
+
+def read_reply(response: httpx.Response, deadline: float | None) -> Reply:
+    """Read an answer, 10 MB at most, and close it.
+
+    Args:
+        response: With its body still to come.
+        deadline: On the monotonic clock.
+
+    Returns:
+        The answer.
+
+    Raises:
+        DeadlineError: The deadline passed between two pieces of the body.
+        httpx.RequestError: The connection failed.
+    """
+    body = bytearray()
+    try:
+        for piece in response.iter_bytes():
+            body += piece
+            _time_left(deadline)
+            if len(body) > MAX_REPLY_BYTES:
+                break
+    finally:
+        response.close()
+    return Reply(response.status_code, response.headers, bytes(body))
+
+
+async def read_async_reply(response: httpx.Response) -> Reply:
+    """Read an answer, 10 MB at most, and close it; a cancel scope keeps the deadline.
+
+    Args:
+        response: With its body still to come.
+
+    Returns:
+        The answer.
+
+    Raises:
+        httpx.RequestError: The connection failed.
+    """
+    body = bytearray()
+    try:
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > MAX_REPLY_BYTES:
+                break
+    finally:
+        await response.aclose()
+    return Reply(response.status_code, response.headers, bytes(body))
+
+
+def _time_left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineError
+    return left
+
+
+def _earlier(timeout: float | None, left: float | None) -> float | None:
+    return min((limit for limit in (timeout, left) if limit is not None), default=None)
