@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pybase64
 
 from phospho_multimodal.errors import ImageError
+from phospho_multimodal.images.headers import sniff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -207,15 +208,19 @@ def _decode_base64(text: str) -> bytes:
     if len(text) > MAX_IMAGE_BYTES * 3 // 2:
         raise _too_large(len(text) * 3 // 4)
     try:
-        return _checked_size(pybase64.b64decode(text, validate=True))
+        data = pybase64.b64decode(text, validate=True)
     except ValueError:
-        pass  # not the strict form; perhaps a looser one
-    bare = _WHITESPACE.sub("", text).rstrip("=").translate(_URL_SAFE)
-    try:
-        return _checked_size(pybase64.b64decode(bare + "=" * (-len(bare) % 4), validate=True))
-    except ValueError:
+        bare = _WHITESPACE.sub("", text).rstrip("=").translate(_URL_SAFE)
+        try:
+            data = pybase64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+        except ValueError:
+            data = b""
+    # Paths and words are base64 too, by their letters: of nothing.
+    if sniff(data) is None or not data:
         message = (
             f"The image is a string of {len(text)} characters that is no http(s) URL, no data: URL"
-            " and no base64. A string is never a path: hand over a pathlib.Path for a local file."
+            " and no base64 of an image. A string is never a path: hand over a pathlib.Path for a"
+            " local file."
         )
-        raise ImageError(message) from None
+        raise ImageError(message)
+    return _checked_size(data)

@@ -1,0 +1,262 @@
+"""The command line: `phospho-multimodal serve | describe | check | demo`."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as missing:
+    _message = (
+        f"The command line needs {missing.name!r}, which is not installed:"
+        ' pip install "phospho-multimodal[cli]"'
+    )
+    raise SystemExit(_message) from missing
+
+from phospho_multimodal.client import PhosphoClient
+from phospho_multimodal.conversation import DEFAULT_PROMPT
+from phospho_multimodal.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    EndpointGoneError,
+    PaymentRequiredError,
+    PhosphoError,
+    SpendingLimitError,
+)
+from phospho_multimodal.spending import USD_PER_IMAGE, Spending
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Ask about pictures, or serve the endpoint's contract on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its tracebacks can show local variables: keys, prompts
+)
+
+_output = Console()
+_errors = Console(stderr=True)
+
+# What would fail the same way for every other picture.
+_FATAL = (
+    AuthenticationError,
+    ConfigurationError,
+    EndpointGoneError,
+    PaymentRequiredError,
+    SpendingLimitError,
+)
+
+_AT_ONCE = 4  # pictures under way together
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(help="Where the endpoint is. [default: PHOSPHO_BASE_URL, else phospho's own]"),
+]
+ApiKey = Annotated[
+    str | None, typer.Option(help="The key. [default: PHOSPHO_API_KEY]", show_default=False)
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str, typer.Option(help="The address to bind to.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")
+    ] = 8000,
+    engine: Annotated[str, typer.Option(help="What answers: ocr, echo.")] = "ocr",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PHOSPHO_SERVER_API_KEY",
+            show_default=False,
+            help="The key to ask for; off the loopback there has to be one.",
+        ),
+    ] = None,
+    no_billing: Annotated[
+        bool, typer.Option("--no-billing", help="Answer 402, as without a billing method.")
+    ] = False,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Open image URLs, with safeguards.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 2,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; the next is a 503.")
+    ] = 16,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="The largest picture.")] = 100,
+) -> None:
+    """Serve the contract of phospho's endpoint from this machine."""
+    with _failures_told():
+        # Here, because the server is an extra of its own that the other commands do without.
+        from phospho_multimodal.server import create_app  # noqa: PLC0415
+        from phospho_multimodal.server.engines import load_engine  # noqa: PLC0415
+        from phospho_multimodal.server.serve import base_url, bind, run  # noqa: PLC0415
+
+        key = api_key or None  # an empty variable means none
+        listener = bind(host, port, api_key=key)
+        with contextlib.closing(listener):
+            application = create_app(
+                load_engine(engine),
+                api_key=key,
+                billing=not no_billing,
+                allow_urls=allow_urls,
+                workers=workers,
+                max_queue=queue,
+                max_megapixels=max_megapixels,
+            )
+            asks = "asking for its key" if key else "asking for no key"
+            _output.print(
+                Text(f"Serving {base_url(listener)} with the engine {engine!r}, {asks}."),
+                soft_wrap=True,
+            )
+            run(application, listener)
+
+
+@app.command()
+def describe(
+    *,
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Image files.", metavar="PATH...", show_default=False)
+    ],
+    prompt: Annotated[str, typer.Option(help="The question.")] = DEFAULT_PROMPT,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    max_usd: Annotated[
+        float | None, typer.Option(help="Stop before more than this is spent.", show_default=False)
+    ] = None,
+) -> None:
+    """Ask about pictures, one request each; exit with 1 if any of them failed."""
+    with _failures_told():
+        spending = Spending(max_usd=max_usd)
+        with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
+            batch = _Batch(client, prompt)
+            rows = batch.run(pictures)
+    table = Table("Picture", "Answer", "Cost", title=_plain(prompt), show_lines=True)
+    for picture, row in zip(pictures, rows, strict=True):
+        answer = _plain(row.text)
+        if row.failed:
+            answer.stylize("red")
+        table.add_row(_plain(str(picture)), answer, row.cost)
+    _output.print(table)
+    _output.print(_plain(str(spending.snapshot())))
+    if batch.fatal is not None:
+        _errors.print(_plain(str(batch.fatal)), style="red")
+    if any(row.failed for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
+    """Ask whether the endpoint is there and the key is good; it costs nothing.
+
+    The key is tried with a model name that the contract refuses after it has looked at the key:
+    no prediction is made, so none is billed.
+    """
+    with _failures_told(), PhosphoClient(api_key=api_key, base_url=base_url) as client:
+        status = client.check()
+    key = {True: "accepted", False: "not accepted", None: "not known"}[status.key_accepted]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("Endpoint", _plain(status.base_url))
+    facts.add_row("There", "yes" if status.healthy else "no")
+    facts.add_row("Key", key)
+    facts.add_row("Models", _plain(", ".join(status.models) or "not listed"))
+    facts.add_row(
+        "Price",
+        f"${USD_PER_IMAGE} per answered image ($10 per 1,000), invoiced in steps of $1;"
+        " a server of your own bills nothing. This check cost nothing.",
+    )
+    if status.detail:
+        facts.add_row("Detail", _plain(status.detail))
+    _output.print(facts)
+    if not status.healthy or status.key_accepted is False:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    *,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Your own picture.", show_default=False, exists=True, dir_okay=False),
+    ] = None,
+) -> None:
+    """Serve on this machine, ask through LangChain and through LlamaIndex, and stop."""
+    with _failures_told():
+        from phospho_multimodal import demo as show  # noqa: PLC0415 - it needs every extra
+
+        show.run(image, _output)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What became of one picture."""
+
+    text: str
+    cost: str = ""
+    failed: bool = True
+
+
+class _Batch:
+    """Asks the same about many pictures, a few at once; stops at what would fail for them all."""
+
+    def __init__(self, client: PhosphoClient, prompt: str) -> None:
+        self.fatal: PhosphoError | None = None
+        self._client = client
+        self._prompt = prompt
+
+    def run(self, pictures: Sequence[Path]) -> list[_Row]:
+        """Ask about each.
+
+        Args:
+            pictures: Image files.
+
+        Returns:
+            A row for each, in their order.
+        """
+        several = len(pictures) > 1
+        with (
+            Progress(console=_errors, transient=True, disable=not several) as progress,
+            ThreadPoolExecutor(max_workers=_AT_ONCE) as threads,
+        ):
+            answers = threads.map(self._ask, pictures)
+            return list(progress.track(answers, len(pictures), description="Asking"))
+
+    def _ask(self, picture: Path) -> _Row:
+        if self.fatal is not None:
+            return _Row("Not sent.")
+        try:
+            prediction = self._client.describe(picture, self._prompt)
+        except PhosphoError as failure:
+            if isinstance(failure, _FATAL):
+                self.fatal = failure
+            return _Row(str(failure))
+        cost = f"${prediction.metadata['cost_usd']:.2f}"
+        return _Row(prediction.description, cost, failed=False)
+
+
+def _plain(text: str) -> Text:
+    """Show text as it is: no markup, and no control sequence that a server could send."""
+    return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+@contextlib.contextmanager
+def _failures_told() -> Iterator[None]:
+    """Turn what a user can act on into its message and exit code 1."""
+    try:
+        yield
+    except (PhosphoError, ImportError) as failure:
+        _errors.print(_plain(str(failure)), style="red")
+        raise typer.Exit(1) from failure

@@ -1,0 +1,192 @@
+"""The application: the contract's three routes around an engine."""
+
+import functools
+import logging
+import traceback
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+
+from phospho_multimodal._version import __version__
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.server import failures
+from phospho_multimodal.server.auth import BillingCheck, KeyCheck
+from phospho_multimodal.server.engines import Engine, Question
+from phospho_multimodal.server.images import read_image
+from phospho_multimodal.server.limits import ClientGoneError, WorkQueue, read_body
+from phospho_multimodal.wire import (
+    DEFAULT_MODEL,
+    HEALTH_PATH,
+    MODEL_PREFIX,
+    MODELS_PATH,
+    PREDICT_PATH,
+    GenerationParameters,
+    PredictInput,
+    PredictOutput,
+    PredictRequest,
+    PredictResponse,
+)
+
+__all__ = ["MAX_BODY_BYTES", "create_app"]
+
+MAX_BODY_BYTES = 80_000_000
+"""The largest request: the base64 of the largest image that our clients send is 67 MB."""
+
+_CLIENT_GONE = 499  # never seen by anyone: there is nobody left to read it
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    engine: Engine,
+    *,
+    api_key: str | None = None,
+    billing: bool = True,
+    allow_urls: bool = False,
+    workers: int = 2,
+    max_queue: int = 16,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_megapixels: int = 100,
+) -> FastAPI:
+    """Make a server that speaks the contract.
+
+    Args:
+        engine: What answers.
+        api_key: The key to ask for; without one, no Authorization is asked for.
+        billing: Whether to play an account with a billing method; without one, all is a 402.
+        allow_urls: Whether to open image URLs; not possible yet.
+        workers: How many requests are answered at once, each on a thread.
+        max_queue: How many more may wait for a thread; the next is a 503.
+        max_body_bytes: The largest request; a larger one is a 413.
+        max_megapixels: The largest image; a larger one is a 422.
+
+    Returns:
+        The ASGI application.
+
+    Raises:
+        ConfigurationError: An option is out of range, or cannot be had yet.
+    """
+    _check_options(allow_urls=allow_urls, workers=workers, max_queue=max_queue)
+    app = FastAPI(title="phospho-multimodal", version=__version__)
+    failures.install(app)
+    queue = WorkQueue(workers=workers, max_waiting=max_queue)
+    predictions = _Predictions(engine, queue, max_body_bytes, max_megapixels)
+    key = Depends(KeyCheck(api_key))
+    paid = Depends(BillingCheck(billing=billing))
+
+    @app.get(HEALTH_PATH)
+    async def health() -> dict[str, str]:
+        """Say that the server is up."""
+        return {"status": "ok", "engine": engine.name}
+
+    @app.get(MODELS_PATH, dependencies=[key])
+    async def models() -> dict[str, Any]:
+        """List the one model."""
+        return _list_of_models()
+
+    # The body is read by hand: FastAPI would read it whole before the key is looked at.
+    @app.post(
+        PREDICT_PATH,
+        dependencies=[key, paid],
+        response_model=PredictResponse,
+        openapi_extra=_request_schema(),
+    )
+    async def predict(request: Request) -> Response:
+        """Answer one question about one image."""
+        return await predictions.answer(request)
+
+    return app
+
+
+class _Predictions:
+    """One engine behind its limits."""
+
+    def __init__(
+        self, engine: Engine, queue: WorkQueue, max_body_bytes: int, max_megapixels: int
+    ) -> None:
+        self._engine = engine
+        self._queue = queue
+        self._max_body_bytes = max_body_bytes
+        self._max_megapixels = max_megapixels
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request whose key was checked; what blocks is done on threads."""
+        try:
+            body = await read_body(request, self._max_body_bytes)
+            wanted, model = await run_in_threadpool(_read_request, body)
+            del body  # as large as the image: not to be held twice while it waits
+            work = functools.partial(_answer, self._engine, wanted, model, self._max_megapixels)
+            answer = await self._queue.run(request, work)
+        except (ClientDisconnect, ClientGoneError):
+            return Response(status_code=_CLIENT_GONE)
+        return Response(answer, media_type="application/json")
+
+
+def _check_options(*, allow_urls: bool, workers: int, max_queue: int) -> None:
+    if allow_urls:
+        message = (
+            "--allow-urls is not possible yet: this server opens URLs only through the guarded"
+            " fetcher, which this version does not have. Send images as base64."
+        )
+        raise ConfigurationError(message)
+    if workers < 1 or max_queue < 0:
+        message = f"It takes one worker at least ({workers}) and no negative queue ({max_queue})."
+        raise ConfigurationError(message)
+
+
+def _read_request(body: bytes) -> tuple[PredictInput, str]:
+    """Check a body in the vendor's order: form, model, number of inputs."""
+    try:
+        request = PredictRequest.model_validate_json(body)
+    except ValidationError as invalid:
+        raise failures.invalid_form(invalid) from None
+    if not request.model.startswith(MODEL_PREFIX):
+        raise failures.unsupported_model()
+    if len(request.inputs) != 1:
+        raise failures.prediction_failed()
+    return request.inputs[0], request.model
+
+
+def _answer(engine: Engine, wanted: PredictInput, model: str, max_megapixels: int) -> bytes:
+    """Do the blocking part of a request, on a worker's thread."""
+    picture = read_image(wanted.image_url, max_megapixels=max_megapixels)
+    parameters = GenerationParameters(**wanted.model_dump(exclude={"text", "image_url"}))
+    question = Question(text=wanted.text, model=model, parameters=parameters)
+    try:
+        description = engine.describe(picture, question)
+        answer = PredictResponse(predictions=[PredictOutput(description=description)])
+        return answer.model_dump_json().encode()
+    except Exception as failure:  # noqa: BLE001 - whatever an engine raises is the contract's 500
+        logger.error("The engine %s failed.\n%s", engine.name, _places(failure))  # noqa: TRY400
+        raise failures.prediction_failed() from None
+
+
+def _places(failure: BaseException) -> str:
+    """Tell where and by which class a failure came, without its message: that may quote."""
+    lines: list[str] = []
+    link: BaseException | None = failure
+    while link is not None:
+        lines += [*traceback.format_tb(link.__traceback__), f"{type(link).__qualname__}\n"]
+        link = link.__cause__ or link.__context__
+    return "".join(lines)
+
+
+def _list_of_models() -> dict[str, Any]:
+    # `data` is the form that OpenAI made common, `models` the one of the vendor's backend.
+    common = {"id": DEFAULT_MODEL, "owned_by": "phospho"}
+    return {
+        "object": "list",
+        "data": [{**common, "object": "model", "created": 0}],
+        "models": [{**common, "status": "trained"}],
+    }
+
+
+def _request_schema() -> dict[str, Any]:
+    schema = PredictRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    # FastAPI knows nothing of this body, so what the schema refers to has to stand inside it.
+    definitions = schema.pop("$defs")
+    schema["properties"]["inputs"]["items"] = definitions["PredictInput"]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

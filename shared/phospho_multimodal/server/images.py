@@ -1,0 +1,59 @@
+"""From the contract's `image_url` to a picture that an engine can look at."""
+
+import binascii
+
+import pybase64
+
+from phospho_multimodal.errors import ImageError
+from phospho_multimodal.images.pixels import open_image, to_rgb
+from phospho_multimodal.server import failures
+from phospho_multimodal.server.engines import Picture
+
+__all__ = ["read_image"]
+
+_SCHEMES = ("http://", "https://")
+_LONGEST_SCHEME = 8
+
+
+def read_image(image_url: str, *, max_megapixels: int) -> Picture:
+    """Decode an image. It blocks: decoding is work for a thread.
+
+    Args:
+        image_url: The field as it was received.
+        max_megapixels: How large an image may be, by its header, to be decoded at all.
+
+    Returns:
+        The picture.
+
+    Raises:
+        Refusal: A 422 that says what to change.
+    """
+    data = _decode(image_url)
+    try:
+        image = open_image(data, max_megapixels=max_megapixels)
+        width, height = image.size
+        pixels = to_rgb(image).convert("RGB")  # it may be grey
+        return Picture(data, image.format or "", width, height, pixels)
+    except ImageError as unreadable:
+        raise failures.refused_image(str(unreadable), kind="image_unreadable") from None
+
+
+def _decode(image_url: str) -> bytes:
+    if not image_url:
+        message = "image_url is empty. Send the image file as base64."
+        raise failures.refused_image(message, kind="image_missing")
+    start = image_url[:_LONGEST_SCHEME].lower()
+    if start.startswith(_SCHEMES):
+        message = "This server opens no URLs. Send the image file itself, as base64."
+        raise failures.refused_image(message, kind="url_not_allowed")
+    if start.startswith("data:"):
+        message = "Send the bare base64 of the image file, without the 'data:…;base64,' before it."
+        raise failures.refused_image(message, kind="data_url")
+    try:
+        return pybase64.b64decode(image_url, validate=True)
+    except (binascii.Error, ValueError):
+        message = (
+            "This is not base64. Send the image file in the standard alphabet (A-Z a-z 0-9 + /),"
+            " padded with '=', without line breaks."
+        )
+        raise failures.refused_image(message, kind="base64_invalid") from None

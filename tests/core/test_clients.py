@@ -1,0 +1,438 @@
+"""What a user of the two clients sees: what is sent, what comes back, what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import pathlib
+import threading
+
+import httpx
+import pybase64
+import pytest
+
+from drivers import Driver
+from fault_server import answer, raw, status
+from phospho_multimodal import (
+    AsyncPhosphoClient,
+    ConfigurationError,
+    EndpointGoneError,
+    ImageError,
+    MissingKeyError,
+    PhosphoClient,
+    UnexpectedReplyError,
+)
+from pictures import draw, encoded, png_header
+
+PICTURE = encoded()
+
+
+def _base64(path: pathlib.Path) -> str:
+    return pybase64.b64encode_as_string(path.read_bytes())
+
+
+def _half_read(path: pathlib.Path) -> io.BytesIO:
+    file = io.BytesIO(path.read_bytes())
+    file.read()
+    return file
+
+
+def test_an_answer_tells_what_was_sent_and_what_it_cost(driver: Driver, lab):
+    server = lab(answer("A teal square.", headers={"x-request-id": "r-1"}))
+
+    prediction = driver.describe(PICTURE, "What is this?", base_url=server.base_url)
+
+    assert prediction.description == "A teal square."
+    assert prediction.metadata == {
+        "model_name": "phospho-multimodal",
+        "model_provider": "phospho",
+        "images": [
+            {
+                "sha256": hashlib.sha256(PICTURE).hexdigest(),
+                "width": 60,
+                "height": 40,
+                "format": "JPEG",
+                "bytes": len(PICTURE),
+                "source": "bytes",
+                "changes": [],
+            }
+        ],
+        "images_billed": 1,
+        "images_in_doubt": 0,
+        "cost_usd": 0.01,
+        "attempts": 1,
+        "image_policy": "single",
+        "images_omitted": 0,
+        "request_id": "r-1",
+    }
+
+
+def test_only_what_was_set_is_sent_and_inside_the_input(driver: Driver, lab):
+    server = lab()
+
+    driver.describe(PICTURE, "Où?", base_url=server.base_url, api_key="k-1", temperature=0, top_p=1)
+
+    (request,) = server.requests
+    assert (request.method, request.path) == ("POST", "/v2/predict")
+    assert request.headers["authorization"] == "Bearer k-1"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.item == {
+        "text": "Où?",
+        "image_url": pybase64.b64encode_as_string(PICTURE),
+        "temperature": 0.1,  # the endpoint's floor, for the 0 that frameworks write
+        "top_p": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "form"),
+    [
+        pytest.param(lambda path: path, "path", id="path"),
+        pytest.param(lambda path: path.read_bytes(), "bytes", id="bytes"),
+        pytest.param(lambda path: bytearray(path.read_bytes()), "bytes", id="bytearray"),
+        pytest.param(lambda path: memoryview(path.read_bytes()), "bytes", id="memoryview"),
+        pytest.param(lambda path: io.BytesIO(path.read_bytes()), "file", id="file"),
+        pytest.param(_half_read, "file", id="file read to its end"),
+        pytest.param(_base64, "base64", id="base64"),
+        pytest.param(lambda path: _base64(path) + "\n", "base64", id="base64 and a line break"),
+        pytest.param(lambda path: _base64(path).rstrip("="), "base64", id="unpadded base64"),
+        pytest.param(
+            lambda path: _base64(path).replace("+", "-").replace("/", "_"),
+            "base64",
+            id="URL-safe base64",
+        ),
+        pytest.param(
+            lambda path: "data:image/png;base64," + _base64(path), "data_url", id="data URL"
+        ),
+        pytest.param(lambda path: "DATA:;BASE64," + _base64(path), "data_url", id="bare data URL"),
+    ],
+)
+def test_every_form_of_an_image_arrives_as_the_same_bytes(
+    driver: Driver, lab, tmp_path: pathlib.Path, make, form: str
+):
+    server = lab()
+    path = tmp_path / "picture.whatever"
+    path.write_bytes(PICTURE)
+
+    prediction = driver.describe(make(path), base_url=server.base_url)
+
+    assert server.requests[0].image == PICTURE
+    assert prediction.metadata["images"][0]["source"] == form
+
+
+def test_a_pil_image_is_sent_as_a_file(driver: Driver, lab):
+    server = lab()
+
+    prediction = driver.describe(draw(), base_url=server.base_url)
+
+    assert server.requests[0].image.startswith(b"\x89PNG")
+    assert prediction.metadata["images"][0]["source"] == "pil"
+
+
+def test_a_url_is_sent_exactly_as_given_and_not_told_in_full(driver: Driver, lab):
+    server = lab()
+    url = "https://user:secret@cdn.example.com:8443/w_640,h_480/a%20b.png?X-Sig=A%2Fb#top"
+
+    prediction = driver.describe(url, base_url=server.base_url)
+
+    assert server.requests[0].item["image_url"] == url
+    assert prediction.metadata["images"] == [
+        {"source": "url", "origin": "https://cdn.example.com:8443"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        pytest.param("photo.jpg", "never a path", id="a path in a string"),
+        pytest.param("/etc/passwd", "never a path", id="an absolute path in a string"),
+        pytest.param("file:///etc/passwd", "file: URL", id="a file URL"),
+        pytest.param("https://", "no host", id="a URL without a host"),
+        pytest.param("https://a b/c.png", "white space", id="a URL with white space"),
+        pytest.param(b"", "empty", id="empty bytes"),
+        pytest.param(io.BytesIO(b""), "empty", id="an empty file"),
+        pytest.param(io.StringIO("text"), "mode 'rb'", id="a text file object"),
+        pytest.param(b"hello, I am a PNG", "text", id="text"),
+        pytest.param(b"%PDF-1.7 ...", "PDF", id="a PDF"),
+        pytest.param(b"<svg xmlns='...'/>", "SVG", id="an SVG"),
+        pytest.param(PICTURE[:300], "broken or cut off", id="a cut-off JPEG"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", "PNG", id="a PNG of eight bytes"),
+        pytest.param("data:image/png;base64", "no comma", id="a data URL without data"),
+        pytest.param(pathlib.Path("no/such/file.png"), "No such file", id="a missing file"),
+        pytest.param(pathlib.Path("/dev/zero"), "not a file", id="a device"),
+        pytest.param(42, "A int is not an image", id="a number"),
+        pytest.param(None, "A NoneType is not an image", id="nothing"),
+    ],
+)
+def test_what_is_no_image_is_an_error_before_anything_is_sent(
+    driver: Driver, lab, image: object, words: str
+):
+    server = lab()
+
+    with pytest.raises(ImageError, match=words):
+        driver.describe(image, base_url=server.base_url)
+
+    assert server.requests == []
+
+
+def test_a_200_megapixel_header_is_refused_before_decoding(driver: Driver, lab):
+    server = lab()
+
+    with pytest.raises(ImageError, match="20000 × 10000 pixels"):
+        driver.describe(png_header(20_000, 10_000), base_url=server.base_url)
+
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"<html>Welcome</html>", id="HTML"),
+        pytest.param(b"{}", id="no predictions"),
+        pytest.param(b'{"predictions": []}', id="an empty list"),
+        pytest.param(b'{"predictions": [{"description":"a"},{"description":"b"}]}', id="two"),
+        pytest.param(b'{"predictions": [{"description": null}]}', id="a null description"),
+        pytest.param(b'{"predictions": [{"description": 7}]}', id="a number"),
+        pytest.param(b'{"predictions": {"description": "a"}}', id="an object"),
+        pytest.param(b'["predictions"]', id="a list"),
+        pytest.param(b'{"predictions": [{"description": "cut o', id="half a reply"),
+        pytest.param(b"\xff\xfe\x00", id="not UTF-8"),
+    ],
+)
+def test_a_200_outside_the_contract_is_in_doubt_and_not_asked_again(
+    driver: Driver, lab, body: bytes
+):
+    server = lab(lambda connection, _: connection.reply(200, body, billed=True))
+
+    with pytest.raises(UnexpectedReplyError, match="may have been billed") as caught:
+        driver.describe(PICTURE, base_url=server.base_url)
+
+    assert len(server.requests) == caught.value.attempts == caught.value.images_in_doubt == 1
+
+
+def test_an_unexpected_reply_repeats_at_most_64_characters(driver: Driver, lab):
+    server = lab(lambda connection, _: connection.reply(200, b"<p>" + b"x y " * 900, billed=True))
+
+    with pytest.raises(UnexpectedReplyError) as caught:
+        driver.describe(PICTURE, base_url=server.base_url)
+
+    quoted = str(caught.value).split("It begins: ")[1].split("'")[1]
+    assert len(quoted) == 64
+
+
+def test_a_404_names_the_base_url_and_the_local_server(driver: Driver, lab):
+    server = lab(status(404, "Not Found"))
+
+    with pytest.raises(EndpointGoneError) as caught:
+        driver.describe(PICTURE, base_url=server.base_url)
+
+    assert server.base_url in str(caught.value)
+    assert "phospho-multimodal serve" in str(caught.value)
+
+
+def test_no_key_beyond_the_loopback_is_a_configuration_error(driver: Driver):
+    with pytest.raises(MissingKeyError, match=r"PHOSPHO_API_KEY.*api_key=") as caught:
+        driver.describe(PICTURE)
+
+    assert isinstance(caught.value, ConfigurationError)
+
+
+def test_key_and_base_url_come_from_the_environment(
+    driver: Driver, lab, monkeypatch: pytest.MonkeyPatch
+):
+    server = lab()
+    monkeypatch.setenv("PHOSPHO_BASE_URL", server.base_url + "/")
+    monkeypatch.setenv("PHOSPHO_API_KEY", "from-environment")
+
+    driver.describe(PICTURE)
+    driver.describe(PICTURE, api_key="argument")
+
+    assert [r.headers["authorization"] for r in server.requests] == [
+        "Bearer from-environment",
+        "Bearer argument",
+    ]
+
+
+def test_a_stop_string_cuts_the_answer_here(driver: Driver, lab):
+    server = lab(answer("one two three two"))
+
+    prediction = driver.describe(PICTURE, base_url=server.base_url, stop=["three", " two", ""])
+
+    assert prediction.description == "one"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 1.5},
+        {"temperature": 0.05},
+        {"temperature": float("nan")},
+        {"max_new_tokens": 251},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": True},
+        {"top_p": -0.1},
+        {"repetition_penalty": 0},
+    ],
+    ids=str,
+)
+def test_a_parameter_out_of_range_is_an_error_before_paying(
+    driver: Driver, lab, parameters: dict[str, float]
+):
+    server = lab()
+
+    with pytest.raises(ConfigurationError, match=next(iter(parameters))):
+        driver.describe(PICTURE, base_url=server.base_url, **parameters)
+
+    assert server.requests == []
+
+
+def test_half_a_surrogate_pair_cannot_be_sent_and_says_where(driver: Driver, lab):
+    server = lab()
+
+    with pytest.raises(Exception, match="at character 5") as caught:
+        driver.describe(PICTURE, "caf\u00e9 \ud83d", base_url=server.base_url)
+
+    assert type(caught.value).__name__ == "UnsupportedContentError"
+    assert server.requests == []
+
+
+def test_an_unknown_keyword_is_refused(driver: Driver):
+    with pytest.raises(TypeError, match="temprature"):
+        driver.describe(PICTURE, base_url="http://127.0.0.1:1", temprature=1)
+
+
+def test_a_borrowed_http_client_sends_and_stays_open(lab):
+    server = lab()
+    with httpx.Client(headers={"x-gateway": "g"}, follow_redirects=True) as http_client:
+        with PhosphoClient(base_url=server.base_url, http_client=http_client) as client:
+            client.describe(PICTURE)
+        assert not http_client.is_closed
+    assert server.requests[0].headers["x-gateway"] == "g"
+
+
+async def test_a_borrowed_async_http_client_sends_and_stays_open(lab):
+    server = lab()
+    async with httpx.AsyncClient(headers={"x-gateway": "g"}) as http_client:
+        async with AsyncPhosphoClient(base_url=server.base_url, http_client=http_client) as client:
+            await client.describe(PICTURE)
+        assert not http_client.is_closed
+    assert server.requests[0].headers["x-gateway"] == "g"
+
+
+@pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
+def test_a_redirect_is_never_followed(lab, borrowed: bool):
+    elsewhere = lab()
+    server = lab(status(307, "moved", headers={"location": elsewhere.base_url + "/v2/predict"}))
+    http_client = httpx.Client(follow_redirects=True) if borrowed else None
+    client = PhosphoClient(base_url=server.base_url, api_key="k", http_client=http_client)
+
+    with pytest.raises(Exception, match="follows no redirect") as caught:
+        client.describe(PICTURE)
+
+    assert caught.value.status_code == 307
+    assert elsewhere.requests == []
+    client.close()
+    if http_client:
+        http_client.close()
+
+
+def test_one_client_serves_many_threads_within_its_limit(lab):
+    server = lab(_slowly(answer()))
+    with PhosphoClient(base_url=server.base_url, max_concurrency=4) as client:
+        results: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            results[number] = client.describe(PICTURE, f"Question {number}").description
+
+        threads = [threading.Thread(target=ask, args=(n,)) for n in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert results == {n: f"You asked: Question {n}" for n in range(24)}
+    assert server.most_in_flight == 4
+    assert server.connections <= 4
+
+
+def test_one_async_client_serves_one_loop_after_another_within_its_limit(lab):
+    server = lab(_slowly(answer()))
+    client = AsyncPhosphoClient(base_url=server.base_url, max_concurrency=4)
+
+    async def ask_all() -> list[str]:
+        asked = (client.describe(PICTURE, f"Question {n}") for n in range(12))
+        return [prediction.description for prediction in await asyncio.gather(*asked)]
+
+    for _ in range(3):
+        assert asyncio.run(ask_all()) == [f"You asked: Question {n}" for n in range(12)]
+        server.wait_until_idle()  # a loop that ends leaves no connection behind
+
+    assert server.most_in_flight == 4
+    assert server.connections <= 12
+
+
+def _slowly(behaviour):
+    def behave(connection, request):
+        connection.server.stopping.wait(0.01)
+        behaviour(connection, request)
+
+    return behave
+
+
+def test_connections_are_kept_and_used_again(driver: Driver, lab):
+    server = lab()
+
+    results = driver.run({"base_url": server.base_url}, *[(PICTURE, str(n)) for n in range(5)])
+
+    assert [r.description for r in results] == [f"You asked: {n}" for n in range(5)]
+    assert server.connections == 1
+
+
+def test_a_forgotten_client_closes_its_connections(lab):
+    server = lab()
+    client = PhosphoClient(base_url=server.base_url)
+    client.describe(PICTURE)
+
+    del client
+
+    server.wait_until_idle()
+
+
+def test_a_closed_client_says_so(driver: Driver, lab):
+    server = lab()
+    client = PhosphoClient(base_url=server.base_url)
+    client.close()
+
+    with pytest.raises(ConfigurationError, match="closed"):
+        client.describe(PICTURE)
+
+
+def test_check_tells_a_good_key_from_a_bad_one_without_paying(driver: Driver, lab):
+    good = lab(_model_list(), _model_list(), status(400, "Model not supported"))
+    bad = lab(_model_list(), _model_list(), status(401, "Invalid token"))
+
+    accepted = driver.check(base_url=good.base_url, api_key="k")
+    refused = driver.check(base_url=bad.base_url, api_key="k")
+
+    assert (accepted.healthy, accepted.key_accepted, accepted.models) == (True, True, ["m-1"])
+    assert (refused.healthy, refused.key_accepted) == (True, False)
+    assert "Invalid token" in refused.detail
+    assert good.billed == bad.billed == 0
+
+
+def test_check_of_nothing_is_a_finding(driver: Driver):
+    found = driver.check(base_url="http://127.0.0.1:9")
+
+    assert (found.healthy, found.key_accepted) == (False, None)
+    assert "ConnectError" in found.detail
+
+
+def _model_list():
+    return raw(_get_reply(b'{"data": [{"id": "m-1"}]}'), then="keep")
+
+
+def _get_reply(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)

@@ -1,0 +1,53 @@
+"""The body that is written fast is the body that the model writes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phospho_multimodal.errors import UnsupportedContentError
+from phospho_multimodal.wire import GenerationParameters, PredictRequest, request_body
+
+parameters = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_new_tokens": st.integers(1, 250),
+        "temperature": st.floats(0.1, 1.0),
+        "repetition_penalty": st.floats(0.01, 10, exclude_min=True),
+        "top_p": st.floats(0.0, 1.0),
+    },
+)
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(text=any_text, image_url=any_text, given_parameters=parameters)
+def test_the_body_parsed_is_the_dumped_model(
+    text: str, image_url: str, given_parameters: dict[str, Any]
+):
+    body = request_body(
+        model="phospho-multimodal", text=text, image_url=image_url, parameters=given_parameters
+    )
+
+    model = PredictRequest.model_validate_json(body)
+    assert json.loads(body) == orjson.loads(body) == model.model_dump(exclude_none=True)
+    assert model.inputs[0].text == text
+    assert model.inputs[0].image_url == image_url
+    assert GenerationParameters.model_validate(given_parameters).model_dump(
+        exclude_none=True
+    ) == model.inputs[0].model_dump(exclude_none=True, exclude={"text", "image_url"})
+
+
+@given(before=any_text, after=any_text, half=st.characters(categories=["Cs"]))
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(before: str, after: str, half: str):
+    with pytest.raises(UnsupportedContentError, match=f"at character {len(before)},"):
+        request_body(
+            model="phospho-multimodal",
+            text=before + half + after,
+            image_url="https://x.example/a.png",
+            parameters={},
+        )
