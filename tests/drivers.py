@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ class SyncDriver:
         with PhosphoClient(**options) as client:
             return client.describe(image, prompt, **call)
 
-    def run(self, client_options: dict[str, Any], *calls: tuple[Any, str]) -> list[Any]:
+    def run(
+        self, client_options: dict[str, Any], *calls: tuple[Any, str], pause: float = 0.0
+    ) -> list[Any]:
         """Ask several questions one after the other with one client; errors are results."""
         results: list[Any] = []
         with PhosphoClient(**client_options) as client:
@@ -30,6 +33,7 @@ class SyncDriver:
                     results.append(client.describe(image, prompt))
                 except Exception as error:  # noqa: BLE001 - compared by the test
                     results.append(error)
+                time.sleep(pause)
         return results
 
     def check(self, **options: Any) -> Any:
@@ -51,18 +55,24 @@ class AsyncDriver:
 
         return asyncio.run(ask())
 
-    def run(self, client_options: dict[str, Any], *calls: tuple[Any, str]) -> list[Any]:
-        async def ask() -> list[Any]:
-            results: list[Any] = []
-            async with AsyncPhosphoClient(**client_options) as client:
-                for image, prompt in calls:
-                    try:
-                        results.append(await client.describe(image, prompt))
-                    except Exception as error:  # noqa: BLE001 - compared by the test
-                        results.append(error)
-            return results
+    def run(
+        self, client_options: dict[str, Any], *calls: tuple[Any, str], pause: float = 0.0
+    ) -> list[Any]:
+        return asyncio.run(self.ask(client_options, *calls, pause=pause))
 
-        return asyncio.run(ask())
+    async def ask(
+        self, client_options: dict[str, Any], *calls: tuple[Any, str], pause: float = 0.0
+    ) -> list[Any]:
+        """The same as `run`, on a loop that is running already."""
+        results: list[Any] = []
+        async with AsyncPhosphoClient(**client_options) as client:
+            for image, prompt in calls:
+                try:
+                    results.append(await client.describe(image, prompt))
+                except Exception as error:  # noqa: BLE001 - compared by the test
+                    results.append(error)
+                await asyncio.sleep(pause)
+        return results
 
     def check(self, **options: Any) -> Any:
         async def look() -> Any:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 __all__ = [
     "Behaviour",
+    "Connection",
     "FaultServer",
     "Received",
     "answer",
@@ -179,8 +180,17 @@ def close_after(behaviour: Behaviour) -> Behaviour:
 class FaultServer:
     """Runs a script on a free port of 127.0.0.1, one thread a connection."""
 
-    def __init__(self, *script: Behaviour) -> None:
+    def __init__(
+        self, *script: Behaviour, before_body: Callable[[Connection], None] | None = None
+    ) -> None:
+        """Make a server that is not started yet.
+
+        Args:
+            *script: A behaviour for each request, the last one for all further ones.
+            before_body: What to do with a connection when a head has come, instead of reading on.
+        """
         self.script: list[Behaviour] = list(script) or [answer()]
+        self._before_body = before_body
         self.requests: list[Received] = []
         self.billed = 0
         self.connections = 0
@@ -241,13 +251,20 @@ class FaultServer:
         try:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(OSError, ValueError):
-                while (request := _read_request(client)) is not None:
+                while (request := self._next(connection)) is not None:
                     self._behave(connection, request)
         finally:
             with self._lock:
                 self._sockets.discard(client)
                 self.open_connections -= 1
             client.close()
+
+    def _next(self, connection: Connection) -> Received | None:
+        head = _read_head(connection.socket)
+        if head is None or self._before_body is None:
+            return head and _read_request(connection.socket, *head)
+        self._before_body(connection)
+        return None
 
     def _behave(self, connection: Connection, request: Received) -> None:
         with self._lock:
@@ -262,7 +279,7 @@ class FaultServer:
                 self.in_flight -= 1
 
 
-def _read_request(client: socket.socket) -> Received | None:
+def _read_head(client: socket.socket) -> tuple[bytes, bytes] | None:
     data = b""
     while b"\r\n\r\n" not in data:
         piece = client.recv(65536)
@@ -270,15 +287,18 @@ def _read_request(client: socket.socket) -> Received | None:
             return None
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
+    return head, body
+
+
+def _read_request(client: socket.socket, head: bytes, body: bytes) -> Received | None:
     first, *lines = head.decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ", 2)
     headers = {
         name.strip().lower(): value.strip()
         for name, _, value in (line.partition(":") for line in lines)
     }
-    length = int(headers.get("content-length", "0"))
     pieces = [body]
-    missing = length - len(body)
+    missing = int(headers.get("content-length", "0")) - len(body)
     while missing > 0:
         piece = client.recv(min(missing, 1 << 20))
         if not piece:

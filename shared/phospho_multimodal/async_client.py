@@ -61,7 +61,7 @@ class _LoopState:
         self.slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._guard: AsyncGenerator[None, None] | None = None
 
-    async def guard(self) -> None:
+    async def begin(self) -> None:
         """Have the loop close the connections before it ends, or when this is forgotten.
 
         A loop finalizes the asynchronous generators that were begun on it: `asyncio.run` before it
@@ -69,6 +69,11 @@ class _LoopState:
         """
         self._guard = _hold(self.pool)
         await anext(self._guard)
+
+    async def end(self) -> None:
+        """Close the connections now."""
+        if self._guard is not None:
+            await self._guard.aclose()
 
 
 async def _hold(pool: AsyncConnectionPool) -> AsyncGenerator[None, None]:
@@ -191,7 +196,7 @@ class AsyncPhosphoClient:
         self._closed = True
         state = self._states.pop(asyncio.get_running_loop(), None)
         if state is not None:
-            await state.pool.aclose()
+            await state.end()
 
     async def __aenter__(self) -> Self:
         return self
@@ -276,7 +281,7 @@ class AsyncPhosphoClient:
         state = self._states.get(loop)
         if state is None:
             self._states[loop] = state = _LoopState(self._settings)
-            await state.guard()
+            await state.begin()
         return state
 
 

@@ -238,7 +238,7 @@ class PhosphoClient:
             else:
                 response = self._http_client.send(request, stream=True, follow_redirects=False)
             return read_reply(response, step.deadline)
-        except httpx.TimeoutException:
+        except httpx.TransportError:
             if step.deadline is not None and time.monotonic() >= step.deadline:
                 raise DeadlineError from None
             raise

@@ -7,13 +7,15 @@ pass the cap, whatever the order of sends, replies, failures and cancellations.
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
+from phospho_multimodal.ledger import Counts, Ledger, LedgerFile, LedgerInMemory, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +27,6 @@ USD_PER_IMAGE = Decimal("0.01")
 
 NEARLY_SPENT = Decimal("0.8")
 """The share of the cap at which `on_nearly_spent` is called."""
-
-
-class _State(Enum):
-    RESERVED = "reserved"
-    BILLED = "billed"
-    IN_DOUBT = "in doubt"
-    RELEASED = "released"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +72,23 @@ class SpendingSnapshot:
 class Reservation:
     """The money of one attempt; the first of its three ends counts, later ones change nothing."""
 
-    __slots__ = ("_ledger", "_state")
+    __slots__ = ("_spending", "_ticket")
 
-    def __init__(self, ledger: Spending) -> None:
-        self._ledger = ledger
-        self._state = _State.RESERVED
+    def __init__(self, spending: Spending, ticket: int) -> None:
+        self._spending = spending
+        self._ticket = ticket
 
     def bill(self) -> None:
         """The answer came: the image is billed."""
-        self._ledger._settle(self, _State.BILLED)  # noqa: SLF001 - two halves of one ledger
+        self._spending._settle(self._ticket, Outcome.BILLED)  # noqa: SLF001 - two halves of one
 
     def release(self) -> None:
         """The image cannot have been billed."""
-        self._ledger._settle(self, _State.RELEASED)  # noqa: SLF001
+        self._spending._settle(self._ticket, Outcome.RELEASED)  # noqa: SLF001
 
     def doubt(self) -> None:
         """The image may have been billed."""
-        self._ledger._settle(self, _State.IN_DOUBT)  # noqa: SLF001
+        self._spending._settle(self._ticket, Outcome.IN_DOUBT)  # noqa: SLF001
 
 
 class Spending:
@@ -105,6 +100,7 @@ class Spending:
         *,
         max_images: int | None = None,
         usd_per_image: float | Decimal | str = USD_PER_IMAGE,
+        path: str | os.PathLike[str] | None = None,
         on_nearly_spent: Callable[[SpendingSnapshot], None] | None = None,
     ) -> None:
         """Open a ledger.
@@ -114,10 +110,12 @@ class Spending:
                 through, `None` everything.
             max_images: The same, in images.
             usd_per_image: Dollars for one image.
+            path: A file to keep the ledger in, which the processes of one machine share and the
+                next run finds again. What a process that died had reserved is in doubt.
             on_nearly_spent: Called once, when 80 % of the cap is billed or in doubt.
 
         Raises:
-            ConfigurationError: A figure is negative or not a number.
+            ConfigurationError: A figure is negative or not a number, or the file cannot be used.
         """
         self.usd_per_image = _dollars("usd_per_image", usd_per_image)
         self.max_usd = None if max_usd is None else _dollars("max_usd", max_usd)
@@ -125,9 +123,10 @@ class Spending:
             message = f"max_images is {max_images}; it is 0 or more."
             raise ConfigurationError(message)
         self.max_images = max_images
+        self.path = None if path is None else Path(path)
+        self._ledger: Ledger = LedgerInMemory() if self.path is None else LedgerFile(self.path)
         self._on_nearly_spent = on_nearly_spent
-        self._lock = threading.Lock()
-        self._counts = dict.fromkeys(_State, 0)
+        self._told = threading.Lock()  # taken once, by whoever crosses the line first
 
     def reserve(self, images: int = 1) -> tuple[Reservation, ...]:
         """Set money aside for some images, for all or for none.
@@ -141,19 +140,34 @@ class Spending:
         Raises:
             SpendingLimitError: The cap does not allow it. Nothing was reserved.
         """
-        with self._lock:
-            taken = self._committed() + self._counts[_State.RESERVED]
-            if self.max_images is not None and taken + images > self.max_images:
-                raise self._refusal(images, f"{self.max_images} images")
-            if self.max_usd is not None and (taken + images) * self.usd_per_image > self.max_usd:
-                raise self._refusal(images, f"${self.max_usd}")
-            self._counts[_State.RESERVED] += images
-        return tuple(Reservation(self) for _ in range(images))
+
+        def check(counts: Counts) -> None:
+            total = counts.taken + images
+            if self.max_images is not None and total > self.max_images:
+                raise self._refusal(images, f"{self.max_images} images", counts)
+            if self.max_usd is not None and total * self.usd_per_image > self.max_usd:
+                raise self._refusal(images, f"${self.max_usd}", counts)
+
+        return tuple(Reservation(self, ticket) for ticket in self._ledger.reserve(images, check))
+
+    def settle(self, billed: int | None = None) -> SpendingSnapshot:
+        """Decide about what is in doubt, once the invoice tells.
+
+        Args:
+            billed: How many of the images in doubt were billed; `None` takes it that all were.
+
+        Returns:
+            The ledger after that, with nothing in doubt.
+
+        Raises:
+            ConfigurationError: There are not that many in doubt.
+        """
+        self._ledger.resolve(billed)
+        return self.snapshot()
 
     def snapshot(self) -> SpendingSnapshot:
         """Tell how the ledger stands; print it for a line of text."""
-        with self._lock:
-            return self._snapshot()
+        return self._snapshot(self._ledger.counts())
 
     def __copy__(self) -> Spending:
         """A copy of a cap would be a second cap, so it is the same one."""
@@ -163,35 +177,36 @@ class Spending:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        message = (
-            "A Spending without a path lives in one process: pickled, it would become a second cap."
-            " Give each process its own, with its share of the money."
-        )
-        raise ConfigurationError(message)
+        """Pickle by the path, under which another process finds the same ledger."""
+        if self.path is None:
+            message = (
+                "A Spending without a path lives in one process: pickled, it would become a second"
+                " cap. Give it a file: Spending(…, path='spending.db')."
+            )
+            raise ConfigurationError(message)
+        options = {
+            "max_usd": self.max_usd,
+            "max_images": self.max_images,
+            "usd_per_image": self.usd_per_image,
+            "path": self.path.absolute(),
+            "on_nearly_spent": self._on_nearly_spent,
+        }
+        return _reopen, (options,)
 
     def __repr__(self) -> str:
         return f"<Spending: {self.snapshot()}>"
 
-    def _settle(self, reservation: Reservation, state: _State) -> None:
-        snapshot = None
-        with self._lock:
-            if reservation._state is not _State.RESERVED:  # noqa: SLF001 - two halves of one ledger
-                return
-            before = self._nearly_spent()
-            reservation._state = state  # noqa: SLF001
-            self._counts[_State.RESERVED] -= 1
-            self._counts[state] += 1
-            if self._nearly_spent() and not before:
-                snapshot = self._snapshot()
-        # Outside the lock: the callback may well ask this ledger something.
-        if snapshot is not None and self._on_nearly_spent is not None:
-            self._on_nearly_spent(snapshot)
+    def _settle(self, ticket: int, outcome: Outcome) -> None:
+        settled = self._ledger.settle(ticket, outcome)
+        if settled is None or self._on_nearly_spent is None:
+            return
+        before, after = settled
+        crossed = self._nearly_spent(after) and not self._nearly_spent(before)
+        if crossed and self._told.acquire(blocking=False):
+            self._on_nearly_spent(self._snapshot(after))
 
-    def _committed(self) -> int:
-        return self._counts[_State.BILLED] + self._counts[_State.IN_DOUBT]
-
-    def _nearly_spent(self) -> bool:
-        committed = self._committed()
+    def _nearly_spent(self, counts: Counts) -> bool:
+        committed = counts.billed + counts.in_doubt
         of_money = self.max_usd is not None and (
             committed * self.usd_per_image >= NEARLY_SPENT * self.max_usd
         )
@@ -199,23 +214,27 @@ class Spending:
             self.max_images is not None and committed >= NEARLY_SPENT * self.max_images
         )
 
-    def _snapshot(self) -> SpendingSnapshot:
+    def _snapshot(self, counts: Counts) -> SpendingSnapshot:
         return SpendingSnapshot(
-            images_billed=self._counts[_State.BILLED],
-            images_in_doubt=self._counts[_State.IN_DOUBT],
-            images_reserved=self._counts[_State.RESERVED],
+            images_billed=counts.billed,
+            images_in_doubt=counts.in_doubt,
+            images_reserved=counts.reserved,
             usd_per_image=self.usd_per_image,
             max_usd=self.max_usd,
             max_images=self.max_images,
         )
 
-    def _refusal(self, images: int, cap: str) -> SpendingLimitError:
+    def _refusal(self, images: int, cap: str, counts: Counts) -> SpendingLimitError:
         noun = "image" if images == 1 else "images"
         message = (
-            f"{images} more {noun} would pass the cap of {cap}; so far: {self._snapshot()}."
-            " Nothing was sent. Raise the cap, or settle what is in doubt."
+            f"{images} more {noun} would pass the cap of {cap}; so far: {self._snapshot(counts)}."
+            " Nothing was sent. Raise the cap, or settle() what is in doubt."
         )
         return SpendingLimitError(message)
+
+
+def _reopen(options: dict[str, Any]) -> Spending:
+    return Spending(**options)
 
 
 def _dollars(name: str, value: float | Decimal | str) -> Decimal:

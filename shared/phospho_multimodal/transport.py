@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import ssl
+import threading
 import time
 import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import lru_cache, partial
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import httpx
 
@@ -39,6 +40,9 @@ sent into a closing connection is a lost reply."""
 _ONE_CONNECTION = httpx.Limits(
     max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS
 )
+
+_DEADLINE = "phospho.deadline"
+"""The extension of a request that tells the pool when to give up on it."""
 
 T = TypeVar("T")
 
@@ -93,13 +97,15 @@ class ConnectionPool(httpx.BaseTransport):
         """Send over an idle connection or a new one; closing the response gives it back."""
         self._leave_parents_connections()
         transport = self._free.take() or self._make()
+        watch = _watch(request.extensions.get(_DEADLINE), transport)
         try:
             response = transport.handle_request(request)
         except BaseException:
+            watch.cancel()
             transport.close()
             raise
         stream = cast("httpx.SyncByteStream", response.stream)
-        response.stream = _PooledStream(stream, partial(self._give_back, transport))
+        response.stream = _PooledStream(stream, partial(self._give_back, transport, watch))
         return response
 
     def close(self) -> None:
@@ -107,7 +113,8 @@ class ConnectionPool(httpx.BaseTransport):
         for transport in self._free.drain():
             transport.close()
 
-    def _give_back(self, transport: httpx.HTTPTransport) -> None:
+    def _give_back(self, transport: httpx.HTTPTransport, watch: _Watch) -> None:
+        watch.cancel()
         self._free.put(transport)
         for old in self._free.expired():
             old.close()
@@ -117,6 +124,32 @@ class ConnectionPool(httpx.BaseTransport):
         if self._process != os.getpid():
             self._process = os.getpid()
             self.close()  # closes this process's descriptors only: nothing is said on the wire
+
+
+class _Watch(Protocol):
+    """Something that closes a connection unless it is cancelled before."""
+
+    def cancel(self) -> None: ...
+
+
+class _NoWatch:
+    """For requests without a deadline."""
+
+    def cancel(self) -> None:
+        """There is nothing to call off."""
+
+
+_NO_WATCH = _NoWatch()
+
+
+def _watch(deadline: float | None, transport: httpx.HTTPTransport) -> _Watch:
+    """Close a connection at the deadline: a server that drips is never late by httpx's clock."""
+    if deadline is None:
+        return _NO_WATCH
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), transport.close)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class AsyncConnectionPool(httpx.AsyncBaseTransport):
@@ -264,6 +297,7 @@ def build_request(
     request = build(step.method, step.url, headers=step.headers)
     request.stream = step.body
     left = _time_left(step.deadline)
+    request.extensions[_DEADLINE] = step.deadline
     request.extensions["timeout"] = {
         "connect": _earlier(timeouts.connect, left),
         "read": _earlier(timeouts.read, left),

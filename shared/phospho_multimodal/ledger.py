@@ -1,0 +1,250 @@
+"""Where a ledger is kept: in memory, or in a file that processes share.
+
+Both do the same three things under a lock of their own: set images aside if a condition holds,
+settle each once, and count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from phospho_multimodal.errors import ConfigurationError
+
+__all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
+
+
+class Outcome(Enum):
+    """The three ends of a reservation."""
+
+    BILLED = "billed"
+    IN_DOUBT = "in_doubt"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Images by what became of them."""
+
+    billed: int = 0
+    in_doubt: int = 0
+    reserved: int = 0
+
+    @property
+    def taken(self) -> int:
+        """What counts against a cap."""
+        return self.billed + self.in_doubt + self.reserved
+
+    def settled(self, outcome: Outcome) -> Counts:
+        """The counts after one reservation has found its end."""
+        rest = replace(self, reserved=self.reserved - 1)
+        if outcome is Outcome.BILLED:
+            return replace(rest, billed=rest.billed + 1)
+        if outcome is Outcome.IN_DOUBT:
+            return replace(rest, in_doubt=rest.in_doubt + 1)
+        return rest
+
+
+class Ledger(Protocol):
+    """What a `Spending` needs of the place where its ledger is kept."""
+
+    def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
+        """Set images aside and return a ticket for each; `check` raises if there are too many."""
+        ...
+
+    def settle(self, ticket: int, outcome: Outcome) -> tuple[Counts, Counts] | None:
+        """End a reservation: the counts before and after, or `None` if it had ended already."""
+        ...
+
+    def resolve(self, billed: int | None) -> None:
+        """Decide about what is in doubt: so many were billed (`None`: all), the rest was not."""
+        ...
+
+    def counts(self) -> Counts:
+        """Count."""
+        ...
+
+
+class LedgerInMemory:
+    """A ledger of one process."""
+
+    def __init__(self) -> None:
+        self._counts = Counts()
+        self._open: set[int] = set()
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
+        """Set images aside; see `Ledger`."""
+        with self._lock:
+            check(self._counts)
+            tickets = list(range(self._next, self._next + images))
+            self._next += images
+            self._open.update(tickets)
+            self._counts = replace(self._counts, reserved=self._counts.reserved + images)
+            return tickets
+
+    def settle(self, ticket: int, outcome: Outcome) -> tuple[Counts, Counts] | None:
+        """End a reservation; see `Ledger`."""
+        with self._lock:
+            if ticket not in self._open:
+                return None
+            self._open.remove(ticket)
+            before = self._counts
+            self._counts = before.settled(outcome)
+            return before, self._counts
+
+    def resolve(self, billed: int | None) -> None:
+        """Decide about what is in doubt; see `Ledger`."""
+        with self._lock:
+            self._counts = _resolved(self._counts, billed)
+
+    def counts(self) -> Counts:
+        """Count; see `Ledger`."""
+        return self._counts
+
+
+class LedgerFile:
+    """A ledger in one SQLite file, for any number of processes of one machine.
+
+    A reservation is a row with the process that made it; what a process that is gone had reserved
+    counts as in doubt. SQLite makes each step whole or not at all, whenever a process is killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        with self._transaction():  # a path that cannot be used is told of here and not when paying
+            pass
+
+    def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
+        """Set images aside; see `Ledger`."""
+        with self._transaction() as database:
+            check(_read(database))
+            owner = _name_of_process(os.getpid())
+            insert = "INSERT INTO reservations (owner) VALUES (?) RETURNING ticket"
+            return [int(database.execute(insert, (owner,)).fetchone()[0]) for _ in range(images)]
+
+    def settle(self, ticket: int, outcome: Outcome) -> tuple[Counts, Counts] | None:
+        """End a reservation; see `Ledger`."""
+        with self._transaction() as database:
+            before = _read(database)
+            ended = database.execute("DELETE FROM reservations WHERE ticket = ?", (ticket,))
+            if ended.rowcount == 0:
+                return None
+            after = before.settled(outcome)
+            _write(database, after.billed, self._doubted(database, outcome))
+            return before, after
+
+    def resolve(self, billed: int | None) -> None:
+        """Decide about what is in doubt; see `Ledger`."""
+        with self._transaction() as database:
+            after = _resolved(_read(database), billed)
+            for owner in _dead_owners(database):
+                database.execute("DELETE FROM reservations WHERE owner = ?", (owner,))
+            _write(database, after.billed, after.in_doubt)
+
+    def counts(self) -> Counts:
+        """Count; see `Ledger`."""
+        with self._transaction() as database:
+            return _read(database)
+
+    @staticmethod
+    def _doubted(database: sqlite3.Connection, outcome: Outcome) -> int:
+        (in_doubt,) = database.execute("SELECT in_doubt FROM totals").fetchone()
+        return int(in_doubt) + (outcome is Outcome.IN_DOUBT)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                database = self._open()
+                database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield database
+                except BaseException:
+                    database.execute("ROLLBACK")
+                    raise
+                database.execute("COMMIT")
+            except sqlite3.Error as failure:
+                message = f"The ledger {self.path} cannot be used: {failure}."
+                raise ConfigurationError(message) from None
+
+    def _open(self) -> sqlite3.Connection:
+        # A connection must not cross a fork: SQLite's locks belong to the process.
+        if self._connection is None or self._process != os.getpid():
+            self._process = os.getpid()
+            self._connection = _open_file(self.path)
+        return self._connection
+
+
+def _open_file(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    # With a write-ahead log a step costs no waiting for the disk, and no kill can tear it.
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS totals"
+        " (one INTEGER PRIMARY KEY CHECK (one = 1), billed INTEGER, in_doubt INTEGER)"
+    )
+    database.execute("INSERT OR IGNORE INTO totals VALUES (1, 0, 0)")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS reservations"
+        " (ticket INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL)"
+    )
+    return database
+
+
+def _read(database: sqlite3.Connection) -> Counts:
+    billed, in_doubt = database.execute("SELECT billed, in_doubt FROM totals").fetchone()
+    rows = database.execute("SELECT owner, COUNT(*) FROM reservations GROUP BY owner").fetchall()
+    dead = sum(count for owner, count in rows if not _is_alive(owner))
+    alive = sum(count for _, count in rows) - dead
+    return Counts(int(billed), int(in_doubt) + dead, alive)
+
+
+def _write(database: sqlite3.Connection, billed: int, in_doubt: int) -> None:
+    database.execute("UPDATE totals SET billed = ?, in_doubt = ?", (billed, in_doubt))
+
+
+def _dead_owners(database: sqlite3.Connection) -> list[str]:
+    owners = database.execute("SELECT DISTINCT owner FROM reservations").fetchall()
+    return [owner for (owner,) in owners if not _is_alive(owner)]
+
+
+def _resolved(counts: Counts, billed: int | None) -> Counts:
+    decided = counts.in_doubt if billed is None else billed
+    if not 0 <= decided <= counts.in_doubt:
+        message = f"settle(billed={billed}): there are {counts.in_doubt} images in doubt."
+        raise ConfigurationError(message)
+    return Counts(counts.billed + decided, 0, counts.reserved)
+
+
+def _name_of_process(pid: int) -> str:
+    """Name a process so that another one with the same number is another one."""
+    try:
+        # The 22nd field is when it started; the second, its name, may hold spaces.
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = ""  # no such file system: the number alone has to do
+    return f"{pid}:{started}"
+
+
+def _is_alive(owner: str) -> bool:
+    pid = int(owner.partition(":")[0])
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is there, and somebody else's
+    return _name_of_process(pid) == owner

@@ -1,0 +1,267 @@
+"""Whatever interrupts a call, the money is settled, the slot is free, and nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from textwrap import dedent
+
+import pytest
+
+from fault_server import answer, hang, status
+from fresh_python import in_fresh_python
+from phospho_multimodal import (
+    AsyncPhosphoClient,
+    ConnectionFailedError,
+    PhosphoClient,
+    PhosphoError,
+    ReplyLostError,
+    Spending,
+    retry,
+)
+from pictures import encoded
+
+PICTURE = encoded()
+
+
+async def _until(condition) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.002)
+
+
+async def _cancelled(task: asyncio.Task) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_cancelled_while_waiting_for_a_slot_nothing_is_spent(lab):
+    server = lab(hang(0.3), answer())
+    spending = Spending()
+    async with AsyncPhosphoClient(
+        base_url=server.base_url, spending=spending, max_concurrency=1
+    ) as client:
+        first = asyncio.create_task(client.describe(PICTURE))
+        await _until(lambda: server.requests)
+        second = asyncio.create_task(client.describe(PICTURE))
+        await asyncio.sleep(0.02)
+
+        await _cancelled(second)
+
+        assert spending.snapshot().images_reserved == 1  # the first one's
+        with contextlib.suppress(PhosphoError):
+            await first
+        assert (await client.describe(PICTURE)).metadata["attempts"] == 1
+    assert len(server.requests) == 2
+
+
+async def test_cancelled_after_sending_the_image_is_in_doubt_and_the_slot_free(lab):
+    server = lab(hang(), answer())
+    spending = Spending()
+    async with AsyncPhosphoClient(
+        base_url=server.base_url, spending=spending, max_concurrency=1
+    ) as client:
+        task = asyncio.create_task(client.describe(PICTURE))
+        await _until(lambda: server.requests)
+
+        await _cancelled(task)
+
+        assert spending.snapshot().images_in_doubt == 1
+        assert (await client.describe(PICTURE)).description == "You asked: Describe this image."
+        assert spending.snapshot().images_reserved == 0
+
+
+async def test_cancelled_while_sleeping_before_a_retry(lab, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retry, "_FIRST_DELAY", 100.0)
+    monkeypatch.setattr(retry, "_LONGEST_DELAY", 100.0)
+    server = lab(status(503), answer())
+    spending = Spending(max_images=1)
+    async with AsyncPhosphoClient(
+        base_url=server.base_url, spending=spending, max_concurrency=1
+    ) as client:
+        task = asyncio.create_task(client.describe(PICTURE))
+        await _until(lambda: server.requests)
+        await asyncio.sleep(0.05)
+
+        await _cancelled(task)
+
+        snapshot = spending.snapshot()
+        assert snapshot.images_billed + snapshot.images_in_doubt + snapshot.images_reserved == 0
+        assert (await client.describe(PICTURE)).metadata["images_billed"] == 1
+
+
+async def test_cancelled_while_the_rate_makes_it_wait(lab):
+    server = lab()
+    spending = Spending()
+    async with AsyncPhosphoClient(
+        base_url=server.base_url, spending=spending, requests_per_second=0.1
+    ) as client:
+        await client.describe(PICTURE)
+        task = asyncio.create_task(client.describe(PICTURE))
+        await asyncio.sleep(0.02)
+
+        await _cancelled(task)
+
+    assert spending.snapshot().images_billed == len(server.requests) == 1
+    assert spending.snapshot().images_reserved == 0
+
+
+async def test_a_timeout_around_a_call_is_a_cancellation_like_any_other(lab):
+    server = lab(hang())
+    spending = Spending()
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.describe(PICTURE), 0.1)
+
+    assert spending.snapshot().images_in_doubt == 1
+
+
+@pytest.fixture
+def interrupt_after():
+    """Raise KeyboardInterrupt in this thread after some seconds, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_while_an_answer_is_awaited(lab, interrupt_after):
+    server = lab(hang(), answer())
+    spending = Spending()
+    with PhosphoClient(base_url=server.base_url, spending=spending, max_concurrency=1) as client:
+        interrupt_after(0.15)
+        with pytest.raises(KeyboardInterrupt):
+            client.describe(PICTURE)
+
+        assert spending.snapshot().images_in_doubt == 1
+        assert client.describe(PICTURE).metadata["attempts"] == 1
+
+
+def test_ctrl_c_while_waiting_for_the_rate(lab, interrupt_after):
+    server = lab()
+    spending = Spending()
+    with PhosphoClient(
+        base_url=server.base_url, spending=spending, requests_per_second=0.5, max_concurrency=1
+    ) as client:
+        client.describe(PICTURE)
+        interrupt_after(0.1)
+        with pytest.raises(KeyboardInterrupt):
+            client.describe(PICTURE)
+        assert client.describe(PICTURE).metadata["attempts"] == 1
+
+    assert spending.snapshot().images_billed == 2
+
+
+@pytest.mark.parametrize("options", [{"max_concurrency": 1}, {"requests_per_second": 0.2}], ids=str)
+def test_the_deadline_bounds_waiting(lab, options):
+    server = lab(hang(3))
+    start = time.monotonic()
+
+    with PhosphoClient(base_url=server.base_url, deadline=0.2, timeout=0.1, **options) as client:
+        results = []
+        for _ in range(2):
+            try:
+                client.describe(PICTURE)
+            except PhosphoError as error:
+                results.append(type(error))
+
+    assert time.monotonic() - start < 2
+    assert results[0] is ReplyLostError
+    assert results[1] in {ReplyLostError, ConnectionFailedError}
+
+
+async def test_the_deadline_bounds_waiting_for_a_slot(lab):
+    server = lab(hang(1))
+    async with AsyncPhosphoClient(
+        base_url=server.base_url, max_concurrency=1, deadline=0.3
+    ) as client:
+        first = asyncio.create_task(client.describe(PICTURE))
+        await _until(lambda: server.requests)
+        await asyncio.sleep(0.1)
+        with pytest.raises(ReplyLostError, match=r"deadline of 0\.3 s"):
+            await first
+    assert len(server.requests) == 1
+
+
+def test_a_deadline_too_near_for_the_pause_raises_the_last_error_at_once(driver, lab):
+    server = lab(status(503, "Busy", headers={"retry-after": "30"}))
+    start = time.monotonic()
+
+    with pytest.raises(PhosphoError, match="Busy") as caught:
+        driver.describe(PICTURE, base_url=server.base_url, deadline=5)
+
+    assert time.monotonic() - start < 2
+    assert type(caught.value).__name__ == "ServiceError"
+
+
+def _printed(code: str) -> str:
+    """What code prints in a process of its own, with every warning shown and none expected."""
+    finished = in_fresh_python("import warnings; warnings.simplefilter('always')\n" + dedent(code))
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return finished.stdout.strip()
+
+
+def test_after_a_fork_parent_and_child_have_connections_of_their_own(lab):
+    server = lab()
+
+    printed = _printed(f"""
+        import os, pathlib
+        from phospho_multimodal import PhosphoClient
+        client = PhosphoClient(base_url={server.base_url!r})
+        picture = {PICTURE!r}
+        def ask(who):
+            for n in range(5):
+                answer = client.describe(picture, f"{{who}} {{n}}").description
+                assert answer == f"You asked: {{who}} {{n}}", answer
+        ask("before")
+        child = os.fork()
+        if child == 0:
+            ask("child")
+            os._exit(0)
+        ask("parent")
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+
+    assert printed == "0"
+    assert len(server.requests) == 15
+
+
+def test_an_interpreter_that_exits_with_requests_in_flight_is_quiet(lab):
+    server = lab(hang())
+
+    printed = _printed(f"""
+        import threading, time
+        from phospho_multimodal import PhosphoClient
+        client = PhosphoClient(base_url={server.base_url!r})
+        for _ in range(3):
+            threading.Thread(target=client.describe, args=({PICTURE!r},), daemon=True).start()
+        time.sleep(0.3)
+        print("leaving")
+    """)
+
+    assert printed == "leaving"
+
+
+def test_a_loop_that_ends_with_requests_in_flight_is_quiet(lab):
+    server = lab(hang())
+
+    printed = _printed(f"""
+        import asyncio
+        from phospho_multimodal import AsyncPhosphoClient
+        async def main():
+            client = AsyncPhosphoClient(base_url={server.base_url!r})
+            tasks = [asyncio.create_task(client.describe({PICTURE!r})) for _ in range(3)]
+            await asyncio.sleep(0.3)
+            print("leaving")
+        asyncio.run(main())
+    """)
+
+    assert printed == "leaving"
