@@ -227,6 +227,13 @@ class FaultServer:
         with self._lock:
             self.billed += 1
 
+    def wait_for_requests(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        end = time.monotonic() + _PATIENCE
+        while len(self.requests) < count:
+            assert time.monotonic() < end, f"only {len(self.requests)} requests came"
+            time.sleep(0.002)
+
     def wait_until_idle(self) -> None:
         """Wait until every client has closed its connections."""
         end = time.monotonic() + _PATIENCE

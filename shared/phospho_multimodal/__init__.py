@@ -30,9 +30,9 @@ from phospho_multimodal.errors import (
     UnexpectedReplyError,
     UnsupportedContentError,
 )
-from phospho_multimodal.exchange import Prediction
 from phospho_multimodal.images.prepare import PreparedImage, prepare_image
 from phospho_multimodal.images.source import ImageInput
+from phospho_multimodal.prediction import Prediction
 from phospho_multimodal.spending import Spending, SpendingSnapshot
 
 __all__ = [

@@ -16,20 +16,20 @@ import httpx
 
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
 from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
-from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange import (
     AwaitTurn,
     DeadlineError,
     Exchange,
-    Prediction,
     Reply,
     Send,
     Step,
+    Together,
     Work,
-    predict,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.pacing import Rate
+from phospho_multimodal.prediction import Asking, Prediction, predict
 from phospho_multimodal.settings import (
     ClientOptions,
     ParameterOptions,
@@ -112,7 +112,7 @@ class AsyncPhosphoClient:
             ConfigurationError: A setting is out of range or contradicts another one.
         """
         self._settings = Settings.resolve(**options)
-        check_borrowed(self._settings, http_client)
+        check_borrowed(self._settings, http_client, httpx.AsyncClient)
         self._shared = Exchange.of(self._settings, spending)
         self._rate = Rate(self._settings.requests_per_second)
         self._http_client = http_client
@@ -178,13 +178,11 @@ class AsyncPhosphoClient:
         Raises:
             PhosphoError: See the tree in `phospho_multimodal.errors`.
         """
-        prediction = predict(
-            self._shared,
-            plan_conversation(turns, policy or ImagePolicy()),
-            model=checked_model(model or self._settings.model),
-            parameters=checked_parameters(parameters or {}),
-            stop=stop,
+        asking = Asking(
+            checked_model(model or self._settings.model), checked_parameters(parameters or {}), stop
         )
+        plan = plan_conversation(turns, policy or ImagePolicy())
+        prediction = predict(self._shared, plan, asking)
         return await self._run(prediction)
 
     async def check(self) -> EndpointStatus:
@@ -240,7 +238,25 @@ class AsyncPhosphoClient:
             return await self._await_turn(step.deadline)
         if isinstance(step, Work):
             return await anyio.to_thread.run_sync(step.run) if step.heavy else step.run()
+        if isinstance(step, Together):
+            return await self._run_together(step.conversations)
         return await anyio.sleep(step.seconds)
+
+    async def _run_together(self, conversations: Sequence[Generator[Step, Any, T]]) -> list[Any]:
+        tasks = [asyncio.ensure_future(self._run_to_outcome(one)) for one in conversations]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def _run_to_outcome(self, conversation: Generator[Step, Any, T]) -> T | PhosphoError:
+        try:
+            return await self._run(conversation)
+        except PhosphoError as error:
+            return error
 
     async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         slots = (await self._state()).slots

@@ -77,7 +77,12 @@ def check_endpoint(settings: Settings) -> Generator[Step, Any, EndpointStatus]:
     status = refusal.status_code
     accepted = True if status in _KEY_ACCEPTED else False if status in _KEY_REFUSED else None
     detail = ""
-    if status not in {400, 422}:
+    if status == _OK:
+        detail = (
+            "It predicted for a model name that the contract refuses, so it is no phospho endpoint,"
+            " and this look may have cost one image."
+        )
+    elif status not in {400, 422}:
         said = read_detail(refusal.body, hide=(settings.api_key or "",))
         detail = str(status_error(status, base_url=settings.base_url, detail=said))
     healthy = health.status_code == _OK or accepted is not None

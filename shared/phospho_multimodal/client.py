@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,20 +15,20 @@ import httpx
 
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
 from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
-from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange import (
     AwaitTurn,
     DeadlineError,
     Exchange,
-    Prediction,
     Reply,
     Send,
     Step,
+    Together,
     Work,
-    predict,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.pacing import Rate
+from phospho_multimodal.prediction import Asking, Prediction, predict
 from phospho_multimodal.settings import (
     ClientOptions,
     ParameterOptions,
@@ -81,7 +82,7 @@ class PhosphoClient:
             ConfigurationError: A setting is out of range or contradicts another one.
         """
         self._settings = Settings.resolve(**options)
-        check_borrowed(self._settings, http_client)
+        check_borrowed(self._settings, http_client, httpx.Client)
         self._shared = Exchange.of(self._settings, spending)
         self._slots = threading.Semaphore(self._settings.max_concurrency)
         self._rate = Rate(self._settings.requests_per_second)
@@ -148,13 +149,11 @@ class PhosphoClient:
         Raises:
             PhosphoError: See the tree in `phospho_multimodal.errors`.
         """
-        prediction = predict(
-            self._shared,
-            plan_conversation(turns, policy or ImagePolicy()),
-            model=checked_model(model or self._settings.model),
-            parameters=checked_parameters(parameters or {}),
-            stop=stop,
+        asking = Asking(
+            checked_model(model or self._settings.model), checked_parameters(parameters or {}), stop
         )
+        plan = plan_conversation(turns, policy or ImagePolicy())
+        prediction = predict(self._shared, plan, asking)
         return self._run(prediction)
 
     def check(self) -> EndpointStatus:
@@ -212,7 +211,26 @@ class PhosphoClient:
             return self._await_turn(step.deadline)
         if isinstance(step, Work):
             return step.run()
+        if isinstance(step, Together):
+            return self._run_together(step.conversations)
         return time.sleep(step.seconds)
+
+    def _run_together(self, conversations: Sequence[Generator[Step, Any, T]]) -> list[Any]:
+        workers = min(len(conversations), self._settings.max_concurrency)
+        with ThreadPoolExecutor(workers, thread_name_prefix="phospho") as pool:
+            futures = [pool.submit(self._run_to_outcome, one) for one in conversations]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                # Those that have not begun never will; those that have settle their money.
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _run_to_outcome(self, conversation: Generator[Step, Any, T]) -> T | PhosphoError:
+        try:
+            return self._run(conversation)
+        except PhosphoError as error:
+            return error
 
     def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

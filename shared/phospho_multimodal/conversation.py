@@ -7,7 +7,7 @@ in either framework.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from phospho_multimodal.errors import (
@@ -46,7 +46,7 @@ class Turn:
     """One turn: who speaks, and texts and images in their order."""
 
     role: Role
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = field(repr=False)
     name: str | None = None
 
     @property
@@ -70,7 +70,7 @@ class ImagePolicy:
     multi_image: MultiImage = "montage"
     max_images: int = 16
     default_image: ImageSource | None = None
-    default_prompt: str = DEFAULT_PROMPT
+    default_prompt: str = field(default=DEFAULT_PROMPT, repr=False)
 
     def __post_init__(self) -> None:
         if self.multi_image not in get_args(MultiImage):
@@ -93,7 +93,7 @@ class ConversationPlan:
         images_omitted: How many images of the conversation are not sent.
     """
 
-    text: str
+    text: str = field(repr=False)
     images: tuple[ImageSource, ...]
     policy: str
     images_omitted: int
@@ -166,11 +166,7 @@ def _choose(
             " Nothing was sent. Send fewer, or raise max_images=."
         )
         raise UnsupportedContentError(message)
-    message = (
-        f"The turn has {len(images)} images, and multi_image={policy.multi_image!r} is not built"
-        " yet. Nothing was sent. Send one, or choose multi_image='last'."
-    )
-    raise UnsupportedContentError(message)
+    return images, policy.multi_image
 
 
 def _text(
@@ -192,7 +188,9 @@ def _text(
             turn, policy, sent=sent if decides else (), asks=decides and turn.role == "user"
         )
         if text or decides:
-            label = _LABELS[turn.role] + (f" ({turn.name})" if turn.role == "tool" else "")
+            label = _LABELS[turn.role] + (
+                f" ({turn.name})" if turn.role == "tool" and turn.name else ""
+            )
             lines.append(f"{label}: {text}".rstrip())
     return "\n".join(lines) or policy.default_prompt
 

@@ -26,13 +26,15 @@ None holds a key, a prompt, an image or a response object, and all of them pickl
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "APIStatusError",
@@ -59,6 +61,7 @@ __all__ = [
 DETAIL_LIMIT = 300
 """Characters of the server's own words that an error may repeat."""
 
+_LONGEST_PROMPT = 100_000
 _SHORTEST_FRAGMENT = 12  # a shorter run in common with a prompt is a coincidence
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{40,}={0,2}")
 _CUT = "[cut]"
@@ -318,8 +321,21 @@ def quote(text: str, *, hide: Iterable[str], limit: int = DETAIL_LIMIT) -> str:
     line = " ".join(text[: limit * 4].split())
     line = _BASE64_RUN.sub(_CUT, line)
     for secret in hide:
-        line = _cut(line, " ".join(secret.split()) if len(secret) < limit * 100 else secret)
+        for spelling in _spellings(secret):
+            line = _cut(line, spelling)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """How a server may write what it was sent: as it is, or as Python, JSON or HTML spell it."""
+    # What is longer is an image: the base64 that it consists of has one spelling.
+    if len(secret) > _LONGEST_PROMPT:
+        yield secret
+        return
+    plain = " ".join(secret.split())
+    python, python_twice = repr(secret)[1:-1], repr(repr(secret)[1:-1])[1:-1]
+    escaped = json.dumps(secret)[1:-1]
+    yield from dict.fromkeys((python_twice, python, escaped, html.escape(plain), plain))
 
 
 def _cut(line: str, secret: str) -> str:

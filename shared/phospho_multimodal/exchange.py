@@ -1,12 +1,13 @@
 """The whole conversation with the endpoint, as a generator without I/O.
 
-`predict` yields what has to be done (some work, a turn, a request, a pause) and is sent back what
-came of it. The two clients only do these things, one with threads and one with await: every
-decision about retries, money and errors is here, once.
+`ask` yields what has to be done (a turn, a request, a pause) and is sent back what came of it. The
+two clients only do these things, one with threads and one with await: every decision about
+retries, money and errors is here, once.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from typing import Any, TypeAlias
 
 import httpx
 
-from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
 from phospho_multimodal.errors import (
     APIStatusError,
     ConnectionFailedError,
@@ -27,7 +27,6 @@ from phospho_multimodal.errors import (
     quote,
     status_error,
 )
-from phospho_multimodal.images.prepare import SendableImage, prepare_source
 from phospho_multimodal.retry import (
     LONGEST_RETRY_AFTER,
     RetryBudget,
@@ -36,20 +35,21 @@ from phospho_multimodal.retry import (
 )
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending import Reservation, Spending
-from phospho_multimodal.wire import PREDICT_PATH, read_description, read_detail, request_body
+from phospho_multimodal.wire import PREDICT_PATH, read_description, read_detail
 
 __all__ = [
     "AwaitTurn",
+    "Call",
     "DeadlineError",
     "Exchange",
     "Pause",
-    "Prediction",
     "Reply",
     "RequestBody",
     "Send",
     "Step",
+    "Together",
     "Work",
-    "predict",
+    "ask",
 ]
 
 logger = logging.getLogger("phospho_multimodal")
@@ -110,7 +110,7 @@ class Send:
 
     method: str
     url: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     body: RequestBody
     deadline: float | None
 
@@ -122,7 +122,18 @@ class Pause:
     seconds: float
 
 
-Step: TypeAlias = Work | AwaitTurn | Send | Pause
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Run several conversations at once, and send back what each came to.
+
+    That is a list in their order: what a conversation returned, or the `PhosphoError` it raised.
+    Any other error of one ends them all.
+    """
+
+    conversations: Sequence[Generator[Step, Any, Any]]
+
+
+Step: TypeAlias = "Work | AwaitTurn | Send | Pause | Together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +147,6 @@ class Reply:
 
 class DeadlineError(Exception):
     """A client tells the exchange with this that the deadline passed while it was sending."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One answer.
-
-    Attributes:
-        description: The answer's text.
-        metadata: What was sent, how often, and what it cost; see the README.
-    """
-
-    description: str
-    metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,76 +171,48 @@ class Exchange:
 
 
 @dataclass(slots=True)
-class _Call:
-    """One question on its way: what is sent, until when, and what has become of it so far."""
+class Call:
+    """One question on its way.
+
+    Attributes:
+        body: What is sent.
+        hide: Key, text and image: what no error may repeat.
+        deadline: On the clock of the exchange.
+        reservation: Money that was set aside before; without it, each attempt reserves its own.
+        stopped_by: Asked before each attempt: an error of another question that ends this one.
+        attempts: How often it was sent.
+        in_doubt: Images that may have been billed without an answer.
+        service_errors: How often the answer was a 500.
+        request_id: The `x-request-id` of the last answer.
+    """
 
     body: bytes = field(repr=False)
     hide: tuple[str, ...] = field(repr=False)
     deadline: float | None
+    reservation: Reservation | None = None
+    stopped_by: Callable[[], PhosphoError | None] = field(default=lambda: None, repr=False)
     attempts: int = 0
     in_doubt: int = 0
     service_errors: int = 0
     request_id: str | None = None
 
 
-def predict(
-    shared: Exchange,
-    plan: ConversationPlan,
-    *,
-    model: str,
-    parameters: Mapping[str, Any],
-    stop: Sequence[str] | None = None,
-) -> Generator[Step, Any, Prediction]:
-    """Ask one question about one image, with everything that belongs to it.
+def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
+    """Make attempts until there is an answer or no hope of one.
 
     Args:
         shared: What the client's calls share.
-        plan: The question and the image.
-        model: The model's name.
-        parameters: Generation parameters that were set and checked.
-        stop: Strings at which the answer is cut.
+        call: The question; it keeps count of what becomes of it.
 
     Yields:
         Steps for the client to do.
 
     Returns:
-        The answer.
+        The answer's text.
 
     Raises:
         PhosphoError: See `phospho_multimodal.errors`.
     """
-    settings = shared.settings
-    deadline = None if settings.deadline is None else shared.clock() + settings.deadline
-    (source,) = plan.images
-
-    def make_ready() -> tuple[SendableImage, _Call]:
-        image = prepare_source(
-            source, max_image_side=settings.max_image_side, prepare=settings.prepare
-        )
-        on_wire = image.to_wire()
-        body = request_body(model=model, text=plan.text, image_url=on_wire, parameters=parameters)
-        return image, _Call(body, (settings.api_key or "", plan.text, on_wire), deadline)
-
-    image, call = yield Work(make_ready, heavy=source.url is None)
-    description = yield from _ask(shared, call)
-    metadata: dict[str, Any] = {
-        "model_name": model,
-        "model_provider": "phospho",
-        "images": [image.to_metadata()],
-        "images_billed": 1,
-        "images_in_doubt": call.in_doubt,
-        "cost_usd": float(shared.spending.usd_per_image),
-        "attempts": call.attempts,
-        "image_policy": plan.policy,
-        "images_omitted": plan.images_omitted,
-    }
-    if call.request_id is not None:
-        metadata["request_id"] = call.request_id
-    return Prediction(cut_at_stop(description, stop), metadata)
-
-
-def _ask(shared: Exchange, call: _Call) -> Generator[Step, Any, str]:
-    """Make attempts until there is an answer or no hope of one."""
     shared.budget.count_first_try()
     failure: PhosphoError | None = None
     while True:
@@ -250,7 +220,10 @@ def _ask(shared: Exchange, call: _Call) -> Generator[Step, Any, str]:
         if release is None:
             raise _final(failure or _too_late(shared.settings), call)
         try:
-            (reservation,) = shared.spending.reserve()
+            stopped_by = call.stopped_by()
+            if stopped_by is not None:
+                raise _final(failure or _not_asked(stopped_by), call)
+            reservation = _reservation(shared, call)
             outcome = yield from _attempt(shared.settings, call, reservation)
         except SpendingLimitError as refusal:
             raise _final(failure or refusal, call) from None
@@ -271,8 +244,13 @@ def _ask(shared: Exchange, call: _Call) -> Generator[Step, Any, str]:
         yield Pause(delay)
 
 
+def _reservation(shared: Exchange, call: Call) -> Reservation:
+    reservation, call.reservation = call.reservation, None
+    return shared.spending.reserve()[0] if reservation is None else reservation
+
+
 def _attempt(
-    settings: Settings, call: _Call, reservation: Reservation
+    settings: Settings, call: Call, reservation: Reservation
 ) -> Generator[Step, Any, str | PhosphoError]:
     """Send once and settle the money; a failure that can be judged is returned, not raised."""
     body = RequestBody(call.body)
@@ -297,7 +275,7 @@ def _attempt(
 
 
 def _judge(
-    reply: Reply, settings: Settings, call: _Call, reservation: Reservation
+    reply: Reply, settings: Settings, call: Call, reservation: Reservation
 ) -> str | PhosphoError:
     call.request_id = reply.headers.get("x-request-id") or call.request_id
     status = reply.status_code
@@ -327,7 +305,7 @@ def _judge(
 
 
 def _transport_failure(
-    lost: httpx.RequestError | DeadlineError, settings: Settings, call: _Call, *, sent: bool
+    lost: httpx.RequestError | DeadlineError, settings: Settings, call: Call, *, sent: bool
 ) -> ConnectionFailedError | ReplyLostError:
     if isinstance(lost, DeadlineError):
         kind: type[ConnectionFailedError | ReplyLostError]
@@ -350,7 +328,7 @@ def _transport_failure(
     )
 
 
-def _settle_lost(call: _Call, reservation: Reservation, *, sent: bool) -> None:
+def _settle_lost(call: Call, reservation: Reservation, *, sent: bool) -> None:
     if sent:
         call.in_doubt += 1
         reservation.doubt()
@@ -358,7 +336,7 @@ def _settle_lost(call: _Call, reservation: Reservation, *, sent: bool) -> None:
         reservation.release()
 
 
-def _delay(shared: Exchange, call: _Call, failure: PhosphoError) -> float | None:
+def _delay(shared: Exchange, call: Call, failure: PhosphoError) -> float | None:
     """Tell after how many seconds to try again; `None` if not."""
     delay = shared.retry.delay(failure, failures=call.attempts, service_errors=call.service_errors)
     if delay is None:
@@ -368,6 +346,13 @@ def _delay(shared: Exchange, call: _Call, failure: PhosphoError) -> float | None
     return delay if shared.budget.take() else None
 
 
+def _not_asked(stopped_by: PhosphoError) -> PhosphoError:
+    """The error of a question that was not sent because another one showed that it is no use."""
+    twin = copy.copy(stopped_by)
+    twin.args = ("Not asked, since another image was refused for good.",)
+    return twin
+
+
 def _too_late(settings: Settings) -> ConnectionFailedError:
     return ConnectionFailedError(
         f"The deadline of {settings.deadline} s passed while waiting for a free slot or for the"
@@ -375,7 +360,7 @@ def _too_late(settings: Settings) -> ConnectionFailedError:
     )
 
 
-def _final(failure: PhosphoError, call: _Call) -> PhosphoError:
+def _final(failure: PhosphoError, call: Call) -> PhosphoError:
     """Complete an error that ends a call."""
     failure.attempts = call.attempts
     failure.images_in_doubt = call.in_doubt

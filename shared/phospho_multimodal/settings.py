@@ -79,6 +79,9 @@ class Timeouts:
             return cls()
         if isinstance(timeout, (int, float)):
             return cls(read=_above_zero("timeout", timeout, unit="seconds"))
+        if not all(hasattr(timeout, phase) for phase in ("connect", "read", "write")):
+            message = "timeout= is a number of seconds for an answer, or an httpx.Timeout."
+            raise ConfigurationError(message)
         return cls(connect=timeout.connect, read=timeout.read, write=timeout.write)
 
 
@@ -199,6 +202,9 @@ class Settings:
         if url_mode not in {"pass", "fetch"}:
             message = f"url_mode is {url_mode!r}; it is 'pass' or 'fetch'."
             raise ConfigurationError(message)
+        if url_mode == "fetch":
+            message = "url_mode='fetch' is not built yet. Download images and hand over the files."
+            raise ConfigurationError(message)
         if max_retries < 0:
             message = f"max_retries is {max_retries}; it is 0 or more."
             raise ConfigurationError(message)
@@ -282,7 +288,10 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as invalid:
         first = invalid.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(step) for step in first["loc"])
-        message = f"{name}={given.get(name)!r} cannot be sent: {first['msg']}. Nothing was sent."
+        # The value of an unknown name could be anything: a key, say.
+        known = name in GenerationParameters.model_fields
+        what = f"{name}={given[name]!r}" if known else name
+        message = f"{what} cannot be sent: {first['msg']}. Nothing was sent."
         raise ConfigurationError(message) from None
     return given
 

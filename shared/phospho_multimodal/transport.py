@@ -220,7 +220,7 @@ def _factory(transport_class: Callable[..., T], settings: Settings) -> Callable[
         transport_class,
         verify=_tls_context(settings.verify),
         limits=_ONE_CONNECTION,
-        proxy=settings.proxy or _environment_proxy(settings),
+        proxy=_proxy(settings),
     )
 
 
@@ -249,10 +249,12 @@ def _shared_tls_context(
         raise ConfigurationError(message) from None
 
 
-def _environment_proxy(settings: Settings) -> str | None:
-    """The proxy of the environment for the base URL; the loopback never has one."""
-    if is_loopback(settings.host) or urllib.request.proxy_bypass(settings.host):
+def _proxy(settings: Settings) -> str | None:
+    """The proxy for the base URL: the argument's or the environment's, and none to the loopback."""
+    if is_loopback(settings.host):
         return None
+    if settings.proxy is not None or urllib.request.proxy_bypass(settings.host):
+        return settings.proxy
     proxies = urllib.request.getproxies()
     proxy = proxies.get(settings.base_url.split(":", 1)[0]) or proxies.get("all")
     if proxy and "://" not in proxy:
@@ -261,17 +263,23 @@ def _environment_proxy(settings: Settings) -> str | None:
 
 
 def check_borrowed(
-    settings: Settings, http_client: httpx.Client | httpx.AsyncClient | None
+    settings: Settings, http_client: object, wanted: type[httpx.Client | httpx.AsyncClient]
 ) -> None:
-    """Refuse settings that a borrowed client would silently not obey.
+    """Refuse a borrowed client of the wrong kind, and settings that it would silently not obey.
 
     Args:
         settings: Of the client that borrows.
         http_client: What it borrows, if anything.
+        wanted: What it has to be.
 
     Raises:
-        ConfigurationError: `proxy=` or `verify=` was given too; the borrowed client has its own.
+        ConfigurationError: It is something else, or `proxy=` or `verify=` was given too, which the
+            borrowed client has its own of.
     """
+    if http_client is not None and not isinstance(http_client, wanted):
+        given = type(http_client).__name__
+        message = f"http_client= is a {given}; it has to be an httpx.{wanted.__name__}."
+        raise ConfigurationError(message)
     if http_client is not None and (settings.proxy is not None or settings.verify is not True):
         message = "proxy= and verify= belong to the http client: set them on the one you pass in."
         raise ConfigurationError(message)

@@ -285,4 +285,4 @@ def _code(ends: str) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")  # noqa: T201 - what it is for
+    print(table(), end="")

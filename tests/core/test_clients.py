@@ -436,3 +436,111 @@ def _model_list():
 
 def _get_reply(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def test_check_tells_a_server_that_answers_anything(driver: Driver, lab):
+    server = lab(_model_list(), _model_list(), answer("Anything."))
+
+    found = driver.check(base_url=server.base_url)
+
+    assert (found.healthy, found.key_accepted) == (True, None)
+    assert "no phospho endpoint" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timeout": (5, 60)}, "timeout= is a number of seconds"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"deadline": -1}, "deadline is -1"),
+        ({"max_retries": -1}, "max_retries is -1"),
+        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"requests_per_second": float("nan")}, "requests_per_second is nan"),
+        ({"max_image_side": 0}, "max_image_side is 0"),
+        ({"url_mode": "open"}, "url_mode is 'open'"),
+        ({"model": "gpt"}, "its name has to begin with"),
+        ({"api_key": "a\nb"}, "no HTTP header"),
+        ({"base_url": "ftp://127.0.0.1"}, "begins with https://"),
+        ({"base_url": "http://user:secret@127.0.0.1"}, "carries no credentials"),
+        ({"base_url": "http://127.0.0.1?a=b"}, "neither a query"),
+        ({"base_url": "http://127.0.0.1:99999"}, "out of range"),
+        ({"base_url": "http://10.0.0.1", "api_key": "k"}, "allow_insecure_http=True"),
+        ({"default_headers": {"Authorization": "x"}}, "may not set 'Authorization'"),
+        ({"default_headers": {"x-a": "b\r\nc: d"}}, "characters HTTP cannot carry"),
+        ({"http_client": object()}, "has to be an httpx."),
+        ({"verify": "/no/such/file.pem"}, "no CA file or folder"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_makes_no_sense_is_refused(driver: Driver, options, words: str):
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        driver.describe(PICTURE, **{"base_url": "http://127.0.0.1:9", **options})
+
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_parameter_is_named_without_its_value():
+    with (
+        PhosphoClient(base_url="http://127.0.0.1:9") as client,
+        pytest.raises(ConfigurationError, match="api_key cannot be sent") as caught,
+    ):
+        client.describe(PICTURE, api_key="sk-secret")
+
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_the_loopback_is_never_reached_through_a_proxy(
+    driver: Driver, lab, monkeypatch: pytest.MonkeyPatch
+):
+    server = lab()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+
+    driver.describe(PICTURE, base_url=server.base_url, proxy="http://127.0.0.1:9")
+
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "options"),
+    [
+        ({"HTTP_PROXY": "{proxy}"}, {}),
+        ({"ALL_PROXY": "{proxy}"}, {}),
+        ({}, {"proxy": "{proxy}"}),
+        ({"NO_PROXY": "*"}, {"proxy": "{proxy}"}),
+    ],
+    ids=str,
+)
+def test_a_proxy_is_used_beyond_the_loopback(
+    driver: Driver, lab, monkeypatch: pytest.MonkeyPatch, environment, options
+):
+    proxy = lab()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(proxy=proxy.base_url))
+
+    driver.describe(
+        PICTURE,
+        base_url="http://phospho.example",
+        api_key="k",
+        allow_insecure_http=True,
+        **{name: value.format(proxy=proxy.base_url) for name, value in options.items()},
+    )
+
+    assert proxy.requests[0].path == "http://phospho.example/v2/predict"
+
+
+def test_no_proxy_is_obeyed(driver: Driver, lab, monkeypatch: pytest.MonkeyPatch):
+    proxy = lab()
+    monkeypatch.setenv("HTTP_PROXY", proxy.base_url)
+    monkeypatch.setenv("NO_PROXY", "phospho.invalid")
+
+    with pytest.raises(Exception, match="did not reach"):
+        driver.describe(
+            PICTURE,
+            base_url="http://phospho.invalid",
+            api_key="k",
+            allow_insecure_http=True,
+            max_retries=0,
+        )
+
+    assert proxy.requests == []

@@ -17,7 +17,14 @@ from phospho_multimodal.settings import DEFAULT_IMAGE_SIDE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LinkedImage", "PreparedImage", "SendableImage", "prepare_image", "prepare_source"]
+__all__ = [
+    "LinkedImage",
+    "PreparedImage",
+    "SendableImage",
+    "prepare_image",
+    "prepare_source",
+    "storable_image",
+]
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,24 @@ def prepare_source(
         if clean is not None and max(clean.width, clean.height) <= max_image_side:
             return PreparedImage(content, clean.format, clean.width, clean.height, source.form)
     return _through_pillow(content, source.form, max_image_side, prepare=prepare)
+
+
+def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
+    """Make of an image a string that a model can keep, be written down with, and compare.
+
+    Args:
+        image: Any form of an image.
+        max_image_side: Longest side, in pixels.
+        prepare: `False` only checks type and limits.
+
+    Returns:
+        The URL, or base64.
+
+    Raises:
+        ImageError: It cannot be read, is of an unsupported type, or over a limit.
+    """
+    source = image_source(image)
+    return prepare_source(source, max_image_side=max_image_side, prepare=prepare).to_wire()
 
 
 def _through_pillow(

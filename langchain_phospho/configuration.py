@@ -1,0 +1,276 @@
+"""What a `ChatPhospho` is made of: its fields and their checks, its clients, its copies."""
+
+import logging
+import ssl
+import threading
+from copy import copy
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SkipValidation,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import Self
+
+from langchain_phospho.errors import langchain_errors
+from phospho_multimodal import ConfigurationError, Spending, __version__
+from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, MultiImage
+from phospho_multimodal.images.prepare import storable_image
+from phospho_multimodal.images.source import image_source
+from phospho_multimodal.model_clients import ModelClients
+from phospho_multimodal.settings import (
+    DEFAULT_IMAGE_SIDE,
+    ClientOptions,
+    ParameterOptions,
+    Settings,
+    Timeouts,
+    UrlMode,
+    checked_parameters,
+)
+from phospho_multimodal.wire import DEFAULT_MODEL
+
+__all__ = ["PARAMETERS", "PhosphoConfiguration"]
+
+logger = logging.getLogger("phospho_multimodal")
+
+PARAMETERS = tuple(ParameterOptions.__annotations__)
+"""The fields that are sent along with the question."""
+
+_FIELDS = {"api_key": "phospho_api_key", "model": "model_name", "timeout": "request_timeout"}
+_OPTIONS = {name: _FIELDS.get(name, name) for name in ClientOptions.__annotations__}
+"""The options of the clients, and the fields that hold them."""
+
+_BORROWED = ("http_client", "http_async_client")
+_OF_THE_CLIENTS = frozenset({*_OPTIONS.values(), *_BORROWED, "spending"})
+_SHARED = (*_BORROWED, "verify", "cache", "callbacks", "rate_limiter")
+_STAYED_BEHIND = "a Spending, which is not serialized"
+
+# Making clients is quick and opens nothing, so that one lock does for all models; one of its own
+# could neither be pickled nor copied with the model.
+_making = threading.Lock()
+
+
+class PhosphoConfiguration(BaseChatModel):
+    """The fields of `ChatPhospho`, checked when it is made."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,  # a misspelled api_key= would be printed with its value
+    )
+
+    # Two names each: `alias` is for type checkers, which know no `AliasChoices`.
+    model_name: str = Field(
+        default=DEFAULT_MODEL, alias="model", validation_alias=AliasChoices("model", "model_name")
+    )
+    """Any name that begins with `phospho-multimodal`."""
+    phospho_api_key: SecretStr | None = Field(
+        default=None, alias="api_key", validation_alias=AliasChoices("api_key", "phospho_api_key")
+    )
+    """The key; else `PHOSPHO_API_KEY`. Not needed where the base URL is on this machine."""
+    base_url: str | None = None
+    """Where the endpoint is; else `PHOSPHO_BASE_URL`, else the vendor's. Resolved once made."""
+
+    max_new_tokens: int | None = Field(
+        default=None,
+        alias="max_tokens",
+        validation_alias=AliasChoices("max_tokens", "max_new_tokens"),
+    )
+    """Longest answer, in tokens: 1 to 250."""
+    temperature: float | None = None
+    """0.1 to 1.0; 0 is sent as 0.1, the endpoint's floor."""
+    top_p: float | None = None
+    """0 to 1."""
+    repetition_penalty: float | None = None
+    """Above 0."""
+    stop: list[str] | None = None
+    """Strings at which an answer is cut, here: it was made and billed whole."""
+    # Not False: to LangChain that is a choice against `stream`, once it was passed as an argument,
+    # and so it is for every copy that `configurable_fields` makes.
+    streaming: bool | None = None
+    """Have `invoke` go through `stream`; the endpoint has no stream, so the answer is the same."""
+
+    # Not pydantic's to judge: the core says in its own words what can be chosen.
+    multi_image: SkipValidation[MultiImage] = "montage"
+    """What to do with several images in one turn: `montage`, `each`, `last` or `error`."""
+    max_images: int = 16
+    """More images in one turn are an error."""
+    default_image: Any = Field(default=None, repr=False)
+    """Sent where a conversation has no image: any form of one. A URL or base64 once made."""
+    default_prompt: str = DEFAULT_PROMPT
+    """Asked where a message has no text."""
+    prepare: bool = True
+    """Turn, clean and shrink images; `False` checks type and limits alone."""
+    max_image_side: int = DEFAULT_IMAGE_SIDE
+    """Longest side of what is sent, in pixels."""
+    url_mode: SkipValidation[UrlMode] = "pass"
+    """`pass` hands http(s) URLs on unopened; `fetch` opens them here."""
+
+    request_timeout: float | Timeouts | None = Field(
+        default=None, alias="timeout", validation_alias=AliasChoices("timeout", "request_timeout")
+    )
+    """Seconds to wait for an answer (75), or an `httpx.Timeout`."""
+    max_retries: int = 2
+    """Attempts after the first one."""
+    retry_lost_replies: bool = False
+    """Ask again when an answer was lost, though it may be billed twice."""
+    deadline: float | None = None
+    """Seconds for the whole call, all attempts and waiting included."""
+    max_concurrency: int = 16
+    """Requests in flight at once."""
+    requests_per_second: float | None = None
+    """At most one second's worth at once."""
+    spending: Spending | None = Field(default=None, exclude=True)
+    """The ledger and its cap, shared by copies of this model; it is not serialized."""
+
+    allow_insecure_http: bool = False
+    """Send the key over plain http beyond this machine."""
+    http_client: Any = Field(default=None, exclude=True, repr=False)
+    """An `httpx.Client` of your own; yours to close, and left out of pickles."""
+    http_async_client: Any = Field(default=None, exclude=True, repr=False)
+    """An `httpx.AsyncClient` of your own, likewise."""
+    proxy: str | None = Field(default=None, exclude=True, repr=False)
+    """URL of a proxy; not serialized, since it can hold a password."""
+    verify: bool | str | ssl.SSLContext = True
+    """`False`, a CA file or folder, or an `ssl.SSLContext`."""
+    default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
+    """Further headers of every request; not serialized, since they can hold secrets."""
+
+    _made_clients: ModelClients | None = PrivateAttr(default=None)
+    _checked: bool = PrivateAttr(default=False)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _listed(cls, stop: object) -> object:
+        # A string is a sequence too: of characters, each of which would cut the answer.
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("request_timeout", mode="before")
+    @classmethod
+    def _comparable(cls, timeout: Any) -> Any:
+        return Timeouts.of(timeout) if hasattr(timeout, "connect") else timeout
+
+    @field_validator("spending", mode="before")
+    @classmethod
+    def _tell_of_a_lost_ledger(cls, spending: object) -> object:
+        if spending != _STAYED_BEHIND:
+            return spending
+        logger.warning("This model had a Spending when it was serialized: its cap is gone.")
+        return None
+
+    @model_validator(mode="after")
+    def _check_phospho_settings(self) -> Self:
+        if self._checked:
+            return self  # pydantic comes here again for each model that this one is put into
+        with langchain_errors():
+            settings = Settings.resolve(**self._client_options())
+            # What the environment says at this moment belongs to the model: later it could send
+            # the key elsewhere than was checked, and a cache would not see it.
+            self.base_url = settings.base_url
+            self.phospho_api_key = None if settings.api_key is None else SecretStr(settings.api_key)
+            checked_parameters({name: getattr(self, name) for name in PARAMETERS})
+            if self.default_image is not None:
+                self.default_image = storable_image(
+                    self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
+                )
+            self._policy()
+            self._clients()
+        self._checked = True
+        return self
+
+    @model_validator(mode="after")
+    def _set_phospho_version(self) -> Self:
+        self._add_version("phospho-multimodal", __version__)
+        return self
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """LangChain can dump and load this model, without its key."""
+        return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Where the key comes from when a dumped model is loaded."""
+        return {"phospho_api_key": "PHOSPHO_API_KEY"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """A mark in place of the ledger, so that loading can tell that the cap is gone."""
+        return {} if self.spending is None else {"spending": _STAYED_BEHIND}
+
+    def close(self) -> None:
+        """Close the connections of synchronous calls; a later call opens new ones."""
+        with _making:
+            clients, self._made_clients = self._made_clients, None
+        if clients is not None:
+            clients.sync.close()
+
+    async def aclose(self) -> None:
+        """Close all connections of this model on this event loop; a later call opens new ones."""
+        with _making:
+            clients, self._made_clients = self._made_clients, None
+        if clients is not None:
+            await clients.aclose()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
+            self._made_clients = None
+
+    def __copy__(self) -> Self:
+        # `model_copy(update=…)` goes through here: other settings need other clients.
+        twin = super().__copy__()
+        twin._made_clients = None  # noqa: SLF001 - of the same class
+        twin.__dict__.pop("_serialized", None)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        # What holds locks and connections stays the same object, as the ledger does.
+        memo.update((id(item), item) for item in (getattr(self, name) for name in _SHARED))
+        return super(PhosphoConfiguration, copy(self)).__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if isinstance(self.verify, ssl.SSLContext):
+            message = (
+                "An ssl.SSLContext cannot be pickled. Pass verify= the path of a CA file instead."
+            )
+            with langchain_errors():
+                raise ConfigurationError(message)
+        twin = copy(self)
+        borrowed = [name for name in _BORROWED if getattr(self, name) is not None]
+        if borrowed:
+            logger.warning("A pickled model leaves its %s behind.", " and ".join(borrowed))
+            twin.http_client = twin.http_async_client = None
+        return super(PhosphoConfiguration, twin).__getstate__()
+
+    def _policy(self) -> ImagePolicy:
+        image = self.default_image
+        return ImagePolicy(
+            multi_image=self.multi_image,
+            max_images=self.max_images,
+            default_image=None if image is None else image_source(image),
+            default_prompt=self.default_prompt,
+        )
+
+    def _clients(self) -> ModelClients:
+        with _making:
+            if self._made_clients is None:
+                self._made_clients = ModelClients.make(
+                    self._client_options(),
+                    spending=self.spending,
+                    http_client=self.http_client,
+                    http_async_client=self.http_async_client,
+                )
+            return self._made_clients
+
+    def _client_options(self) -> dict[str, Any]:
+        options = {option: getattr(self, name) for option, name in _OPTIONS.items()}
+        key = self.phospho_api_key
+        return {**options, "api_key": None if key is None else key.get_secret_value()}

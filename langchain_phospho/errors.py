@@ -1,0 +1,171 @@
+"""Every error of the core as one of LangChain's `ModelError` too.
+
+A 429 is caught as `phospho_multimodal.RateLimitedError` and as LangChain's `ModelRateLimitError`.
+None is retryable: the client's own loop has already tried, and LangChain's retry middleware would
+pay again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from langchain_core.exceptions import (
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
+
+from phospho_multimodal import (
+    APIStatusError,
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionFailedError,
+    EndpointGoneError,
+    ImageError,
+    InvalidRequestError,
+    MissingImageError,
+    MissingKeyError,
+    NoToolCallError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    PhosphoError,
+    RateLimitedError,
+    ReplyLostError,
+    ServiceError,
+    SpendingLimitError,
+    UnexpectedReplyError,
+    UnsupportedContentError,
+)
+
+__all__ = ["PhosphoModelError", "langchain_errors"]
+
+
+class PhosphoModelError(PhosphoError, ModelError):
+    """Base of every error that `ChatPhospho` raises."""
+
+    is_retryable = False
+
+
+class PhosphoConfigurationError(PhosphoModelError, ConfigurationError, ModelInvalidRequestError):
+    """A setting is missing, out of range, or contradicts another one."""
+
+
+class PhosphoMissingKeyError(PhosphoModelError, MissingKeyError, ModelAuthenticationError):
+    """There is no API key, and the endpoint is not on the loopback."""
+
+
+class PhosphoUnsupportedContentError(
+    PhosphoModelError, UnsupportedContentError, ModelInvalidRequestError
+):
+    """A message holds a form of content that this endpoint cannot be sent."""
+
+
+class PhosphoMissingImageError(PhosphoModelError, MissingImageError, ModelInvalidRequestError):
+    """There is no image in the conversation, and no `default_image`."""
+
+
+class PhosphoImageError(PhosphoModelError, ImageError, ModelInvalidRequestError):
+    """An image cannot be read, is of an unsupported type, or is over a limit."""
+
+
+class PhosphoSpendingLimitError(PhosphoModelError, SpendingLimitError, ModelInvalidRequestError):
+    """The spending cap does not allow this request, so it was not sent."""
+
+
+class PhosphoConnectionFailedError(PhosphoModelError, ConnectionFailedError, ModelConnectionError):
+    """The request never left completely: nothing was billed."""
+
+
+class PhosphoReplyLostError(PhosphoModelError, ReplyLostError, ModelTimeoutError):
+    """The request was sent and no answer came back: it may have been billed."""
+
+
+class PhosphoAPIStatusError(PhosphoModelError, APIStatusError, ModelAPIError):
+    """The server answered with a status that has no class of its own."""
+
+
+class PhosphoInvalidRequestError(PhosphoModelError, InvalidRequestError, ModelInvalidRequestError):
+    """The server refused the request itself (400, 413, 422): not billed."""
+
+
+class PhosphoAuthenticationError(PhosphoModelError, AuthenticationError, ModelAuthenticationError):
+    """The server does not accept the key (401): not billed."""
+
+
+class PhosphoPermissionDeniedError(
+    PhosphoModelError, PermissionDeniedError, ModelPermissionDeniedError
+):
+    """No key reached the server, or it may not use this endpoint (403): not billed."""
+
+
+class PhosphoPaymentRequiredError(
+    PhosphoModelError, PaymentRequiredError, ModelAuthenticationError
+):
+    """The account has no billing method (402): not billed."""
+
+
+class PhosphoEndpointGoneError(PhosphoModelError, EndpointGoneError, ModelNotFoundError):
+    """There is no such endpoint at this base URL (404, 405, 410)."""
+
+
+class PhosphoRateLimitedError(PhosphoModelError, RateLimitedError, ModelRateLimitError):
+    """Too many requests (429): not billed."""
+
+
+class PhosphoServiceError(PhosphoModelError, ServiceError, ModelAPIError):
+    """The service failed (5xx)."""
+
+
+class PhosphoUnexpectedReplyError(PhosphoModelError, UnexpectedReplyError, ModelAPIError):
+    """The server answered 200 with something that is not the contract: it may have been billed."""
+
+
+class PhosphoNoToolCallError(PhosphoModelError, NoToolCallError, ModelAPIError):
+    """A tool call was forced, and the model answered without one."""
+
+
+_IN_LANGCHAIN: dict[type[PhosphoError], type[PhosphoModelError]] = {
+    PhosphoError: PhosphoModelError,
+    ConfigurationError: PhosphoConfigurationError,
+    MissingKeyError: PhosphoMissingKeyError,
+    UnsupportedContentError: PhosphoUnsupportedContentError,
+    MissingImageError: PhosphoMissingImageError,
+    ImageError: PhosphoImageError,
+    SpendingLimitError: PhosphoSpendingLimitError,
+    ConnectionFailedError: PhosphoConnectionFailedError,
+    ReplyLostError: PhosphoReplyLostError,
+    APIStatusError: PhosphoAPIStatusError,
+    InvalidRequestError: PhosphoInvalidRequestError,
+    AuthenticationError: PhosphoAuthenticationError,
+    PermissionDeniedError: PhosphoPermissionDeniedError,
+    PaymentRequiredError: PhosphoPaymentRequiredError,
+    EndpointGoneError: PhosphoEndpointGoneError,
+    RateLimitedError: PhosphoRateLimitedError,
+    ServiceError: PhosphoServiceError,
+    UnexpectedReplyError: PhosphoUnexpectedReplyError,
+    NoToolCallError: PhosphoNoToolCallError,
+}
+
+
+@contextmanager
+def langchain_errors() -> Iterator[None]:
+    """Turn the core's errors that are raised inside into LangChain's.
+
+    Yields:
+        Nothing; use it in a `with` statement.
+
+    Raises:
+        PhosphoModelError: The core raised an error; it is the same one, of another class.
+    """
+    try:
+        yield
+    except PhosphoError as error:
+        # The same object with its attributes and traceback: a second one would drag the first
+        # along as its context.
+        error.__class__ = _IN_LANGCHAIN.get(type(error), type(error))
+        raise

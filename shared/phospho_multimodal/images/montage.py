@@ -1,0 +1,187 @@
+"""Several pictures on one labelled sheet, so that one image is billed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from phospho_multimodal.errors import UnsupportedContentError
+from phospho_multimodal.images.pixels import encode
+from phospho_multimodal.images.prepare import PreparedImage
+
+__all__ = ["Tile", "lay_out", "montage"]
+
+_GAP = 8
+"""Pixels of white around every tile."""
+_LABELS_IN_A_SIDE = 42
+_SMALLEST_LABEL = 16
+_SMALLEST_TILE = 32
+"""Longest side of a tile, in pixels, below which nothing can be seen on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Where a picture goes on the sheet, in pixels; the strip with its number stands on it."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Pictures in rows, each row as wide as it may be."""
+
+    sizes: Sequence[tuple[int, int]]
+    rows: list[list[int]]
+    label: int
+
+    def tile_sizes(self, width: int) -> list[list[tuple[int, int]]]:
+        """Size the tiles of each row for a sheet of some width: no picture is enlarged."""
+        return [self._row(row, width) for row in self.rows]
+
+    def _row(self, row: list[int], width: int) -> list[tuple[int, int]]:
+        free = width - _GAP * (len(row) + 1)
+        height = max(0.0, free / sum(self.sizes[i][0] / self.sizes[i][1] for i in row))
+        tiles = []
+        for i in row:
+            original_width, original_height = self.sizes[i]
+            scale = min(1.0, height / original_height)
+            tiles.append((int(original_width * scale), int(original_height * scale)))
+        return tiles
+
+    def height(self, width: int) -> int:
+        """Tell how high a sheet of some width gets."""
+        rows = self.tile_sizes(width)
+        return _GAP + sum(max(h for _, h in row) + self.label + _GAP for row in rows)
+
+    def widest(self, max_side: int) -> int:
+        """Find the greatest width, up to a limit, at which the height keeps to it as well."""
+        low, high = 0, max_side
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.height(middle) <= max_side:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def shrinking(self, width: int) -> tuple[float, float]:
+        """Tell how far the most shrunk picture is shrunk, and all together: more is better."""
+        rows = zip(self.rows, self.tile_sizes(width), strict=True)
+        scales = [
+            size[0] / self.sizes[i][0]
+            for row, tiles in rows
+            for i, size in zip(row, tiles, strict=True)
+        ]
+        return min(scales), sum(scales)
+
+
+def montage(pictures: Sequence[PreparedImage], *, max_side: int) -> PreparedImage:
+    """Put pictures on one sheet, each under a strip with its number, in their order.
+
+    Args:
+        pictures: Two or more, prepared.
+        max_side: Longest side of the sheet, in pixels.
+
+    Returns:
+        The sheet; PNG if all pictures are and it stays under 1 MB, else JPEG.
+
+    Raises:
+        UnsupportedContentError: The sheet is too small for that many.
+    """
+    tiles, size = lay_out([(picture.width, picture.height) for picture in pictures], max_side)
+    label = _label(max_side)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=label * 0.8)
+    for number, (picture, tile) in enumerate(zip(pictures, tiles, strict=True), start=1):
+        strip = (tile.left, tile.top - label, tile.left + tile.width - 1, tile.top - 1)
+        pen.rectangle(strip, fill="black")
+        middle = (tile.left + tile.width / 2, tile.top - label / 2)
+        pen.text(middle, str(number), fill="white", font=font, anchor="mm")
+        sheet.paste(_scaled(picture, (tile.width, tile.height)), (tile.left, tile.top))
+    data, kind = encode(sheet, lossless=all(picture.format == "PNG" for picture in pictures))
+    changes = (f"{len(pictures)} images on one sheet", f"written as {kind}")
+    return PreparedImage(data, kind, *sheet.size, form="pil", changes=changes)
+
+
+def lay_out(sizes: Sequence[tuple[int, int]], max_side: int) -> tuple[list[Tile], tuple[int, int]]:
+    """Find tiles for pictures: in rows, in their order, as large as the sheet allows.
+
+    Of all ways to break them into rows the one is taken in which the picture that is shrunk most
+    is shrunk least, since that one is the hardest to read.
+
+    Args:
+        sizes: Width and height of each picture, in pixels.
+        max_side: Longest side of the sheet, in pixels.
+
+    Returns:
+        A tile for each picture, and the size of the sheet.
+
+    Raises:
+        UnsupportedContentError: The sheet is too small for that many.
+    """
+    layouts = [_Layout(sizes, rows, _label(max_side)) for rows in _breaks(sizes)]
+    layout = max(layouts, key=lambda layout: layout.shrinking(layout.widest(max_side)))
+    tiles: list[Tile] = []
+    top = _GAP
+    for row in layout.tile_sizes(layout.widest(max_side)):
+        left = _GAP
+        top += layout.label
+        for width, height in row:
+            tiles.append(Tile(left, top, width, height))
+            left += width + _GAP
+        top += max(height for _, height in row) + _GAP
+    if not all(map(_can_be_seen, tiles, sizes)):
+        message = (
+            f"{len(sizes)} images do not fit on a sheet of {max_side} pixels. Nothing was sent."
+            " Raise max_image_side=, or choose multi_image='each'."
+        )
+        raise UnsupportedContentError(message)
+    right = max(tile.left + tile.width for tile in tiles) + _GAP
+    return tiles, (right, top)
+
+
+def _can_be_seen(tile: Tile, size: tuple[int, int]) -> bool:
+    longest = max(tile.width, tile.height)
+    return min(tile.width, tile.height) > 0 and longest >= min(_SMALLEST_TILE, max(size))
+
+
+def _label(max_side: int) -> int:
+    return max(_SMALLEST_LABEL, max_side // _LABELS_IN_A_SIDE)
+
+
+def _breaks(sizes: Sequence[tuple[int, int]]) -> Iterator[list[list[int]]]:
+    """Break a sequence into rows of about equal width, in every number of rows there is.
+
+    Rows are filled up to a limit; the limits worth trying are the widths of runs of pictures.
+    """
+    ratios = [width / height for width, height in sizes]
+    limits = {sum(ratios[i:j]) for i in range(len(ratios)) for j in range(i + 1, len(ratios) + 1)}
+    seen: set[tuple[int, ...]] = set()
+    for limit in sorted(limits):
+        rows: list[list[int]] = [[]]
+        filled = 0.0
+        for i, ratio in enumerate(ratios):
+            if rows[-1] and filled + ratio > limit + 1e-9:
+                rows.append([])
+                filled = 0.0
+            rows[-1].append(i)
+            filled += ratio
+        lengths = tuple(map(len, rows))
+        if lengths not in seen:
+            seen.add(lengths)
+            yield rows
+
+
+def _scaled(picture: PreparedImage, size: tuple[int, int]) -> Image.Image:
+    image = Image.open(io.BytesIO(picture.data), formats=(picture.format,))
+    if picture.format == "JPEG":
+        image.draft(None, size)
+    image.load()
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,57 @@
+"""The two clients behind one model of a framework, with one ledger between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from phospho_multimodal.async_client import AsyncPhosphoClient
+from phospho_multimodal.client import PhosphoClient
+from phospho_multimodal.settings import ClientOptions
+from phospho_multimodal.spending import Spending
+
+__all__ = ["ModelClients"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClients:
+    """A client for threads and one for event loops; neither opens anything before it is asked."""
+
+    sync: PhosphoClient
+    asynchronous: AsyncPhosphoClient
+
+    @classmethod
+    def make(
+        cls,
+        options: Mapping[str, Any],
+        *,
+        spending: Spending | None,
+        http_client: Any,
+        http_async_client: Any,
+    ) -> ModelClients:
+        """Make both.
+
+        Args:
+            options: What `Settings.resolve` takes, by name.
+            spending: The ledger of both; without one, spending is counted and not limited.
+            http_client: An `httpx.Client` to borrow.
+            http_async_client: An `httpx.AsyncClient` to borrow.
+
+        Returns:
+            The clients.
+
+        Raises:
+            ConfigurationError: A setting is out of range or contradicts another one.
+        """
+        shared = cast("ClientOptions", options)
+        ledger = Spending() if spending is None else spending
+        return cls(
+            PhosphoClient(spending=ledger, http_client=http_client, **shared),
+            AsyncPhosphoClient(spending=ledger, http_client=http_async_client, **shared),
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections of both."""
+        self.sync.close()
+        await self.asynchronous.aclose()

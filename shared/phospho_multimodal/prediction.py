@@ -1,0 +1,240 @@
+"""From the plan of a conversation to its answer: images made ready, asked about, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
+from phospho_multimodal.errors import (
+    AuthenticationError,
+    EndpointGoneError,
+    PaymentRequiredError,
+    PhosphoError,
+    UnsupportedContentError,
+)
+from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask
+from phospho_multimodal.images.prepare import (
+    LinkedImage,
+    PreparedImage,
+    SendableImage,
+    prepare_source,
+)
+from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.settings import Settings
+from phospho_multimodal.spending import Reservation
+from phospho_multimodal.wire import request_body
+
+__all__ = ["Asking", "Prediction", "predict"]
+
+_HOPELESS = (AuthenticationError, PaymentRequiredError, EndpointGoneError)
+"""What one image is refused for, all would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer.
+
+    Attributes:
+        description: The answer's text.
+        metadata: What was sent, how often, and what it cost; see the README.
+    """
+
+    description: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How something is asked.
+
+    Attributes:
+        model: The model's name.
+        parameters: Generation parameters that were set and checked.
+        stop: Strings at which an answer is cut.
+    """
+
+    model: str
+    parameters: Mapping[str, Any]
+    stop: Sequence[str] | None = None
+
+
+@dataclass(slots=True)
+class _Money:
+    """Reservations made for several images at once, and the error that stops the rest."""
+
+    reservations: list[Reservation]
+    stopped_by: PhosphoError | None = field(default=None, repr=False)
+
+
+def predict(
+    shared: Exchange, plan: ConversationPlan, asking: Asking
+) -> Generator[Step, Any, Prediction]:
+    """Ask what a plan says, with everything that belongs to it.
+
+    Args:
+        shared: What the client's calls share.
+        plan: The question and the images.
+        asking: How it is asked.
+
+    Yields:
+        Steps for the client to do.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PhosphoError: See `phospho_multimodal.errors`.
+    """
+    settings = shared.settings
+    deadline = None if settings.deadline is None else shared.clock() + settings.deadline
+    if plan.policy == "each":
+        return (yield from _ask_each(shared, plan, asking, deadline))
+
+    def make_ready() -> tuple[Call, list[dict[str, Any]]]:
+        if plan.policy == "montage":
+            image, sources = _montage(plan, settings)
+            text = f"{plan.text}\n{_legend(len(sources))}"
+        else:
+            image = _ready(plan.images[0], settings)
+            text, sources = plan.text, [image]
+        shown = [source.to_metadata() for source in sources]
+        return _call(image, text, asking, settings, deadline), shown
+
+    call, shown = yield Work(make_ready, heavy=_has_bytes(plan))
+    description = yield from ask(shared, call)
+    metadata = _metadata(shared, plan, asking, [call], shown)
+    return Prediction(cut_at_stop(description, asking.stop), metadata)
+
+
+def _ask_each(
+    shared: Exchange, plan: ConversationPlan, asking: Asking, deadline: float | None
+) -> Generator[Step, Any, Prediction]:
+    """Ask about every image by itself, all at once; a failure is told in its place."""
+    settings = shared.settings
+
+    def make_ready() -> list[tuple[SendableImage, Call]]:
+        images = [_ready(source, settings) for source in plan.images]
+        return [(image, _call(image, plan.text, asking, settings, deadline)) for image in images]
+
+    ready = yield Work(make_ready, heavy=_has_bytes(plan))
+    # For all or for none: half an answer for half the money is not what was asked for.
+    money = _Money(list(shared.spending.reserve(len(ready))))
+    try:
+        outcomes = yield Together(
+            [
+                _ask_one_of_several(shared, call, money, reservation)
+                for (_, call), reservation in zip(ready, money.reservations, strict=True)
+            ]
+        )
+    finally:
+        # What was sent is settled by now, and settling twice changes nothing.
+        for reservation in money.reservations:
+            reservation.release()
+    calls = [call for _, call in ready]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, PhosphoError)]
+    if len(failures) == len(outcomes):
+        first = money.stopped_by or failures[0]
+        first.attempts = sum(call.attempts for call in calls)
+        first.images_in_doubt = sum(call.in_doubt for call in calls)
+        raise first
+    shown = [image.to_metadata() for image, _ in ready]
+    answers = [
+        f"Image {number}:\n{_told(outcome, asking.stop)}"
+        for number, outcome in enumerate(outcomes, start=1)
+    ]
+    metadata = _metadata(shared, plan, asking, calls, shown, failed=len(failures))
+    return Prediction("\n\n".join(answers), metadata)
+
+
+def _ask_one_of_several(
+    shared: Exchange, call: Call, money: _Money, reservation: Reservation
+) -> Generator[Step, Any, str]:
+    call.reservation = reservation
+    call.stopped_by = lambda: money.stopped_by
+    try:
+        return (yield from ask(shared, call))
+    except _HOPELESS as error:
+        money.stopped_by = money.stopped_by or error
+        raise
+
+
+def _told(outcome: str | PhosphoError, stop: Sequence[str] | None) -> str:
+    if isinstance(outcome, PhosphoError):
+        return f"[no answer: {type(outcome).__name__}: {outcome}]"
+    return cut_at_stop(outcome, stop)
+
+
+def _has_bytes(plan: ConversationPlan) -> bool:
+    return any(source.url is None for source in plan.images)
+
+
+def _ready(source: ImageSource, settings: Settings) -> SendableImage:
+    return prepare_source(source, max_image_side=settings.max_image_side, prepare=settings.prepare)
+
+
+def _montage(
+    plan: ConversationPlan, settings: Settings
+) -> tuple[SendableImage, list[SendableImage]]:
+    """Make a sheet, and keep what it was made of."""
+    from phospho_multimodal.images.montage import montage  # noqa: PLC0415 - loads Pillow
+
+    sources: list[SendableImage] = []
+    pictures: list[PreparedImage] = []
+    for source in plan.images:
+        image = prepare_source(source, max_image_side=settings.max_image_side)
+        if isinstance(image, LinkedImage):
+            message = (
+                f"A montage has to open its images, and one is a URL at {image.origin} that is"
+                " passed on unopened. Nothing was sent. Set url_mode='fetch', or choose"
+                " multi_image='each' for a request for each image."
+            )
+            raise UnsupportedContentError(message)
+        sources.append(image)
+        pictures.append(image)
+    return montage(pictures, max_side=settings.max_image_side), sources
+
+
+def _legend(tiles: int) -> str:
+    """Name the tiles of a montage in one sentence."""
+    named = [f'"Image {number}" is the tile marked {number}' for number in range(1, tiles + 1)]
+    return f"The picture is a sheet of {tiles} images: {', '.join(named)}."
+
+
+def _call(
+    image: SendableImage, text: str, asking: Asking, settings: Settings, deadline: float | None
+) -> Call:
+    on_wire = image.to_wire()
+    body = request_body(
+        model=asking.model, text=text, image_url=on_wire, parameters=asking.parameters
+    )
+    return Call(body, (settings.api_key or "", text, on_wire), deadline)
+
+
+def _metadata(
+    shared: Exchange,
+    plan: ConversationPlan,
+    asking: Asking,
+    calls: Sequence[Call],
+    images: list[dict[str, Any]],
+    *,
+    failed: int = 0,
+) -> dict[str, Any]:
+    """Tell what an answer was made of, and what it cost."""
+    billed = len(calls) - failed
+    metadata: dict[str, Any] = {
+        "model_name": asking.model,
+        "model_provider": "phospho",
+        "images": images,
+        "images_billed": billed,
+        "images_in_doubt": sum(call.in_doubt for call in calls),
+        "cost_usd": float(billed * shared.spending.usd_per_image),
+        "attempts": sum(call.attempts for call in calls),
+        "image_policy": plan.policy,
+        "images_omitted": plan.images_omitted,
+    }
+    request_ids = [call.request_id for call in calls if call.request_id is not None]
+    if request_ids:
+        metadata["request_id"] = ", ".join(request_ids)
+    return metadata

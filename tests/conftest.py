@@ -1,0 +1,26 @@
+"""What every test stands on: an environment that says nothing about endpoints or networks."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+_READ_BY_THE_CLIENT = ("phospho_",)
+_READ_BY_HTTPX = (
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "ssl_cert_",
+    "sslkeylogfile",
+)
+_READ_BY_TRACING = ("langchain_", "langsmith_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the machine's own settings: a test sees those that it makes itself."""
+    for name in list(os.environ):
+        if name.lower().startswith(_READ_BY_THE_CLIENT + _READ_BY_HTTPX + _READ_BY_TRACING):
+            monkeypatch.delenv(name)
