@@ -52,7 +52,7 @@ wheel-test: $(STAMP)  ## Build, then test the wheel with the source out of reach
 
 .PHONY: clean
 clean:  ## Remove .venv and everything that was built
-	rm -rf .venv .coverage .hypothesis .import_linter_cache .mypy_cache .ruff_cache build dist
+	rm -rf .venv .benchmarks .coverage .hypothesis .import_linter_cache .mypy_cache .ruff_cache .schemathesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is the last thing written and the first thing removed: an install that was broken off

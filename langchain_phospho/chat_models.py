@@ -1,20 +1,33 @@
 """`ChatPhospho`: the endpoint as a LangChain chat model."""
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LangSmithParams, ModelProfile
-from langchain_core.messages import BaseMessage
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel
 
-from langchain_phospho.configuration import PARAMETERS, PhosphoConfiguration
-from langchain_phospho.content import read_messages
+from langchain_phospho.configuration import PARAMETERS
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.results import chat_chunk, chat_result
-from phospho_multimodal import ConfigurationError, Prediction
+from langchain_phospho.structured_output import Method, StructuredOutput
+from langchain_phospho.token_counts import TokenCounts
+from langchain_phospho.tool_calls import (
+    PROTOCOL_KEYWORDS,
+    bound_tools,
+    read_called_messages,
+    take_protocol,
+)
+from phospho_multimodal import ConfigurationError
+from phospho_multimodal.tool_protocol import ToolProtocol
+from phospho_multimodal.tool_replies import Answer, read_answer
 from phospho_multimodal.wire import MAX_NEW_TOKENS
 
 __all__ = ["ChatPhospho"]
@@ -27,11 +40,12 @@ def _digest(image: str) -> str:
     return hashlib.sha256(image.encode()).hexdigest()
 
 
-class ChatPhospho(PhosphoConfiguration):
+class ChatPhospho(TokenCounts):
     """Answers a question about the newest image of a conversation.
 
     Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
-    `phospho_multimodal.errors` and LangChain's `ModelError` at once.
+    `phospho_multimodal.errors` and LangChain's `ModelError` at once. Tools and structured output
+    are prompted: the endpoint knows neither, and each step of an agent is an image billed.
 
     Example:
         ```python
@@ -67,51 +81,67 @@ class ChatPhospho(PhosphoConfiguration):
             "url_mode": self.url_mode,
         }
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """Encode with `custom_get_token_ids`; the endpoint tells nothing of its tokens.
+    def bind_tools(
+        self,
+        tools: Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools to the model, by prompt: the endpoint itself knows none.
+
+        One call at most comes of an answer. One that cannot be run is handed on as it was read, so
+        that an agent asks again, at most twice in a row: each time is an image billed.
 
         Args:
-            text: What to encode.
+            tools: Whatever LangChain can turn into a tool.
+            tool_choice: `None` or `"auto"`, `"none"`, `"any"` or `"required"` or `True`, a tool's
+                name, or another provider's mapping for one of these. A forced call that does not
+                come is a `NoToolCallError`, after one image.
+            **kwargs: `response_format`, for an answer that is no call, and the keywords of any
+                call. `strict` and `parallel_tool_calls` are accepted and change nothing.
 
         Returns:
-            Token ids.
+            The model with the tools.
 
         Raises:
-            ConfigurationError: There is no `custom_get_token_ids`.
+            ConfigurationError: A tool is no function, or the choice is none of them.
         """
-        if self.custom_get_token_ids is None:
-            with langchain_errors():
-                message = "The endpoint's tokens are not known. Set custom_get_token_ids=."
-                raise ConfigurationError(message)
-        return super().get_token_ids(text)
+        with langchain_errors():
+            return self.bind(**bound_tools(tools, tool_choice), **kwargs)
 
-    def get_num_tokens(self, text: str) -> int:
-        """Guess the tokens of a text: one for four characters, without a tokenizer.
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        max_repairs: int = 0,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Have the model answer with an object, by prompt: nothing makes it.
 
         Args:
-            text: What to count.
+            schema: A pydantic class, a TypedDict, or a JSON schema with a title.
+            method: `"json_schema"` shows the model the schema, `"function_calling"` shows it as a
+                tool, `"json_mode"` asks for JSON and leaves the form to your prompt.
+            include_raw: Give a dict of `raw` (the message), `parsed` and `parsing_error`.
+            strict: Accepted, and changes nothing: an answer is always held against the schema.
+            max_repairs: How often a wrong answer is shown to the model to do better. Each is an
+                image billed; the metadata of `raw` tells the sum.
+            **kwargs: Keywords of any call.
 
         Returns:
-            A rough number; `custom_get_token_ids` makes it exact.
+            It gives the object. An answer that is none raises LangChain's `OutputParserException`,
+            whose `llm_output` is the text.
+
+        Raises:
+            ConfigurationError: The method is unknown, or the schema not that of an object.
         """
-        if self.custom_get_token_ids is not None:
-            return super().get_num_tokens(text)
-        return -(-len(text) // 4)
-
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """Guess the tokens of the texts of messages; images and tools are not counted.
-
-        Args:
-            messages: What to count.
-            tools: Ignored.
-
-        Returns:
-            A rough number.
-        """
-        del tools
-        return sum(self.get_num_tokens(message.text) for message in messages)
+        del strict
+        wanted = StructuredOutput(schema, method, include_raw, max_repairs)
+        return wanted.reading(self.bind(**wanted.keywords(), **kwargs))
 
     def _generate(
         self,
@@ -159,33 +189,41 @@ class ChatPhospho(PhosphoConfiguration):
 
     def _predict(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> Prediction:
+    ) -> Answer:
         with langchain_errors():
-            call = self._call(stop, overrides)
-            return self._clients().sync.converse(read_messages(messages), self._policy(), **call)
+            protocol, call = self._call(stop, overrides)
+            turns = read_called_messages(messages)
+            prediction = self._clients().sync.converse(protocol.turns(turns), **call)
+            return read_answer(prediction, protocol, turns)
 
     async def _apredict(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> Prediction:
+    ) -> Answer:
         with langchain_errors():
-            call = self._call(stop, overrides)
+            protocol, call = self._call(stop, overrides)
+            turns = read_called_messages(messages)
             client = self._clients().asynchronous
-            return await client.converse(read_messages(messages), self._policy(), **call)
+            prediction = await client.converse(protocol.turns(turns), **call)
+            return read_answer(prediction, protocol, turns)
 
-    def _call(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    def _call(
+        self, stop: list[str] | None, overrides: Mapping[str, Any]
+    ) -> tuple[ToolProtocol, dict[str, Any]]:
         """Put together what one call differs in: its own keywords before the model's fields."""
         given = {name: value for name, value in overrides.items() if value is not None}
         given.pop("stream", None)  # LangChain's own: whether `invoke` goes through `stream`
+        protocol = take_protocol(given)
         unknown = given.keys() - _KEYWORDS
         if unknown or {"max_tokens", "max_new_tokens"} <= given.keys():
             # Names alone: a value could be a key.
             names = ", ".join(sorted(unknown)) or "max_tokens beside max_new_tokens"
-            known = ", ".join(sorted(_KEYWORDS))
+            known = ", ".join(sorted(_KEYWORDS | PROTOCOL_KEYWORDS))
             message = f"A call of ChatPhospho cannot take {names}. It takes: {known} and stop."
             raise ConfigurationError(message)
         if "max_tokens" in given:
             given["max_new_tokens"] = given.pop("max_tokens")
-        return {
+        return protocol, {
+            "policy": replace(self._policy(), one_answer=bool(protocol)),
             "model": given.pop("model", self.model_name),
             "stop": self._listed(self.stop if stop is None else stop),
             "parameters": {name: given.get(name, getattr(self, name)) for name in PARAMETERS},
@@ -230,8 +268,10 @@ class ChatPhospho(PhosphoConfiguration):
             "audio_outputs": False,
             "video_outputs": False,
             "reasoning_output": False,
-            "tool_calling": False,
-            "tool_choice": False,
+            # Both by prompt: the endpoint itself knows no tools.
+            "tool_calling": True,
+            "tool_choice": True,
+            # True would have `create_agent` take the first prose for a failed answer.
             "structured_output": False,
             "temperature": True,
         }

@@ -3,46 +3,80 @@
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from phospho_multimodal import Prediction
+from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.tool_replies import Answer
 
 __all__ = ["chat_chunk", "chat_result"]
 
 
-def chat_result(prediction: Prediction) -> ChatResult:
+def chat_result(answer: Answer) -> ChatResult:
     """Make the result of a call.
 
     Args:
-        prediction: The core's answer.
+        answer: The core's answer.
 
     Returns:
         One message; its `response_metadata` tells what was sent and what it cost.
     """
+    call = answer.call
+    calls = [] if call is None else [tool_call(name=call.name, args=_arguments(answer), id=call.id)]
     message = AIMessage(
-        content=prediction.description, response_metadata=_response_metadata(prediction)
+        content=answer.text,
+        tool_calls=calls,
+        invalid_tool_calls=_invalid(answer),
+        response_metadata=_response_metadata(answer),
     )
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def chat_chunk(prediction: Prediction) -> ChatGenerationChunk:
+def chat_chunk(answer: Answer) -> ChatGenerationChunk:
     """Make the only chunk of a stream: the endpoint sends an answer whole.
 
     Args:
-        prediction: The core's answer.
+        answer: The core's answer.
 
     Returns:
         The whole answer, marked as the last chunk.
     """
+    call = answer.call
+    written = json_text(_arguments(answer))
+    chunks = (
+        [] if call is None else [tool_call_chunk(name=call.name, args=written, id=call.id, index=0)]
+    )
     message = AIMessageChunk(
-        content=prediction.description,
-        response_metadata=_response_metadata(prediction),
+        content=answer.text,
+        tool_call_chunks=chunks,
+        invalid_tool_calls=_invalid(answer),
+        response_metadata=_response_metadata(answer),
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message)
 
 
-def _response_metadata(prediction: Prediction) -> dict[str, Any]:
+def _arguments(answer: Answer) -> dict[str, Any]:
+    return {} if answer.call is None else dict(answer.call.arguments)
+
+
+def _invalid(answer: Answer) -> list[Any]:
+    if answer.broken is None:
+        return []
+    # As a JSON string: where LangChain adds up chunks it completes cut JSON, and so would make of
+    # a broken call one that runs, on what is left of its arguments or on none.
+    return [
+        invalid_tool_call(
+            name=answer.broken,
+            args=json_text(answer.text),
+            id=None,
+            error=answer.metadata["tool_call_problem"],
+        )
+    ]
+
+
+def _response_metadata(answer: Answer) -> dict[str, Any]:
     # The endpoint does not tell whether an answer was cut at max_new_tokens: "length" would be a
     # guess. Nor does it count tokens, so there is no usage_metadata.
-    return {**prediction.metadata, "finish_reason": "stop"}
+    reason = "stop" if answer.call is None else "tool_calls"
+    return {**answer.metadata, "finish_reason": reason}

@@ -1,10 +1,12 @@
-"""The phospho multimodal endpoint as an LLM of LlamaIndex."""
+"""The phospho multimodal endpoint as an LLM of LlamaIndex, for ingestion and as tools."""
 
 from phospho_multimodal import __version__
 
 try:
+    from llama_index_phospho.extractors import ImageDescriptionExtractor
     from llama_index_phospho.llms import Phospho
     from llama_index_phospho.multi_modal_llms import PhosphoMultiModal
+    from llama_index_phospho.tools import PhosphoToolSpec
 except ModuleNotFoundError as missing:
     # Only the framework's own absence: a broken installation has to tell what is broken.
     if missing.name not in {"llama_index", "llama_index.core"}:
@@ -15,4 +17,10 @@ except ModuleNotFoundError as missing:
     )
     raise ImportError(message) from missing
 
-__all__ = ["Phospho", "PhosphoMultiModal", "__version__"]
+__all__ = [
+    "ImageDescriptionExtractor",
+    "Phospho",
+    "PhosphoMultiModal",
+    "PhosphoToolSpec",
+    "__version__",
+]

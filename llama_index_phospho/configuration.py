@@ -37,14 +37,9 @@ from phospho_multimodal.settings import (
 )
 from phospho_multimodal.wire import DEFAULT_MODEL
 
-__all__ = ["NO_TOOLS", "PARAMETERS", "PhosphoConfiguration"]
+__all__ = ["PARAMETERS", "PhosphoConfiguration"]
 
 logger = logging.getLogger("phospho_multimodal")
-
-NO_TOOLS = (
-    "is_function_calling_model=True needs tool calls by prompt, which are not built yet."
-    " Leave it False: agents that reason in text and structured output by text work without it."
-)
 
 PARAMETERS = tuple(ParameterOptions.__annotations__)
 """The fields that are sent along with the question."""
@@ -99,7 +94,8 @@ class PhosphoConfiguration(FunctionCallingLLM):
     """Tokens of one request, as core reckons. An image counts as 2,125 of them: with a window of
     this size it packs one image into each request, which is what the endpoint takes."""
     is_function_calling_model: bool = False
-    """Whether core may hand over tools; not built yet."""
+    """Whether core may hand over tools; they are called by prompt, since the endpoint knows none.
+    False leaves agents to reason in text, and structured output to be read from text."""
 
     timeout: float | Timeouts | None = None
     """Seconds to wait for an answer, or an `httpx.Timeout`."""
@@ -166,8 +162,6 @@ class PhosphoConfiguration(FunctionCallingLLM):
                 self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
             )
         ImagePolicy(multi_image=self.multi_image, max_images=self.max_images)
-        if self.is_function_calling_model:
-            raise ConfigurationError(NO_TOOLS)
         self._clients()
 
     def _client_options(self) -> dict[str, Any]:

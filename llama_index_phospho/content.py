@@ -2,13 +2,13 @@
 
 Fields are read, and no helper of the framework is called: `resolve_image`, `inline_url` and their
 like open URLs and files without a limit. A path is taken from a field that is one, never from
-`metadata`.
+`metadata`. A mapping, where one gets in, is read by the core's own table.
 """
 
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 
 from phospho_multimodal import ConfigurationError, ImageError, UnsupportedContentError
+from phospho_multimodal.content_blocks import checked_turn, read_content
 from phospho_multimodal.conversation import Part, Role, Turn
 from phospho_multimodal.images.source import ImageSource, image_source
 
@@ -53,7 +54,7 @@ _HEAD = 64  # characters of base64: enough to tell a string from an image
 _STRING = re.compile(rb"(?:data:|https?://|[A-Za-z0-9+/=_\s-]*\Z)", re.IGNORECASE)
 
 
-def message_turns(messages: Iterable[ChatMessage]) -> list[Turn]:
+def message_turns(messages: Sequence[ChatMessage]) -> list[Turn]:
     """Turn messages into turns.
 
     Args:
@@ -66,7 +67,13 @@ def message_turns(messages: Iterable[ChatMessage]) -> list[Turn]:
         UnsupportedContentError: A message holds what this endpoint cannot be sent.
         ImageError: A block for an image holds none.
     """
-    return [_turn(message) for message in messages]
+    called: dict[str | None, str] = {
+        block.tool_call_id: block.tool_name
+        for message in messages
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock) and block.tool_call_id
+    }
+    return [_turn(message, called) for message in messages]
 
 
 def prompt_turns(prompt: str, formatted: object, image_documents: object) -> list[Turn]:
@@ -103,14 +110,14 @@ def prompt_turns(prompt: str, formatted: object, image_documents: object) -> lis
     return [Turn("user", (str(prompt), *(_document(document) for document in documents)))]
 
 
-def _turn(message: ChatMessage) -> Turn:
+def _turn(message: ChatMessage, called: Mapping[str | None, str]) -> Turn:
     role = _ROLES[message.role]
     name = None
-    if role == "tool":
-        extra = message.additional_kwargs
-        name = extra.get("name") or extra.get("tool_call_id")
-    parts = tuple(part for block in _blocks(message) for part in _parts(block))
-    return Turn(role, parts, None if name is None else str(name))
+    if role == "tool":  # agents tell the call's id alone
+        call = message.additional_kwargs.get("tool_call_id")
+        name = message.additional_kwargs.get("name") or called.get(call, call)
+    parts = (part for block in _blocks(message) for part in _parts(block))
+    return checked_turn(role, parts, None if name is None else str(name))
 
 
 def _blocks(message: ChatMessage) -> Iterator[BaseContentBlock]:
@@ -131,8 +138,11 @@ def _blocks(message: ChatMessage) -> Iterator[BaseContentBlock]:
         yield block
 
 
-def _parts(block: BaseContentBlock) -> Iterator[Part]:
+def _parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
     """Give the texts and images of a block."""
+    if isinstance(block, Mapping):  # put there after validation
+        yield from read_content(block)
+        return
     if isinstance(block, TextBlock):
         yield block.text
     elif isinstance(block, (ImageBlock, DocumentBlock)):
@@ -156,13 +166,19 @@ def _document(document: object) -> ImageSource:
     """Read one of `image_documents`."""
     if isinstance(document, NodeWithScore):
         document = document.node
+    if isinstance(document, Mapping):
+        parts = tuple(read_content(document))
+        if len(parts) == 1 and isinstance(parts[0], ImageSource):
+            return parts[0]
+        message = "A mapping among the images is no image block. Nothing was sent. Take it out."
+        raise UnsupportedContentError(message)
     if isinstance(document, ImageNode):
         return _source(document, document.image, document.image_path, document.image_url)
     if isinstance(document, Node) and document.image_resource is not None:  # an ImageDocument
         resource = document.image_resource
         return _source(document, resource.data, resource.path, resource.url)
     if isinstance(document, BaseNode):
-        raise _no_image(document)
+        raise _no_image(document, document.metadata)
     if isinstance(document, BaseContentBlock):
         return _image(document)
     return image_source(document)
@@ -175,6 +191,8 @@ def _source(owner: object, data: Any, path: Path | str | None, url: object) -> I
     if path:
         return image_source(Path(path))
     if url:
+        # A block's URL is as pydantic's AnyUrl has rewritten it: host, default port, dots in the
+        # path, what is not ASCII. The query keeps its signature; `image=` keeps the whole URL.
         return image_source(str(url))
     raise _no_image(owner)
 
@@ -199,11 +217,18 @@ def _stored_base64(data: bytes) -> ImageSource:
     return ImageSource("base64", data.decode("ascii", "replace"))
 
 
-def _no_image(owner: object) -> ImageError:
-    return ImageError(
+def _no_image(owner: object, metadata: Mapping[str, Any] | None = None) -> ImageError:
+    message = (
         f"The {type(owner).__name__} holds no image: neither data, nor a path, nor a URL."
         " Nothing was sent."
     )
+    if str((metadata or {}).get("file_type")).startswith("image/"):
+        # What SimpleDirectoryReader makes of a picture: its bytes, read as text.
+        message += (
+            " It is the text of an image file: install llama-index-readers-file, which reads one"
+            " as an image, or hand over an ImageBlock with its path."
+        )
+    return ImageError(message)
 
 
 def _unsupported(block: BaseContentBlock) -> UnsupportedContentError:

@@ -1,7 +1,8 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -14,20 +15,33 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.prompts.base import PromptTemplate
+from pydantic import BaseModel
 from typing_extensions import override
 
-from llama_index_phospho.configuration import NO_TOOLS, PARAMETERS, PhosphoConfiguration
-from llama_index_phospho.content import message_turns, prompt_turns
+from llama_index_phospho.configuration import PARAMETERS, PhosphoConfiguration
+from llama_index_phospho.content import prompt_turns
 from llama_index_phospho.results import chat_response, completion_response
-from phospho_multimodal import ConfigurationError
-from phospho_multimodal.conversation import ImagePolicy
+from llama_index_phospho.tool_calls import (
+    called_message_turns,
+    chat_with_tools_keywords,
+    object_or_error,
+    selected_tools,
+    take_protocol,
+)
+from phospho_multimodal import ConfigurationError, Prediction
+from phospho_multimodal.conversation import ImagePolicy, Turn
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.tool_protocol import ToolProtocol
+from phospho_multimodal.tool_replies import read_answer
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
 
 __all__ = ["Phospho"]
+
+_Object = TypeVar("_Object", bound=BaseModel)
 
 _OF_A_CALL = (
     "model",
@@ -42,6 +56,28 @@ _OF_A_CALL = (
 _USUAL_OUTPUT = 200
 """Tokens of an answer where `max_new_tokens` is not set: the server's default."""
 
+_NO_TOOLS = (
+    "This model has is_function_calling_model=False and takes no tools. Nothing was sent. Set it to"
+    " True to have them called by prompt, or use what reasons in text, a ReActAgent for one."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """One chat: what is asked, with what, and how the answer is read."""
+
+    turns: list[Turn]
+    protocol: ToolProtocol
+    asked: dict[str, Any]
+
+    @property
+    def shown(self) -> list[Turn]:
+        return self.protocol.turns(self.turns)
+
+    def response(self, prediction: Prediction, *, streamed: bool = False) -> ChatResponse:
+        answer = read_answer(prediction, self.protocol, self.turns)
+        return chat_response(answer, streamed=streamed)
+
 
 class Phospho(PhosphoConfiguration):
     """The phospho multimodal endpoint as an LLM of LlamaIndex: one image, one question, one answer.
@@ -49,7 +85,8 @@ class Phospho(PhosphoConfiguration):
     It goes wherever an LLM goes, `Settings.llm` for one. A call without any image raises
     `MissingImageError` before anything is sent, unless `default_image` is set. What each answer
     cost is in `response.raw`. Each call also takes the parameters of the answer as keywords, which
-    win over the model's.
+    win over the model's. `is_function_calling_model=True` has core's agents and programs hand over
+    tools, which are called by prompt: the endpoint itself knows none.
 
     Example:
         ```python
@@ -79,9 +116,8 @@ class Phospho(PhosphoConfiguration):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Ask what a conversation asks about its newest image."""
-        return chat_response(
-            self._clients().sync.converse(message_turns(messages), **self._asked(kwargs))
-        )
+        chat = self._chat(messages, kwargs)
+        return chat.response(self._clients().sync.converse(chat.shown, **chat.asked))
 
     @llm_completion_callback()
     def complete(
@@ -94,10 +130,11 @@ class Phospho(PhosphoConfiguration):
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Do as `chat`, with the whole answer as the one chunk of a stream."""
-        turns, asked = message_turns(messages), self._asked(kwargs)
+        chat = self._chat(messages, kwargs)
 
         def answer() -> ChatResponseGen:
-            yield chat_response(self._clients().sync.converse(turns, **asked), streamed=True)
+            prediction = self._clients().sync.converse(chat.shown, **chat.asked)
+            yield chat.response(prediction, streamed=True)
 
         return answer()
 
@@ -117,8 +154,9 @@ class Phospho(PhosphoConfiguration):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Do as `chat`, with await."""
-        turns, asked = message_turns(messages), self._asked(kwargs)
-        return chat_response(await self._clients().asynchronous.converse(turns, **asked))
+        chat = self._chat(messages, kwargs)
+        client = self._clients().asynchronous
+        return chat.response(await client.converse(chat.shown, **chat.asked))
 
     @llm_completion_callback()
     async def acomplete(
@@ -134,12 +172,12 @@ class Phospho(PhosphoConfiguration):
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Do as `stream_chat`, with await."""
-        turns, asked = message_turns(messages), self._asked(kwargs)
+        chat = self._chat(messages, kwargs)
 
         async def answer() -> ChatResponseAsyncGen:
-            yield chat_response(
-                await self._clients().asynchronous.converse(turns, **asked), streamed=True
-            )
+            client = self._clients().asynchronous
+            prediction = await client.converse(chat.shown, **chat.asked)
+            yield chat.response(prediction, streamed=True)
 
         return answer()
 
@@ -156,6 +194,15 @@ class Phospho(PhosphoConfiguration):
             yield completion_response(prediction, streamed=True)
 
         return answer()
+
+    def _chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Chat:
+        rest = dict(given)
+        protocol = take_protocol(rest)
+        if protocol and not self.is_function_calling_model:
+            raise ConfigurationError(_NO_TOOLS)
+        asked = self._asked(rest)
+        asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
+        return _Chat(called_message_turns(messages), protocol, asked)
 
     def _asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Put together what a client is asked with: this call's values over the model's.
@@ -194,6 +241,41 @@ class Phospho(PhosphoConfiguration):
         }
 
     @override
+    def structured_predict(
+        self,
+        output_cls: type[_Object],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> _Object:
+        """Ask for an object; see `LLM.structured_predict`.
+
+        Raises:
+            NoToolCallError: The answer holds no such object. Core says so by a ValueError, which
+                its own response synthesizers take for an empty response.
+        """
+        with object_or_error(output_cls):
+            answer: _Object = super().structured_predict(
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+        return answer
+
+    @override
+    async def astructured_predict(
+        self,
+        output_cls: type[_Object],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> _Object:
+        """Do as `structured_predict`, with await."""
+        with object_or_error(output_cls):
+            answer: _Object = await super().astructured_predict(
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+        return answer
+
+    @override
     def _prepare_chat_with_tools(
         self,
         tools: Sequence["BaseTool"],
@@ -203,12 +285,17 @@ class Phospho(PhosphoConfiguration):
         allow_parallel_tool_calls: bool = False,
         tool_required: bool = False,
         **kwargs: Any,
-    ) -> NoReturn:
-        raise ConfigurationError(NO_TOOLS)
+    ) -> dict[str, Any]:
+        if not self.is_function_calling_model:
+            raise ConfigurationError(_NO_TOOLS)
+        messages = list(chat_history or ())
+        if user_msg is not None:
+            messages.append(ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg)
+        return chat_with_tools_keywords(tools, messages, required=tool_required, given=kwargs)
 
     @override
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list["ToolSelection"]:
-        """Refuse: there are no tool calls yet."""
-        raise ConfigurationError(NO_TOOLS)
+        """Read the tool call out of a response: there is one at most."""
+        return selected_tools(response, error_on_no_tool_call=error_on_no_tool_call)

@@ -6,28 +6,34 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     MessageRole,
     TextBlock,
+    ToolCallBlock,
 )
 
 from phospho_multimodal import Prediction
+from phospho_multimodal.conversation import ToolCall
+from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.tool_replies import Answer
 
 __all__ = ["chat_response", "completion_response"]
 
 
-def chat_response(prediction: Prediction, *, streamed: bool = False) -> ChatResponse:
+def chat_response(answer: Answer, *, streamed: bool = False) -> ChatResponse:
     """Make the response of a chat.
 
     Args:
-        prediction: The answer.
+        answer: The answer.
         streamed: Whether it is the one chunk of a stream, which is all new text.
 
     Returns:
         The response; what the answer tells about itself is in `raw`.
     """
-    text = prediction.description
+    message = ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=answer.text)])
+    if answer.call is not None:
+        message = _call_message(answer.call)
     return ChatResponse(
-        message=ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text)]),
-        raw=dict(prediction.metadata),
-        delta=text if streamed else None,
+        message=message,
+        raw=dict(answer.metadata),
+        delta=answer.text if streamed else None,
     )
 
 
@@ -44,4 +50,17 @@ def completion_response(prediction: Prediction, *, streamed: bool = False) -> Co
     text = prediction.description
     return CompletionResponse(
         text=text, raw=dict(prediction.metadata), delta=text if streamed else None
+    )
+
+
+def _call_message(call: ToolCall) -> ChatMessage:
+    arguments = dict(call.arguments)
+    function = {"name": call.name, "arguments": json_text(arguments)}
+    return ChatMessage(
+        role=MessageRole.ASSISTANT,
+        blocks=[ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=arguments)],
+        # The same in OpenAI's form: core's streams of structured output look nowhere else.
+        additional_kwargs={
+            "tool_calls": [{"id": call.id, "type": "function", "function": function}]
+        },
     )

@@ -6,11 +6,17 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import orjson
 
 from phospho_multimodal.errors import quote, status_error
-from phospho_multimodal.exchange import AwaitTurn, Reply, RequestBody, Send, Step
+from phospho_multimodal.exchange import (
+    TRANSPORT_FAILURES,
+    AwaitTurn,
+    Reply,
+    RequestBody,
+    Send,
+    Step,
+)
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.wire import (
     HEALTH_PATH,
@@ -70,7 +76,7 @@ def check_endpoint(settings: Settings) -> Generator[Step, Any, EndpointStatus]:
             listing = yield from _request(settings, "GET", MODELS_PATH, b"")
             models = _model_names(listing)
         refusal = yield from _request(settings, "POST", PREDICT_PATH, probe)
-    except httpx.RequestError as failure:
+    except TRANSPORT_FAILURES as failure:
         words = quote(str(failure), hide=(settings.api_key or "",))
         detail = f"Nothing answers: {type(failure).__name__}: {words}"
         return EndpointStatus(settings.base_url, False, None, models, detail)  # noqa: FBT003

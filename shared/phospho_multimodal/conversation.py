@@ -6,9 +6,9 @@ in either framework.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from phospho_multimodal.errors import (
     ConfigurationError,
@@ -24,6 +24,7 @@ __all__ = [
     "MultiImage",
     "Part",
     "Role",
+    "ToolCall",
     "Turn",
     "cut_at_stop",
     "plan_conversation",
@@ -42,12 +43,36 @@ _LABELS: dict[Role, str] = {"user": "User", "assistant": "Assistant", "tool": "T
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool, made or asked for.
+
+    Attributes:
+        name: The tool's name as the model wrote it.
+        arguments: By name.
+        id: What the tool's answer refers to.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(repr=False)
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn: who speaks, and texts and images in their order."""
+    """One turn: who speaks, and texts and images in their order.
+
+    Attributes:
+        role: Who speaks.
+        parts: Texts and images.
+        name: Of a tool: its name.
+        calls: Of the assistant: the tools it called. They are no part of the text; the tool
+            protocol shows them where there are tools.
+    """
 
     role: Role
     parts: tuple[Part, ...] = field(repr=False)
     name: str | None = None
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def images(self) -> tuple[ImageSource, ...]:
@@ -65,12 +90,15 @@ class ImagePolicy:
         max_images: More images than this in one turn are an error.
         default_image: Sent where a conversation has no image; `None` makes that an error.
         default_prompt: Asked where a conversation has no text.
+        one_answer: Whether the answer has to be one whole, since it is read by a program: then
+            `"each"` is an error for several images.
     """
 
     multi_image: MultiImage = "montage"
     max_images: int = 16
     default_image: ImageSource | None = None
     default_prompt: str = field(default=DEFAULT_PROMPT, repr=False)
+    one_answer: bool = False
 
     def __post_init__(self) -> None:
         if self.multi_image not in get_args(MultiImage):
@@ -164,6 +192,13 @@ def _choose(
         message = (
             f"The turn has {len(images)} images and max_images is {policy.max_images}."
             " Nothing was sent. Send fewer, or raise max_images=."
+        )
+        raise UnsupportedContentError(message)
+    if policy.multi_image == "each" and policy.one_answer:
+        message = (
+            f"The turn has {len(images)} images and multi_image='each' makes an answer for each,"
+            " but with tools or a schema one answer is read. Nothing was sent. Send one image, or"
+            " choose multi_image='montage' or 'last'."
         )
         raise UnsupportedContentError(message)
     return images, policy.multi_image

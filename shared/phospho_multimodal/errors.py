@@ -187,6 +187,15 @@ class NoToolCallError(PhosphoError):
     """A tool call was forced, and the model answered without one."""
 
 
+FATAL_ERRORS = (
+    ConfigurationError,
+    SpendingLimitError,
+    AuthenticationError,
+    PaymentRequiredError,
+    EndpointGoneError,
+)
+"""What one question is refused for, every other would be: no use in asking on."""
+
 _BY_STATUS: dict[int, type[APIStatusError]] = {
     400: InvalidRequestError,
     401: AuthenticationError,

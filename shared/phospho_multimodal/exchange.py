@@ -38,6 +38,7 @@ from phospho_multimodal.spending import Reservation, Spending
 from phospho_multimodal.wire import PREDICT_PATH, read_description, read_detail
 
 __all__ = [
+    "TRANSPORT_FAILURES",
     "AwaitTurn",
     "Call",
     "DeadlineError",
@@ -147,6 +148,10 @@ class Reply:
 
 class DeadlineError(Exception):
     """A client tells the exchange with this that the deadline passed while it was sending."""
+
+
+TRANSPORT_FAILURES = (httpx.RequestError, DeadlineError)
+"""What a client may throw in where a `Reply` was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +267,7 @@ def _attempt(
     call.attempts += 1
     try:
         reply = yield Send("POST", settings.url(PREDICT_PATH), headers, body, call.deadline)
-    except (httpx.RequestError, DeadlineError) as lost:
+    except TRANSPORT_FAILURES as lost:
         failure = _transport_failure(lost, settings, call, sent=body.sent)
     except BaseException:  # cancelled, interrupted, or closed: only the money is left to settle
         _settle_lost(call, reservation, sent=body.sent)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.processes import is_alive, name_of_process
 
 __all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
 
@@ -130,7 +131,7 @@ class LedgerFile:
         """Set images aside; see `Ledger`."""
         with self._transaction() as database:
             check(_read(database))
-            owner = _name_of_process(os.getpid())
+            owner = name_of_process()
             insert = "INSERT INTO reservations (owner) VALUES (?) RETURNING ticket"
             return [int(database.execute(insert, (owner,)).fetchone()[0]) for _ in range(images)]
 
@@ -207,7 +208,7 @@ def _open_file(path: Path) -> sqlite3.Connection:
 def _read(database: sqlite3.Connection) -> Counts:
     billed, in_doubt = database.execute("SELECT billed, in_doubt FROM totals").fetchone()
     rows = database.execute("SELECT owner, COUNT(*) FROM reservations GROUP BY owner").fetchall()
-    dead = sum(count for owner, count in rows if not _is_alive(owner))
+    dead = sum(count for owner, count in rows if not is_alive(owner))
     alive = sum(count for _, count in rows) - dead
     return Counts(int(billed), int(in_doubt) + dead, alive)
 
@@ -218,7 +219,7 @@ def _write(database: sqlite3.Connection, billed: int, in_doubt: int) -> None:
 
 def _dead_owners(database: sqlite3.Connection) -> list[str]:
     owners = database.execute("SELECT DISTINCT owner FROM reservations").fetchall()
-    return [owner for (owner,) in owners if not _is_alive(owner)]
+    return [owner for (owner,) in owners if not is_alive(owner)]
 
 
 def _resolved(counts: Counts, billed: int | None) -> Counts:
@@ -227,24 +228,3 @@ def _resolved(counts: Counts, billed: int | None) -> Counts:
         message = f"settle(billed={billed}): there are {counts.in_doubt} images in doubt."
         raise ConfigurationError(message)
     return Counts(counts.billed + decided, 0, counts.reserved)
-
-
-def _name_of_process(pid: int) -> str:
-    """Name a process so that another one with the same number is another one."""
-    try:
-        # The 22nd field is when it started; the second, its name, may hold spaces.
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        started = ""  # no such file system: the number alone has to do
-    return f"{pid}:{started}"
-
-
-def _is_alive(owner: str) -> bool:
-    pid = int(owner.partition(":")[0])
-    try:
-        os.kill(pid, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is there, and somebody else's
-    return _name_of_process(pid) == owner

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
-from phospho_multimodal.errors import (
-    AuthenticationError,
-    EndpointGoneError,
-    PaymentRequiredError,
-    PhosphoError,
-    UnsupportedContentError,
-)
+from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
 from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask
+from phospho_multimodal.images.fetch import fetch_image
 from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
@@ -27,9 +24,6 @@ from phospho_multimodal.spending import Reservation
 from phospho_multimodal.wire import request_body
 
 __all__ = ["Asking", "Prediction", "predict"]
-
-_HOPELESS = (AuthenticationError, PaymentRequiredError, EndpointGoneError)
-"""What one image is refused for, all would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +62,14 @@ class _Money:
     stopped_by: PhosphoError | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _HandedOver:
+    """An image as it was handed over, and the file behind it if it is a URL that was fetched."""
+
+    source: ImageSource
+    fetched: bytes | None = field(default=None, repr=False)
+
+
 def predict(
     shared: Exchange, plan: ConversationPlan, asking: Asking
 ) -> Generator[Step, Any, Prediction]:
@@ -89,36 +91,41 @@ def predict(
     """
     settings = shared.settings
     deadline = None if settings.deadline is None else shared.clock() + settings.deadline
+    handed_over = yield from _handed_over(plan, settings, deadline)
     if plan.policy == "each":
-        return (yield from _ask_each(shared, plan, asking, deadline))
+        return (yield from _ask_each(shared, plan, handed_over, asking, deadline))
 
     def make_ready() -> tuple[Call, list[dict[str, Any]]]:
         if plan.policy == "montage":
-            image, sources = _montage(plan, settings)
+            image, sources = _montage(handed_over, settings)
             text = f"{plan.text}\n{_legend(len(sources))}"
         else:
-            image = _ready(plan.images[0], settings)
+            image = _ready(handed_over[0], settings)
             text, sources = plan.text, [image]
         shown = [source.to_metadata() for source in sources]
         return _call(image, text, asking, settings, deadline), shown
 
-    call, shown = yield Work(make_ready, heavy=_has_bytes(plan))
+    call, shown = yield Work(make_ready, heavy=_have_bytes(handed_over))
     description = yield from ask(shared, call)
     metadata = _metadata(shared, plan, asking, [call], shown)
     return Prediction(cut_at_stop(description, asking.stop), metadata)
 
 
 def _ask_each(
-    shared: Exchange, plan: ConversationPlan, asking: Asking, deadline: float | None
+    shared: Exchange,
+    plan: ConversationPlan,
+    handed_over: Sequence[_HandedOver],
+    asking: Asking,
+    deadline: float | None,
 ) -> Generator[Step, Any, Prediction]:
     """Ask about every image by itself, all at once; a failure is told in its place."""
     settings = shared.settings
 
     def make_ready() -> list[tuple[SendableImage, Call]]:
-        images = [_ready(source, settings) for source in plan.images]
+        images = [_ready(image, settings) for image in handed_over]
         return [(image, _call(image, plan.text, asking, settings, deadline)) for image in images]
 
-    ready = yield Work(make_ready, heavy=_has_bytes(plan))
+    ready = yield Work(make_ready, heavy=_have_bytes(handed_over))
     # For all or for none: half an answer for half the money is not what was asked for.
     money = _Money(list(shared.spending.reserve(len(ready))))
     try:
@@ -155,7 +162,7 @@ def _ask_one_of_several(
     call.stopped_by = lambda: money.stopped_by
     try:
         return (yield from ask(shared, call))
-    except _HOPELESS as error:
+    except FATAL_ERRORS as error:
         money.stopped_by = money.stopped_by or error
         raise
 
@@ -166,24 +173,63 @@ def _told(outcome: str | PhosphoError, stop: Sequence[str] | None) -> str:
     return cut_at_stop(outcome, stop)
 
 
-def _has_bytes(plan: ConversationPlan) -> bool:
-    return any(source.url is None for source in plan.images)
+def _handed_over(
+    plan: ConversationPlan, settings: Settings, deadline: float | None
+) -> Generator[Step, Any, Sequence[_HandedOver]]:
+    """Fetch the images that are URLs, if that is asked for: all at once, before money is spent."""
+    if settings.url_mode == "pass" or all(source.url is None for source in plan.images):
+        return [_HandedOver(source) for source in plan.images]
+    if len(plan.images) == 1:
+        return [(yield from _fetched(plan.images[0], deadline))]
+    outcomes: list[_HandedOver | PhosphoError]
+    outcomes = yield Together([_fetched(source, deadline) for source in plan.images])
+    images: list[_HandedOver] = []
+    for outcome in outcomes:
+        if isinstance(outcome, PhosphoError):
+            raise outcome
+        images.append(outcome)
+    return images
 
 
-def _ready(source: ImageSource, settings: Settings) -> SendableImage:
-    return prepare_source(source, max_image_side=settings.max_image_side, prepare=settings.prepare)
+def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any, _HandedOver]:
+    if source.url is None:
+        return _HandedOver(source)
+    given_up = threading.Event()
+    fetch = partial(fetch_image, source.url, deadline=deadline, given_up=given_up.is_set)
+    try:
+        return _HandedOver(source, (yield Work(fetch, heavy=True)))
+    finally:
+        # A cancelled task does not wait for the thread that works for it: this ends the work.
+        given_up.set()
+
+
+def _have_bytes(images: Sequence[_HandedOver]) -> bool:
+    return any(image.source.url is None or image.fetched is not None for image in images)
+
+
+def _ready(image: _HandedOver, settings: Settings) -> SendableImage:
+    return prepare_source(
+        image.source,
+        max_image_side=settings.max_image_side,
+        prepare=settings.prepare,
+        fetched=image.fetched,
+    )
 
 
 def _montage(
-    plan: ConversationPlan, settings: Settings
+    images: Sequence[_HandedOver], settings: Settings
 ) -> tuple[SendableImage, list[SendableImage]]:
     """Make a sheet, and keep what it was made of."""
     from phospho_multimodal.images.montage import montage  # noqa: PLC0415 - loads Pillow
 
     sources: list[SendableImage] = []
     pictures: list[PreparedImage] = []
-    for source in plan.images:
-        image = prepare_source(source, max_image_side=settings.max_image_side)
+    for handed_over in images:
+        image = prepare_source(
+            handed_over.source,
+            max_image_side=settings.max_image_side,
+            fetched=handed_over.fetched,
+        )
         if isinstance(image, LinkedImage):
             message = (
                 f"A montage has to open its images, and one is a URL at {image.origin} that is"

@@ -170,7 +170,7 @@ class Settings:
             requests_per_second: Rate of this client, at most one second's worth at once.
             prepare: Turn, clean and shrink images; `False` checks type and limits alone.
             max_image_side: Longest side of what is sent, in pixels.
-            url_mode: `"pass"` hands URLs on unopened; `"fetch"` opens them here.
+            url_mode: `"pass"` hands URLs on unopened; `"fetch"` opens public ones here.
             allow_insecure_http: Send the key over plain http beyond the loopback.
             proxy: URL of a proxy; else the environment's, as httpx reads it.
             verify: `False`, a CA file or folder, or an `ssl.SSLContext`.
@@ -201,9 +201,6 @@ class Settings:
             raise ConfigurationError(message)
         if url_mode not in {"pass", "fetch"}:
             message = f"url_mode is {url_mode!r}; it is 'pass' or 'fetch'."
-            raise ConfigurationError(message)
-        if url_mode == "fetch":
-            message = "url_mode='fetch' is not built yet. Download images and hand over the files."
             raise ConfigurationError(message)
         if max_retries < 0:
             message = f"max_retries is {max_retries}; it is 0 or more."

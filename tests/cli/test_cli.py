@@ -194,7 +194,6 @@ class TestServe:
         ("arguments", "message"),
         [
             pytest.param(["--host", "0.0.0.0"], "needs a key", id="open to all"),  # noqa: S104
-            pytest.param(["--allow-urls"], "guarded fetcher", id="URLs"),
             pytest.param(["--engine", "llava"], "echo, ocr", id="an unknown engine"),
         ],
     )

@@ -394,3 +394,56 @@ def test_the_header_reader_never_fails(data: bytes):
     for file in (data, b"\xff\xd8" + data, b"\x89PNG\r\n\x1a\n" + data):
         clean_image(file)
         sniff(file)
+
+
+def test_a_callers_own_image_stays_as_it_is():
+    frames = [draw(2000, 100, colour) for colour in ("red", "green", "blue")]
+    file = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    for kind, content in (("JPEG", encoded(draw(3000, 2000), exif=exif(6))), ("GIF", file)):
+        image = Image.open(io.BytesIO(content))
+        if kind == "GIF":
+            image.seek(1)
+        before = (image.size, image.mode, dict(image.info), image.tell())
+
+        prepared = prepare_image(image)
+
+        assert (image.size, image.mode, dict(image.info), image.tell()) == before
+        if kind == "GIF":  # the frame that it shows
+            assert difference(opened(prepared), draw(1536, 77, "green")) < 12
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "I;16", "L", "1"])
+def test_a_far_too_large_picture_is_shrunk_like_any_other(mode: str):
+    large = ramp(mode, 3000, 2000)
+    opaque = Image.open(io.BytesIO(prepare_image(large, max_image_side=3000).data))
+
+    shrunk = prepare_image(large, max_image_side=300)
+
+    assert (shrunk.width, shrunk.height) == (300, 200)
+    expected = opaque.convert("RGB").resize((300, 200), Image.Resampling.LANCZOS)
+    assert difference(opened(shrunk), expected) < 4
+
+
+def ramp(mode: str, width: int, height: int) -> Image.Image:
+    """Soft shades in any mode."""
+    shades = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    grey = Image.fromarray(shades.astype(np.uint8))
+    if mode == "I;16":
+        return Image.fromarray((shades * 257).astype(np.uint16))
+    if mode in {"RGBA", "LA"}:
+        picture = grey.convert(mode)
+        picture.putalpha(grey)
+        return picture
+    return grey.convert("RGB").convert(mode)
+
+
+def test_a_small_file_with_very_many_pixels_is_a_bomb():
+    bomb = encoded(Image.new("RGB", (9000, 9000)), "PNG")
+
+    assert len(bomb) < 300_000
+    with pytest.raises(ImageError, match="decompression bomb"):
+        prepare_image(bomb)
+
+
+def test_a_large_jpeg_is_no_bomb():
+    assert prepare_image(encoded(Image.new("RGB", (9000, 9000)), "JPEG")).width == 1536

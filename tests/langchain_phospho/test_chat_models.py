@@ -397,6 +397,8 @@ def test_the_profile_promises_what_there_is() -> None:
         "image_url_inputs",
         "image_tool_message",
         "temperature",
+        "tool_calling",
+        "tool_choice",
     }
     assert ChatPhospho(base_url=NOWHERE, profile={"max_input_tokens": 9}).profile == {
         "max_input_tokens": 9
@@ -422,7 +424,13 @@ def test_a_subclass_is_still_of_this_provider() -> None:
 
 
 def test_the_package_exports_the_model_and_its_version() -> None:
-    assert langchain_phospho.__all__ == ["ChatPhospho", "__version__"]
+    assert langchain_phospho.__all__ == [
+        "ChatPhospho",
+        "DescribeImageTool",
+        "PhosphoImageBlobParser",
+        "VisionMiddleware",
+        "__version__",
+    ]
     assert issubclass(langchain_phospho.ChatPhospho, BaseChatModel)
 
 

@@ -7,6 +7,8 @@ has none: what needs no image is tested with it, and the rest has to refuse befo
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from langchain_tests.integration_tests import chat_models as integration_tests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from langchain_tests.unit_tests.chat_models import ChatModelTests
 
+from fault_server import Connection, FaultServer, Received, answer
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import MissingImageError
 
@@ -26,9 +29,6 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/
 NOWHERE = "http://127.0.0.1:9"
 
 load_is_beta = pytest.mark.filterwarnings("ignore:The function `load` is in beta")
-needs_tools = pytest.mark.xfail(
-    reason="this test calls bind_tools, which is not built", raises=NotImplementedError
-)
 refuses_load = pytest.mark.xfail(
     reason="load(allowed_objects='all') admits only the class paths that langchain-core lists",
     raises=ValueError,
@@ -56,6 +56,10 @@ class Flags:
 
     @property
     def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
         return True
 
     @property
@@ -96,6 +100,39 @@ class TestUnitWithoutDefaultImage(Unit, ChatModelUnitTests):
         return {"base_url": NOWHERE}
 
 
+def call(name: str, **arguments: Any) -> str:
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+
+
+JOKE = {"setup": "Why do cats sit on keyboards?", "punchline": "To see who they work with."}
+
+OBEDIENT = [
+    ("magic_function(3)", call("magic_function", input=3)),
+    ("magic_function_no_args()", call("magic_function_no_args")),
+    ("a Pirate greeting", call("greeting_generator", answer_style="pirate")),
+    ("What is 3 + 4", call("my_adder_tool", a=3, b=4)),
+    ("Hello!", call("magic_function", input=1)),
+    ("你好啊集团", call("unicode_customer", customer_name="你好啊集团", description="Technology")),
+    ("こんにちは", call("unicode_customer", customer_name="こんにちは株式会社", description="?")),
+    ("What is the weather", call("get_weather", location="San Francisco, CA")),
+    ("no punchline", f"```json\n{json.dumps({'setup': JOKE['setup']})}\n```"),
+    ("joke about cats", f"Here it is:\n```json\n{json.dumps(JOKE)}\n```\nHa!"),
+]
+"""A line that a suite's prompt is known by, and what a model that does as it is told answers."""
+
+
+def obey(connection: Connection, request: Received) -> None:
+    *_, last = request.item["text"].splitlines()
+    reply = next((reply for words, reply in OBEDIENT if words in last), "I see a dot.")
+    answer("It is done." if last.startswith("Tool (") else reply)(connection, request)
+
+
+@pytest.fixture
+def obedient() -> Iterator[FaultServer]:
+    with FaultServer(obey).running() as server:
+        yield server
+
+
 @pytest.fixture
 def downloaded(monkeypatch: pytest.MonkeyPatch, red: Any) -> None:
     """Hand the suite a drawn picture where it would download one."""
@@ -106,27 +143,20 @@ def downloaded(monkeypatch: pytest.MonkeyPatch, red: Any) -> None:
 @pytest.mark.usefixtures("downloaded")
 class TestIntegration(Flags, ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
-    def where(self, endpoint: Any) -> None:
-        self.base_url = endpoint.base_url
+    def where(self, obedient: FaultServer) -> None:
+        self.base_url = obedient.base_url
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"base_url": self.base_url, "default_image": DOT}
 
-    @needs_tools
-    def test_image_tool_message(self, model: BaseChatModel) -> None:
-        super().test_image_tool_message(model)
-
-    @needs_tools
-    def test_anthropic_inputs(self, model: BaseChatModel) -> None:
-        super().test_anthropic_inputs(model)
-
 
 @pytest.mark.usefixtures("downloaded")
 class TestIntegrationWithoutDefaultImage(Flags, ChatModelTests):
-    """The one integration test in which every message has an image."""
+    """The two integration tests in which every conversation has an image."""
 
     test_image_inputs = ChatModelIntegrationTests.test_image_inputs
+    test_image_tool_message = ChatModelIntegrationTests.test_image_tool_message
 
     @pytest.fixture(autouse=True)
     def where(self, endpoint: Any) -> None:
@@ -149,7 +179,7 @@ def test_a_text_alone_is_refused_and_sends_nothing(
     assert endpoint.received == []
 
 
-# What the two tests that need tools would show beside them.
+# What those tests do not look at.
 
 
 @pytest.mark.parametrize("form", ["image_url", "image"])

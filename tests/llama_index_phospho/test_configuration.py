@@ -54,7 +54,6 @@ def test_every_keyword_of_the_clients_is_a_field() -> None:
         ({"base_url": "phospho.example.com"}, "base_url"),
         ({"base_url": "http://phospho.example.com", "api_key": KEY}, "plain http"),
         ({"default_headers": {"authorization": "no"}}, "authorization"),
-        ({"is_function_calling_model": True}, "not built yet"),
         ({"http_client": httpx.Client(), "verify": False}, "verify="),
         ({"http_async_client": httpx.AsyncClient(), "proxy": "http://proxy:3128"}, "proxy="),
     ],

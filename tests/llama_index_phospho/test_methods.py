@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.instrumentation import get_dispatcher
@@ -272,11 +272,3 @@ async def test_after_closing_a_call_opens_new_connections(
     await llm.acomplete("Four", [picture])
     assert len(server.requests) == 4
     await llm.aclose()
-
-
-def test_tools_are_refused_in_our_words(llm: Any) -> None:
-    messages = [ChatMessage(blocks=[TextBlock(text="Call something")])]
-    with pytest.raises(ConfigurationError, match="not built yet"):
-        llm.chat_with_tools([], chat_history=messages)
-    with pytest.raises(ConfigurationError, match="not built yet"):
-        llm.get_tool_calls_from_response(None)

@@ -24,8 +24,14 @@ except ImportError as error:
 """
 
 
-def test_it_exports_its_two_classes_and_the_version() -> None:
-    assert llama_index_phospho.__all__ == ["Phospho", "PhosphoMultiModal", "__version__"]
+def test_it_exports_its_classes_and_the_version() -> None:
+    assert llama_index_phospho.__all__ == [
+        "ImageDescriptionExtractor",
+        "Phospho",
+        "PhosphoMultiModal",
+        "PhosphoToolSpec",
+        "__version__",
+    ]
     assert llama_index_phospho.__version__ == phospho_multimodal.__version__
 
 

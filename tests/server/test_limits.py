@@ -22,6 +22,7 @@ from phospho_multimodal.server.serve import bind, in_background
 from phospho_multimodal.wire import PREDICT_PATH
 
 PATIENCE = 20
+JSON = {"Content-Type": "application/json"}
 
 
 def connection(base_url: str) -> socket.socket:
@@ -30,7 +31,8 @@ def connection(base_url: str) -> socket.socket:
 
 
 def head(*headers: str) -> bytes:
-    lines = [f"POST {PREDICT_PATH} HTTP/1.1", "Host: localhost", *headers, "", ""]
+    fixed = (f"POST {PREDICT_PATH} HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    lines = [*fixed, *headers, "", ""]
     return "\r\n".join(lines).encode()
 
 
@@ -69,7 +71,7 @@ def test_the_largest_body_is_still_read(picture):
     body = orjson.dumps(picture.request())
     with serve(create_app(EchoEngine(), max_body_bytes=len(body))) as base_url:
         statuses = [
-            httpx.post(base_url + PREDICT_PATH, content=content).status_code
+            httpx.post(base_url + PREDICT_PATH, content=content, headers=JSON).status_code
             for content in (body, body + b" ")
         ]
     assert statuses == [200, 413]
@@ -77,7 +79,8 @@ def test_the_largest_body_is_still_read(picture):
 
 def test_a_client_that_sends_all_of_a_large_body_still_hears_why():
     with serve(create_app(EchoEngine(), max_body_bytes=1000)) as base_url:
-        response = httpx.post(base_url + PREDICT_PATH, content=b"x" * 20_000_000)
+        body = b"x" * 20_000_000
+        response = httpx.post(base_url + PREDICT_PATH, content=body, headers=JSON)
     assert response.status_code == 413
 
 

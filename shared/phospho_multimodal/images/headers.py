@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["CleanImage", "clean_image", "sniff"]
+__all__ = ["CleanImage", "clean_image", "is_endless_jpeg", "sniff"]
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -47,6 +47,12 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: 8-bit Huffman
 _JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
 _JFIF_WITHOUT_THUMBNAIL = 16
+
+# A progressive JPEG can pass over the whole picture again for each 23 bytes of its file. Encoders
+# make about ten scans, and a dozen segments besides.
+_MOST_SCANS = 100
+_MOST_SEGMENTS = 10_000
+_SEGMENT_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # of those that a length follows
 _ADOBE_SEGMENT = 14
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -83,6 +89,30 @@ def sniff(data: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return "text"
+
+
+def is_endless_jpeg(data: bytes) -> bool:
+    """Tell whether a JPEG is made of so many parts that decoding it hardly ends.
+
+    Args:
+        data: The file.
+
+    Returns:
+        Whether it has more than 100 scans or 10,000 segments; `False` for anything but a JPEG.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    scans = segments = 0
+    marker = _SEGMENT_MARKER.search(data, 2)
+    # Up to the end of the image: a video may follow it, and means nothing to a decoder.
+    while marker is not None and marker[1] != b"\xd9":
+        segments += 1
+        scans += marker[1] == b"\xda"
+        if scans > _MOST_SCANS or segments > _MOST_SEGMENTS:
+            return True
+        length = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        marker = _SEGMENT_MARKER.search(data, marker.end() + length)
+    return False
 
 
 def clean_image(data: bytes) -> CleanImage | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageCms,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -23,7 +21,8 @@ from PIL import (
 )
 
 from phospho_multimodal.errors import ImageError
-from phospho_multimodal.images.headers import sniff
+from phospho_multimodal.images.colours import Flattening, to_srgb
+from phospho_multimodal.images.headers import is_endless_jpeg, sniff
 
 __all__ = [
     "MAX_MEGAPIXELS",
@@ -51,6 +50,14 @@ _READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 SUPPORTED = tuple(_READERS)
 """What is always read; HEIC and HEIF with the extra `heif`."""
 
+LARGE_PIXELS = 36_000_000
+"""A screen of 8K has 33 million."""
+LARGE_PIXELS_OF_VIDEO = 20_000_000
+"""AVIF and HEIC are frames of video, which take nine bytes a pixel to decode."""
+PIXELS_PER_BYTE = 100
+"""What is larger than that and has less than a byte for 100 pixels is a bomb: drawings and scans
+have ten times that, photos a hundred times."""
+
 JPEG_QUALITY = 90
 LARGEST_PNG = 1_000_000
 """Bytes up to which a lossless source stays lossless."""
@@ -65,10 +72,8 @@ _UPRIGHT: dict[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PROFILE_MODES = {"RGB ": ("RGB",), "CMYK": ("CMYK",), "GRAY": ("L",)}
-_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-_WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
-_SIXTEEN_BIT = 65535
+_STRIP_ROWS = 256
+_MUCH_TO_FLATTEN = 16_000_000
 
 
 def open_image(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
@@ -87,6 +92,7 @@ def open_image(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Im
     found = sniff(data)
     image = _guarded(lambda: _open(data, found), found)
     check_pixels(image.width, image.height, max_megapixels=max_megapixels)
+    _check_unfolding(image, data)
     return image
 
 
@@ -109,8 +115,34 @@ def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXEL
         raise ImageError(message)
 
 
+def _check_unfolding(image: Image.Image, data: bytes) -> None:
+    """Refuse a small file that makes very much work."""
+    if isinstance(
+        image, JpegImagePlugin.JpegImageFile
+    ):  # decoded at a fraction of its size, but in passes
+        if is_endless_jpeg(data):
+            message = (
+                "The JPEG file is made of far more parts than a picture needs, as a decompression"
+                " bomb is. Save it anew."
+            )
+            raise ImageError(message)
+        return
+    of_video = image.format in {"AVIF", "HEIF"}
+    large = LARGE_PIXELS_OF_VIDEO if of_video else LARGE_PIXELS
+    if image.width * image.height > max(large, len(data) * PIXELS_PER_BYTE):
+        message = (
+            f"The image's {len(data):,} bytes would unfold to {image.width} × {image.height}"
+            " pixels, as a decompression bomb does. Shrink it first."
+        )
+        raise ImageError(message)
+
+
 def to_rgb(
-    image: Image.Image, *, max_side: int | None = None, changes: list[str] | None = None
+    image: Image.Image,
+    *,
+    max_side: int | None = None,
+    changes: list[str] | None = None,
+    borrowed: bool = False,
 ) -> Image.Image:
     """Make a picture upright, sRGB, opaque and small enough.
 
@@ -118,6 +150,8 @@ def to_rgb(
         image: An opened image; of an animation the first frame is taken.
         max_side: Longest side to shrink to, in pixels; `None` keeps the size.
         changes: Takes a word for each thing that was done.
+        borrowed: Whether the image is the caller's own, and has to stay as it is; its present
+            frame is taken.
 
     Returns:
         A picture of mode RGB or L, without any metadata.
@@ -126,7 +160,7 @@ def to_rgb(
         ImageError: It cannot be decoded.
     """
     noted = [] if changes is None else changes
-    return _guarded(lambda: _convert(image, max_side, noted), image.format)
+    return _guarded(lambda: _convert(image, max_side, noted, borrowed=borrowed), image.format)
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
@@ -200,31 +234,67 @@ def _open_heif(data: bytes) -> Image.Image:
     return image
 
 
-def _convert(image: Image.Image, max_side: int | None, changes: list[str]) -> Image.Image:
+def _convert(
+    image: Image.Image, max_side: int | None, changes: list[str], *, borrowed: bool
+) -> Image.Image:
     size = _smaller(image.size, max_side)
-    if getattr(image, "is_animated", False):
-        changes.append("first frame of an animation")
-        image.seek(0)
-    if image.format == "JPEG" and size != image.size:
-        # Decode at the smallest sufficient eighth: a quarter of the time and of the memory.
-        image.draft(None, size)
+    if not borrowed:
+        _choose_what_to_decode(image, size, changes)
     # Pillow turns a TIFF by itself while loading; of a PNG the end may tell its orientation.
     turned = image.format == "TIFF" and _orientation(image) in _UPRIGHT
     image.load()
     orientation = _orientation(image)
-    image = _flatten(_eight_bit(image, changes), changes)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
+    profile = image.info.get("icc_profile")
+    flattening = Flattening.of(image)
+    picture = _reduced(image, size, flattening)
+    changes += flattening.changes()
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if image.size != size:
         changes.append(f"shrunk to {size[0]} × {size[1]}")
-    image = _to_srgb(image, changes)
+    picture = to_srgb(picture, profile, changes)
     if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
+        picture = picture.transpose(_UPRIGHT[orientation])
         turned = True
     if turned:
         changes.append("turned upright")
-    clean = image.copy()
-    clean.info = {}
-    return clean
+    if picture is image:
+        picture = image.copy()  # it is the caller's, or a file that would be held open
+    picture.info = {}
+    return picture
+
+
+def _choose_what_to_decode(image: Image.Image, size: tuple[int, int], changes: list[str]) -> None:
+    if getattr(image, "is_animated", False):
+        changes.append("first frame of an animation")
+        image.seek(0)
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and size != image.size:
+        # Decode at the smallest sufficient eighth: a quarter of the time and of the memory.
+        image.draft(None, size)
+
+
+def _reduced(image: Image.Image, size: tuple[int, int], flattening: Flattening) -> Image.Image:
+    """Flatten a picture, and shrink one that is far too large by a whole number.
+
+    That is done strip by strip, so that of a picture of 200 MB no copies of its size are made on
+    the way. Twice the size that is wanted is left for the finer method, or all that memory allows.
+    """
+    large = image.width * image.height > _MUCH_TO_FLATTEN and not flattening.is_flat
+    spare = 1 if large else 2
+    factor = max(1, min(image.width // (spare * size[0]), image.height // (spare * size[1])))
+    if factor == 1 and (flattening.is_flat or image.height <= _STRIP_ROWS):
+        return flattening.flat(image)
+    rows = factor * _STRIP_ROWS
+    sheet: Image.Image | None = None
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        part = flattening.flat(strip).reduce(factor)
+        if sheet is None:
+            reduced = (-(-image.width // factor), -(-image.height // factor))
+            sheet = Image.new(part.mode, reduced)
+        sheet.paste(part, (0, top // factor))
+    assert sheet is not None  # noqa: S101 - a picture has at least one row
+    return sheet
 
 
 def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
@@ -243,67 +313,3 @@ def _orientation(image: Image.Image) -> int:
     # EXIF is a TIFF of its own and can be broken in as many ways, while the picture is fine.
     except Exception:  # noqa: BLE001
         return 1
-
-
-def _eight_bit(image: Image.Image, changes: list[str]) -> Image.Image:
-    if image.mode not in _WIDE_MODES:
-        return image
-    changes.append("16 bits to 8")
-    info = image.info
-    wide = image.convert("F")
-    low, high = wide.getextrema()
-    # Floats and 32-bit integers have no fixed white: only those have to be stretched.
-    stretched = image.mode in {"I", "F"} and not (
-        _number(low) >= 0 and _number(high) <= _SIXTEEN_BIT
-    )
-    start, span = (_number(low), _number(high) - _number(low)) if stretched else (0.0, _SIXTEEN_BIT)
-    scale = 255.0 / span if span else 0.0
-    grey = wide.point(lambda value: value * scale + (0.5 - start * scale)).convert("L")
-    grey.info = info
-    return grey
-
-
-def _number(value: Any) -> float:
-    return float(value)
-
-
-def _flatten(image: Image.Image, changes: list[str]) -> Image.Image:
-    """Put what is transparent on white, and resolve palettes; keep the profile at hand."""
-    info = image.info
-    if image.mode in _ALPHA_MODES or "transparency" in info:
-        opaque = image.convert("RGBA")
-        sheet = Image.new("RGBA", image.size, "white")
-        sheet.alpha_composite(opaque)
-        result = sheet.convert("RGB")
-        if opaque.getchannel("A").getextrema() != (255, 255):
-            changes.append("transparency on white")
-    elif image.mode == "1":
-        result = image.convert("L")
-    elif image.mode in {"L", "RGB", "CMYK"}:
-        return image
-    else:  # P, YCbCr, LAB, HSV, RGBX
-        result = image.convert("RGB")
-    result.info = info
-    return result
-
-
-def _to_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            space = source.profile.xcolor_space
-            if image.mode in _PROFILE_MODES.get(space, ()):
-                converted = ImageCms.profileToProfile(
-                    image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-                )
-                if converted is not None:
-                    changes.append("colours to sRGB")
-                    return converted
-        # A broken profile is no reason to lose the picture: its colours are taken as they are.
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            changes.append("unreadable colour profile ignored")
-    if image.mode == "CMYK":
-        changes.append("CMYK to RGB")
-        return image.convert("RGB")
-    return image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +38,7 @@ class PreparedImage:
         height: In pixels.
         form: How it was handed over.
         changes: What was done to it, in words; empty if it is sent byte for byte as it came.
+        origin: Scheme and host of the URL it was fetched from.
     """
 
     data: bytes = field(repr=False)
@@ -46,6 +47,7 @@ class PreparedImage:
     height: int
     form: SourceForm
     changes: tuple[str, ...] = ()
+    origin: str | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -58,6 +60,7 @@ class PreparedImage:
 
     def to_metadata(self) -> dict[str, Any]:
         """What an answer tells about this picture."""
+        origin = {} if self.origin is None else {"origin": self.origin}
         return {
             "sha256": self.sha256,
             "width": self.width,
@@ -66,6 +69,7 @@ class PreparedImage:
             "bytes": len(self.data),
             "source": self.form,
             "changes": list(self.changes),
+            **origin,
         }
 
 
@@ -119,14 +123,19 @@ def prepare_image(image: ImageInput, *, max_image_side: int = DEFAULT_IMAGE_SIDE
 
 
 def prepare_source(
-    source: ImageSource, *, max_image_side: int = DEFAULT_IMAGE_SIDE, prepare: bool = True
+    source: ImageSource,
+    *,
+    max_image_side: int = DEFAULT_IMAGE_SIDE,
+    prepare: bool = True,
+    fetched: bytes | None = None,
 ) -> SendableImage:
-    """Make of a source what is sent; a URL is passed on.
+    """Make of a source what is sent; a URL is passed on, unless it was fetched.
 
     Args:
         source: What was handed over.
         max_image_side: Longest side, in pixels.
         prepare: `False` only checks type and limits, and sends the file as it is.
+        fetched: The file behind the URL that the source is.
 
     Returns:
         The picture, or the link.
@@ -134,14 +143,13 @@ def prepare_source(
     Raises:
         ImageError: It cannot be read, is of an unsupported type, or over a limit.
     """
-    if source.url is not None:
-        return LinkedImage(source.url, source.url_origin or "")
-    content = source.read()
-    if isinstance(content, bytes):
-        clean = clean_image(content)
-        if clean is not None and max(clean.width, clean.height) <= max_image_side:
-            return PreparedImage(content, clean.format, clean.width, clean.height, source.form)
-    return _through_pillow(content, source.form, max_image_side, prepare=prepare)
+    if source.url is None:
+        return _prepared(source.read(), source.form, max_image_side, prepare=prepare)
+    origin = source.url_origin or ""
+    if fetched is None:
+        return LinkedImage(source.url, origin)
+    prepared = _prepared(fetched, source.form, max_image_side, prepare=prepare)
+    return replace(prepared, origin=origin)
 
 
 def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
@@ -162,6 +170,16 @@ def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
     return prepare_source(source, max_image_side=max_image_side, prepare=prepare).to_wire()
 
 
+def _prepared(
+    content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool
+) -> PreparedImage:
+    if isinstance(content, bytes):
+        clean = clean_image(content)
+        if clean is not None and max(clean.width, clean.height) <= max_image_side:
+            return PreparedImage(content, clean.format, clean.width, clean.height, form)
+    return _through_pillow(content, form, max_image_side, prepare=prepare)
+
+
 def _through_pillow(
     content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool
 ) -> PreparedImage:
@@ -178,7 +196,7 @@ def _through_pillow(
         pixels.check_pixels(image.width, image.height)
         lossless = pixels.is_lossless(image, None)
     changes: list[str] = []
-    picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes)
+    picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes, borrowed=form == "pil")
     data, kind = pixels.encode(picture, lossless=lossless)
     if not changes:
         changes.append("metadata removed")

@@ -3,24 +3,25 @@
 import functools
 import logging
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from phospho_multimodal._version import __version__
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import failures
-from phospho_multimodal.server.auth import BillingCheck, KeyCheck
-from phospho_multimodal.server.engines import Engine, Question
+from phospho_multimodal.server.auth import BillingCheck, KeyCheck, LocalCheck
+from phospho_multimodal.server.connections import OneLength
+from phospho_multimodal.server.engines import Engine, Picture, Question
 from phospho_multimodal.server.images import read_image
-from phospho_multimodal.server.limits import ClientGoneError, WorkQueue, read_body
+from phospho_multimodal.server.limits import ClientGoneError, Intake, WorkQueue
+from phospho_multimodal.server.requests import check_media_type, read_request
 from phospho_multimodal.wire import (
     DEFAULT_MODEL,
     HEALTH_PATH,
-    MODEL_PREFIX,
     MODELS_PATH,
     PREDICT_PATH,
     GenerationParameters,
@@ -30,12 +31,25 @@ from phospho_multimodal.wire import (
     PredictResponse,
 )
 
-__all__ = ["MAX_BODY_BYTES", "create_app"]
+__all__ = ["MAX_BODY_BYTES", "MAX_RECEIVE_SECONDS", "create_app"]
 
 MAX_BODY_BYTES = 80_000_000
 """The largest request: the base64 of the largest image that our clients send is 67 MB."""
 
+MAX_RECEIVE_SECONDS = 60.0
+"""How long a body may take to arrive: less than our clients wait for an answer."""
+
 _CLIENT_GONE = 499  # never seen by anyone: there is nobody left to read it
+
+_RED_SQUARE = (  # 8 × 8 pixels, a PNG
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQMAAAD+wSzIAAAAA1BMVEX/"
+    "AAAZ4gk3AAAAC0lEQVR42mNgQAUAABAAAaoZ+IIAAAAASUVORK5CYII="
+)
+_EXAMPLE = {
+    "model": DEFAULT_MODEL,
+    "inputs": [{"text": "What is this?", "image_url": _RED_SQUARE, "max_new_tokens": 50}],
+}
+"""A request that works as it stands, for the documentation page."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +64,37 @@ def create_app(
     max_queue: int = 16,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_megapixels: int = 100,
+    max_receive_seconds: float = MAX_RECEIVE_SECONDS,
 ) -> FastAPI:
     """Make a server that speaks the contract.
 
     Args:
         engine: What answers.
-        api_key: The key to ask for; without one, no Authorization is asked for.
+        api_key: The key to ask for; without one, no Authorization is asked for, and only what is
+            addressed to an IP address or a local name is answered.
         billing: Whether to play an account with a billing method; without one, all is a 402.
-        allow_urls: Whether to open image URLs; not possible yet.
+        allow_urls: Whether to fetch images from public URLs; no other URL is opened.
         workers: How many requests are answered at once, each on a thread.
         max_queue: How many more may wait for a thread; the next is a 503.
         max_body_bytes: The largest request; a larger one is a 413.
         max_megapixels: The largest image; a larger one is a 422.
+        max_receive_seconds: How long a request's body may take to arrive; longer is a 408.
 
     Returns:
         The ASGI application.
 
     Raises:
-        ConfigurationError: An option is out of range, or cannot be had yet.
+        ConfigurationError: An option is out of range.
     """
-    _check_options(allow_urls=allow_urls, workers=workers, max_queue=max_queue)
+    _check_options(workers=workers, max_queue=max_queue)
     app = FastAPI(title="phospho-multimodal", version=__version__)
+    app.add_middleware(OneLength)
     failures.install(app)
     queue = WorkQueue(workers=workers, max_waiting=max_queue)
-    predictions = _Predictions(engine, queue, max_body_bytes, max_megapixels)
-    key = Depends(KeyCheck(api_key))
+    intake = Intake(max_body_bytes=max_body_bytes, max_seconds=max_receive_seconds)
+    read = functools.partial(read_image, max_megapixels=max_megapixels, allow_urls=allow_urls)
+    predictions = _Predictions(engine, intake, queue, read)
+    key = Depends(LocalCheck() if api_key is None else KeyCheck(api_key))
     paid = Depends(BillingCheck(billing=billing))
 
     @app.get(HEALTH_PATH)
@@ -82,7 +102,7 @@ def create_app(
         """Say that the server is up."""
         return {"status": "ok", "engine": engine.name}
 
-    @app.get(MODELS_PATH, dependencies=[key])
+    @app.get(MODELS_PATH, dependencies=[key], responses=failures.documented(401, 403))
     async def models() -> dict[str, Any]:
         """List the one model."""
         return _list_of_models()
@@ -92,6 +112,7 @@ def create_app(
         PREDICT_PATH,
         dependencies=[key, paid],
         response_model=PredictResponse,
+        responses=failures.documented(400, 401, 402, 403, 408, 413, 422, 500, 503),
         openapi_extra=_request_schema(),
     )
     async def predict(request: Request) -> Response:
@@ -105,54 +126,39 @@ class _Predictions:
     """One engine behind its limits."""
 
     def __init__(
-        self, engine: Engine, queue: WorkQueue, max_body_bytes: int, max_megapixels: int
+        self, engine: Engine, intake: Intake, queue: WorkQueue, read: Callable[[str], Picture]
     ) -> None:
         self._engine = engine
+        self._intake = intake
         self._queue = queue
-        self._max_body_bytes = max_body_bytes
-        self._max_megapixels = max_megapixels
+        self._read = read
 
     async def answer(self, request: Request) -> Response:
         """Answer a request whose key was checked; what blocks is done on threads."""
+        check_media_type(request)
         try:
-            body = await read_body(request, self._max_body_bytes)
-            wanted, model = await run_in_threadpool(_read_request, body)
-            del body  # as large as the image: not to be held twice while it waits
-            work = functools.partial(_answer, self._engine, wanted, model, self._max_megapixels)
-            answer = await self._queue.run(request, work)
+            with self._intake.opened() as read:
+                body = await read(request)
+                wanted, model = await run_in_threadpool(read_request, body)
+                del body  # as large as the image: not to be held twice while it waits
+                work = functools.partial(_answer, self._engine, wanted, model, self._read)
+                answer = await self._queue.run(request, work)
         except (ClientDisconnect, ClientGoneError):
             return Response(status_code=_CLIENT_GONE)
         return Response(answer, media_type="application/json")
 
 
-def _check_options(*, allow_urls: bool, workers: int, max_queue: int) -> None:
-    if allow_urls:
-        message = (
-            "--allow-urls is not possible yet: this server opens URLs only through the guarded"
-            " fetcher, which this version does not have. Send images as base64."
-        )
-        raise ConfigurationError(message)
+def _check_options(*, workers: int, max_queue: int) -> None:
     if workers < 1 or max_queue < 0:
         message = f"It takes one worker at least ({workers}) and no negative queue ({max_queue})."
         raise ConfigurationError(message)
 
 
-def _read_request(body: bytes) -> tuple[PredictInput, str]:
-    """Check a body in the vendor's order: form, model, number of inputs."""
-    try:
-        request = PredictRequest.model_validate_json(body)
-    except ValidationError as invalid:
-        raise failures.invalid_form(invalid) from None
-    if not request.model.startswith(MODEL_PREFIX):
-        raise failures.unsupported_model()
-    if len(request.inputs) != 1:
-        raise failures.prediction_failed()
-    return request.inputs[0], request.model
-
-
-def _answer(engine: Engine, wanted: PredictInput, model: str, max_megapixels: int) -> bytes:
+def _answer(
+    engine: Engine, wanted: PredictInput, model: str, read: Callable[[str], Picture]
+) -> bytes:
     """Do the blocking part of a request, on a worker's thread."""
-    picture = read_image(wanted.image_url, max_megapixels=max_megapixels)
+    picture = read(wanted.image_url)
     parameters = GenerationParameters(**wanted.model_dump(exclude={"text", "image_url"}))
     question = Question(text=wanted.text, model=model, parameters=parameters)
     try:
@@ -189,4 +195,5 @@ def _request_schema() -> dict[str, Any]:
     # FastAPI knows nothing of this body, so what the schema refers to has to stand inside it.
     definitions = schema.pop("$defs")
     schema["properties"]["inputs"]["items"] = definitions["PredictInput"]
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"schema": schema, "example": _EXAMPLE}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}

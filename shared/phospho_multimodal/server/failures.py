@@ -10,23 +10,72 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 __all__ = [
+    "Failure",
+    "InvalidForm",
+    "Problem",
     "Refusal",
+    "ambiguous_length",
     "body_too_large",
+    "body_too_slow",
+    "documented",
+    "foreign_host",
     "install",
     "invalid_form",
     "invalid_token",
     "not_authenticated",
+    "not_json",
     "payment_required",
     "prediction_failed",
     "queue_full",
     "refused_image",
+    "server_full",
+    "too_many_values",
     "unsupported_model",
 ]
 
+_CLOSE = {"Connection": "close"}  # what is left of such a request is not the next one
+
+_WHEN = {
+    400: "The model's name lacks the prefix, or the request tells its length twice.",
+    401: "The key is not the server's.",
+    402: "The account has no billing method (--no-billing).",
+    403: "There is no key, or the request is addressed to another machine's name.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    422: "The body is not of the request's form, or its image is not one this server takes.",
+    500: "The engine failed, or there is not exactly one input.",
+    503: "Too many requests are waiting.",
+}
+
 _MOST_ITEMS = 20  # a body of a million wrong inputs does not deserve a million explanations
+
+
+class Failure(BaseModel):
+    """The body of every answer but a 200 and a 422."""
+
+    detail: str
+    """What happened, and what to change."""
+
+
+class Problem(BaseModel):
+    """One mistake in a request."""
+
+    loc: list[str | int]
+    """Where: the way from the body to the field."""
+    msg: str
+    """What is wrong, and what to change."""
+    type: str
+    """A word for the mistake, for programs."""
+
+
+class InvalidForm(BaseModel):
+    """The body of a 422."""
+
+    detail: list[Problem]
+    """The mistakes; of many, the first."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a mistake of ours
@@ -49,6 +98,20 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a mistake of ours
     def response(self) -> JSONResponse:
         """Write it as a response."""
         return JSONResponse({"detail": self.detail}, self.status_code, self.headers)
+
+
+_MORE: dict[int, dict[str, Any]] = {
+    422: {"model": InvalidForm},
+    503: {
+        "headers": {
+            "Retry-After": {
+                "description": "Seconds until another try makes sense.",
+                "required": True,
+                "schema": {"type": "integer"},
+            }
+        }
+    },
+}
 
 
 def unsupported_model() -> Refusal:
@@ -75,6 +138,27 @@ def not_authenticated() -> Refusal:
     return Refusal(403, "Not authenticated")
 
 
+def foreign_host() -> Refusal:
+    """The request is addressed to a name that is none of this machine's."""
+    detail = (
+        "Without a key this server answers only requests to localhost or to an IP address."
+        " Start it with --api-key to have it answer to other names."
+    )
+    return Refusal(403, detail)
+
+
+def ambiguous_length() -> Refusal:
+    """The request tells its length twice, and a proxy may have believed the other one."""
+    detail = "Content-Length and Transfer-Encoding contradict each other. Send one of them."
+    return Refusal(400, detail, headers=_CLOSE)
+
+
+def body_too_slow(seconds: float) -> Refusal:
+    """The body did not arrive in time."""
+    detail = f"The request did not arrive within {seconds:g} s. Send it again, or a smaller image."
+    return Refusal(408, detail, headers=_CLOSE)
+
+
 def body_too_large(limit: int) -> Refusal:
     """The body passes the limit."""
     return Refusal(413, f"The request is larger than {limit} bytes. Send a smaller image.")
@@ -91,6 +175,12 @@ def queue_full(retry_after: int) -> Refusal:
     return Refusal(503, detail, headers={"Retry-After": str(retry_after)})
 
 
+def server_full(retry_after: int) -> Refusal:
+    """The requests that are being received hold as many bytes as they may."""
+    detail = f"Too many large requests came at once. Try again after {retry_after} s."
+    return Refusal(503, detail, headers={"Retry-After": str(retry_after), **_CLOSE})
+
+
 def refused_image(message: str, *, kind: str) -> Refusal:
     """The image is one that this server does not take.
 
@@ -102,10 +192,37 @@ def refused_image(message: str, *, kind: str) -> Refusal:
     return Refusal(422, [{"loc": place, "msg": message, "type": kind}])
 
 
+def not_json() -> Refusal:
+    """The body is not announced as JSON."""
+    message = "The body is not announced as JSON. Send it with Content-Type: application/json."
+    return Refusal(422, [{"loc": ["body"], "msg": message, "type": "content_type"}])
+
+
+def too_many_values(most: int) -> Refusal:
+    """The body holds more than any request has use for."""
+    message = f"The body holds more than {most:,} JSON values. Send one input."
+    return Refusal(422, [{"loc": ["body"], "msg": message, "type": "too_many_values"}])
+
+
 def invalid_form(error: ValidationError) -> Refusal:
     """The body is not of the request model's form, or no JSON at all."""
     items = error.errors(include_url=False, include_context=False, include_input=False)
     return _unprocessable([{**item, "loc": ("body", *item["loc"])} for item in items[:_MOST_ITEMS]])
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe answers for the OpenAPI document.
+
+    Args:
+        statuses: What a route can answer besides its 200.
+
+    Returns:
+        Status → when it comes, and the model of its body.
+    """
+    return {
+        status: {"model": Failure, "description": _WHEN[status], **_MORE.get(status, {})}
+        for status in statuses
+    }
 
 
 def _unprocessable(items: Sequence[Mapping[str, Any]]) -> Refusal:

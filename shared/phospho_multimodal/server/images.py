@@ -5,6 +5,7 @@ import binascii
 import pybase64
 
 from phospho_multimodal.errors import ImageError
+from phospho_multimodal.images.fetch import fetch_image
 from phospho_multimodal.images.pixels import open_image, to_rgb
 from phospho_multimodal.server import failures
 from phospho_multimodal.server.engines import Picture
@@ -15,12 +16,13 @@ _SCHEMES = ("http://", "https://")
 _LONGEST_SCHEME = 8
 
 
-def read_image(image_url: str, *, max_megapixels: int) -> Picture:
-    """Decode an image. It blocks: decoding is work for a thread.
+def read_image(image_url: str, *, max_megapixels: int, allow_urls: bool = False) -> Picture:
+    """Decode an image. It blocks: fetching and decoding are work for a thread.
 
     Args:
         image_url: The field as it was received.
         max_megapixels: How large an image may be, by its header, to be decoded at all.
+        allow_urls: Whether to fetch it, if it is a public URL.
 
     Returns:
         The picture.
@@ -28,25 +30,40 @@ def read_image(image_url: str, *, max_megapixels: int) -> Picture:
     Raises:
         Refusal: A 422 that says what to change.
     """
-    data = _decode(image_url)
+    data = _fetch(image_url) if allow_urls and _is_url(image_url) else _decode(image_url)
     try:
         image = open_image(data, max_megapixels=max_megapixels)
         width, height = image.size
-        pixels = to_rgb(image).convert("RGB")  # it may be grey
+        pixels = to_rgb(image)
+        if pixels.mode != "RGB":  # it may be grey; converting RGB to RGB would copy 300 MB
+            pixels = pixels.convert("RGB")
         return Picture(data, image.format or "", width, height, pixels)
     except ImageError as unreadable:
         raise failures.refused_image(str(unreadable), kind="image_unreadable") from None
+
+
+def _is_url(image_url: str) -> bool:
+    return image_url[:_LONGEST_SCHEME].lower().startswith(_SCHEMES)
+
+
+def _fetch(image_url: str) -> bytes:
+    try:
+        return fetch_image(image_url)
+    except ImageError as refused:
+        raise failures.refused_image(str(refused), kind="url_not_fetched") from None
 
 
 def _decode(image_url: str) -> bytes:
     if not image_url:
         message = "image_url is empty. Send the image file as base64."
         raise failures.refused_image(message, kind="image_missing")
-    start = image_url[:_LONGEST_SCHEME].lower()
-    if start.startswith(_SCHEMES):
-        message = "This server opens no URLs. Send the image file itself, as base64."
+    if _is_url(image_url):
+        message = (
+            "This server opens no URLs unless it is started with --allow-urls. Send the image file"
+            " itself, as base64."
+        )
         raise failures.refused_image(message, kind="url_not_allowed")
-    if start.startswith("data:"):
+    if image_url[:_LONGEST_SCHEME].lower().startswith("data:"):
         message = "Send the bare base64 of the image file, without the 'data:…;base64,' before it."
         raise failures.refused_image(message, kind="data_url")
     try:

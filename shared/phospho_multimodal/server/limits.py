@@ -1,6 +1,7 @@
 """How much a request may bring, and how many requests may be at work or waiting."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import anyio
@@ -9,9 +10,10 @@ from fastapi import Request
 
 from phospho_multimodal.server import failures
 
-__all__ = ["ClientGoneError", "WorkQueue", "read_body"]
+__all__ = ["ClientGoneError", "Intake", "WorkQueue"]
 
 _RETRY_AFTER = 1  # seconds; an answer of the slowest engine takes about that long
+_LARGEST_BODIES = 4  # so many may be held at once, or as many bytes in smaller ones
 
 Answer = TypeVar("Answer")
 
@@ -20,29 +22,47 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was ready."""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read a request's body, but never more than the limit.
+class Intake:
+    """What bodies may bring: how many bytes, in which time, and how many all of them together."""
 
-    Args:
-        request: The request, its body not read yet.
-        limit: Bytes.
+    def __init__(self, *, max_body_bytes: int, max_seconds: float) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._max_seconds = max_seconds
+        self._free = _LARGEST_BODIES * max_body_bytes
 
-    Returns:
-        The body.
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[Request], Awaitable[bytes]]]:
+        """Give out a way to read one body, whose bytes count as held until the block ends.
 
-    Raises:
-        Refusal: A 413. When Content-Length says so, before a byte is read; a body that does not
-            tell its length is given up as soon as it passes the limit.
-    """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise failures.body_too_large(limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise failures.body_too_large(limit)
-    return bytes(body)
+        Yields:
+            A function that gets the request, reads its body, and raises a Refusal: a 413 for more
+            bytes than may be, before the first one if Content-Length says so; a 408 if they take
+            too long; a 503 if all bodies together hold too many.
+        """
+        held = 0
+
+        async def read(request: Request) -> bytes:
+            nonlocal held
+            announced = request.headers.get("content-length", "")
+            if announced.isdecimal() and int(announced) > self._max_body_bytes:
+                raise failures.body_too_large(self._max_body_bytes)
+            body = bytearray()
+            with anyio.move_on_after(self._max_seconds):
+                async for chunk in request.stream():
+                    held += len(chunk)
+                    self._free -= len(chunk)
+                    body += chunk
+                    if held > self._max_body_bytes:
+                        raise failures.body_too_large(self._max_body_bytes)
+                    if self._free < 0:
+                        raise failures.server_full(_RETRY_AFTER)
+                return bytes(body)
+            raise failures.body_too_slow(self._max_seconds)
+
+        try:
+            yield read
+        finally:
+            self._free += held
 
 
 class WorkQueue:

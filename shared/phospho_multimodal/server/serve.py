@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import signal
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.server.connections import ImpatientProtocol
 
 __all__ = ["base_url", "bind", "in_background", "run"]
 
@@ -70,8 +72,14 @@ def run(app: FastAPI, listener: socket.socket) -> None:
         app: The application.
         listener: Where to listen; closed in the end.
     """
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn hands it on once it has shut down
-        _server(app).run(sockets=[listener])
+    # uvicorn raises the signal again once it has shut down, for the handler that was there before.
+    # Python's own for SIGTERM kills the process, and an orderly end would look like a failure.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            _server(app).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
@@ -105,6 +113,8 @@ def in_background(app: FastAPI) -> Iterator[str]:
 def _server(app: FastAPI, **options: Any) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
+        # Not what happens to be installed: the other parser takes requests that this one refuses.
+        http=ImpatientProtocol,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
         ws="none",

@@ -1,0 +1,241 @@
+"""Looking at pictures, each once: who asks the same at the same time shares one request."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
+
+from langchain_phospho.chat_models import ChatPhospho
+from langchain_phospho.errors import langchain_errors
+from langchain_phospho.pictures import ShownPicture, message_about, prepared
+from phospho_multimodal import (
+    AuthenticationError,
+    ConfigurationError,
+    PaymentRequiredError,
+    PhosphoError,
+    SpendingLimitError,
+)
+from phospho_multimodal.images.fingerprint import fingerprint
+from phospho_multimodal.images.prepare import PreparedImage
+from phospho_multimodal.images.source import ImageSource
+
+__all__ = ["NOT_FOR_AGENTS", "QUIET", "Eyes", "Look", "Sight"]
+
+NOT_FOR_AGENTS = (
+    AuthenticationError,
+    ConfigurationError,
+    PaymentRequiredError,
+    SpendingLimitError,
+)
+"""Errors that no agent can do anything about: its owner has to hear of them."""
+
+QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM]}
+"""For calls inside a graph: a description is not what the agent says to its user."""
+
+_MOST_ANSWERS = 1024
+_MOST_KEYS = 8192
+
+_Outcome: TypeAlias = AIMessage | Exception
+_Key: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A picture that was recognised.
+
+    Attributes:
+        key: The same for the same pixels, and for the same URL.
+        source: Where to get it from.
+    """
+
+    key: str
+    source: ImageSource = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A picture and what to ask about it."""
+
+    sight: Sight
+    question: str = field(repr=False)
+
+    @property
+    def key(self) -> _Key:
+        """The same for the same question about the same picture."""
+        return self.sight.key, self.question
+
+
+class _Answer(Future[_Outcome | None]):
+    """An answer that is being waited for, or there already; `None` if its asker gave up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+        # Running cannot be cancelled: one who stops waiting must not stop the others.
+        self.set_running_or_notify_cancel()
+
+
+class Eyes:
+    """Asks one model about pictures, for all threads and event loops."""
+
+    def __init__(self, model: ChatPhospho) -> None:
+        """Open nothing yet.
+
+        Args:
+            model: Who is asked.
+        """
+        self._model = model
+        self._lock = threading.Lock()
+        self._answers: dict[_Key, _Answer] = {}
+        self._keys: dict[str, str] = {}
+
+    def recognise(self, picture: ShownPicture) -> Sight | PhosphoError:
+        """Tell which picture it is.
+
+        Args:
+            picture: What was shown.
+
+        Returns:
+            The picture, or why it cannot be looked at.
+        """
+        if isinstance(picture, PhosphoError):
+            return picture
+        # An agent shows its whole history again at every step: pixels are looked at once.
+        digest = _digest(picture.value)
+        with self._lock:
+            known = self._keys.get(digest)
+        if known is not None:
+            return Sight(known, picture)
+        try:
+            with langchain_errors():
+                image = prepared(picture, self._model)
+                key = fingerprint(image)
+        except PhosphoError as error:
+            return error
+        if digest:
+            with self._lock:
+                self._keys[digest] = key
+                if len(self._keys) > _MOST_KEYS:
+                    del self._keys[next(iter(self._keys))]
+        # Prepared, it need not be prepared again when it is asked about.
+        return Sight(
+            key, ImageSource("bytes", image.data) if isinstance(image, PreparedImage) else picture
+        )
+
+    def look(self, looks: Sequence[Look]) -> list[_Outcome]:
+        """Ask.
+
+        Args:
+            looks: Pictures and questions; what was answered before costs nothing.
+
+        Returns:
+            An answer for each, or the error in its place.
+        """
+        outcomes: dict[_Key, _Outcome] = {}
+        while missing := [look for look in looks if look.key not in outcomes]:
+            mine, others = self._claim(missing, may_wait_for_this_thread=False)
+            try:
+                if mine:
+                    asked = self._model.batch(self._asked(mine), QUIET, return_exceptions=True)
+                    outcomes |= self._settle(mine, asked)
+            finally:
+                self._give_up(mine)
+            # One whose asker was interrupted has no outcome: it is this one's to ask then.
+            outcomes |= _arrived({key: answer.result() for key, answer in others.items()})
+        return [outcomes[look.key] for look in looks]
+
+    async def alook(self, looks: Sequence[Look]) -> list[_Outcome]:
+        """Ask, as `look` does.
+
+        Args:
+            looks: Pictures and questions.
+
+        Returns:
+            An answer for each, or the error in its place.
+        """
+        outcomes: dict[_Key, _Outcome] = {}
+        while missing := [look for look in looks if look.key not in outcomes]:
+            mine, others = self._claim(missing, may_wait_for_this_thread=True)
+            try:
+                if mine:
+                    questions = await asyncio.to_thread(self._asked, mine)
+                    asked = await self._model.abatch(questions, QUIET, return_exceptions=True)
+                    outcomes |= self._settle(mine, asked)
+            finally:
+                self._give_up(mine)
+            outcomes |= _arrived(
+                {key: await asyncio.wrap_future(answer) for key, answer in others.items()}
+            )
+        return [outcomes[look.key] for look in looks]
+
+    def _claim(
+        self, looks: Sequence[Look], *, may_wait_for_this_thread: bool
+    ) -> tuple[dict[_Key, tuple[Look, _Answer]], dict[_Key, _Answer]]:
+        """Part what nobody has asked yet, and is the caller's now, from what somebody has."""
+        mine: dict[_Key, tuple[Look, _Answer]] = {}
+        others: dict[_Key, _Answer] = {}
+        here = threading.get_ident()
+        with self._lock:
+            for look in looks:
+                answer = self._answers.get(look.key)
+                if look.key in mine:
+                    continue
+                # A synchronous call on an event loop's thread would wait for the loop it stops.
+                if answer is not None and (
+                    may_wait_for_this_thread or answer.done() or answer.thread != here
+                ):
+                    others[look.key] = answer
+                else:
+                    self._answers[look.key] = answer = _Answer()
+                    mine[look.key] = (look, answer)
+        return mine, others
+
+    def _asked(self, mine: Mapping[_Key, tuple[Look, _Answer]]) -> list[Any]:
+        return [
+            [message_about(prepared(look.sight.source, self._model), look.question)]
+            for look, _ in mine.values()
+        ]
+
+    def _settle(
+        self, mine: Mapping[_Key, tuple[Look, _Answer]], outcomes: Sequence[_Outcome]
+    ) -> dict[_Key, _Outcome]:
+        settled = dict(zip(mine, outcomes, strict=True))
+        for key, outcome in settled.items():
+            _, answer = mine[key]
+            if isinstance(outcome, Exception):
+                self._forget(key, answer)
+            answer.set_result(outcome)
+        with self._lock:
+            while len(self._answers) > _MOST_ANSWERS:
+                del self._answers[next(iter(self._answers))]
+        return settled
+
+    def _give_up(self, mine: Mapping[_Key, tuple[Look, _Answer]]) -> None:
+        """Let those who wait ask for themselves, if the caller was interrupted."""
+        for key, (_, answer) in mine.items():
+            if not answer.done():
+                self._forget(key, answer)
+                answer.set_result(None)
+
+    def _forget(self, key: _Key, answer: _Answer) -> None:
+        with self._lock:
+            if self._answers.get(key) is answer:
+                del self._answers[key]
+
+
+def _digest(value: Any) -> str:
+    if isinstance(value, str):
+        value = value.encode()
+    # What is neither, such as a PIL image in a message, can change between two looks.
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else ""
+
+
+def _arrived(outcomes: Mapping[_Key, _Outcome | None]) -> dict[_Key, _Outcome]:
+    return {key: outcome for key, outcome in outcomes.items() if outcome is not None}

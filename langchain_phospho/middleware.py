@@ -1,0 +1,292 @@
+"""`VisionMiddleware`: eyes for an agent whose model has none."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from langchain.agents.middleware.types import (
+    AgentMiddleware,
+    AgentState,
+    ContextT,
+    ExtendedModelResponse,
+    ModelRequest,
+    ModelResponse,
+    PrivateStateAttr,
+    ResponseT,
+)
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import ArgsSchema, ToolException
+from langgraph.prebuilt import InjectedState
+from langgraph.types import Command
+from pydantic import Field, SkipValidation
+from typing_extensions import NotRequired, TypedDict
+
+from langchain_phospho.chat_models import ChatPhospho
+from langchain_phospho.errors import langchain_errors
+from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight
+from langchain_phospho.pictures import shown_pictures, with_words
+from langchain_phospho.tools import DescribeImageInput, DescribeImageTool, image_number
+from phospho_multimodal import PhosphoError
+from phospho_multimodal.fence import fenced, single_line
+
+__all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
+
+_WITH_A_QUESTION = "Describe this image. It is looked at because of this request:\n{request}"
+_LONGEST_REQUEST = 2000
+
+
+class SeenImage(TypedDict):
+    """What an agent knows of a picture: its number for good, and its description once there."""
+
+    number: int
+    description: str | None
+
+
+def _merged(old: dict[str, SeenImage], new: dict[str, SeenImage]) -> dict[str, SeenImage]:
+    return {**old, **new}
+
+
+class VisionState(AgentState[Any]):
+    """The state of an agent with eyes: what it has seen stays its own."""
+
+    phospho_images: NotRequired[Annotated[dict[str, SeenImage], PrivateStateAttr, _merged]]
+
+
+class LookAgainInput(DescribeImageInput):
+    """What an agent says to look again, and what is put beside it."""
+
+    image: int | str | None = Field(
+        default=None,
+        description="The number of the image, as its description tells it."
+        " Leave it out for the newest one.",
+    )
+    question: str = Field(description="What to find out about the image.")
+    phospho_images: Annotated[Any, InjectedState("phospho_images")] = None
+
+
+class LookAgainTool(DescribeImageTool):
+    """Answers a new question about a picture that an agent knows by its description."""
+
+    name: str = "look_again"
+    description: str = (
+        "Look again at an image of the conversation, to find out what its description does not"
+        " tell. Ask one question about one image."
+    )
+    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = LookAgainInput
+    eyes: Any = Field(exclude=True, repr=False)
+    """The `Eyes` of the middleware."""
+
+    def _find(self, image: int | str | None, state: Any) -> tuple[str, Sight]:
+        wanted = image_number(image)
+        if isinstance(wanted, str):
+            return super()._find(image, state)
+        seen: dict[str, SeenImage] = state.get("phospho_images") or {}
+        numbers = {key: entry["number"] for key, entry in seen.items()}
+        for message in reversed(state.get("messages") or ()):
+            for picture in reversed(shown_pictures(message)):
+                sight = self.eyes.recognise(picture)
+                if isinstance(sight, PhosphoError):
+                    if wanted is None:
+                        raise sight
+                elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
+                    return f"Image {numbers[sight.key]}", sight
+        known = ", ".join(str(number) for number in sorted(numbers.values())) or "none"
+        which = "image" if wanted is None else f"image {wanted}"
+        message = f"There is no {which} to look at in the conversation. Described so far: {known}."
+        raise ToolException(message)
+
+    def _ask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
+        del config  # of the first who asks, if several do
+        return _answered(self.eyes.look([Look(picture, question)]))
+
+    async def _aask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
+        del config
+        return _answered(await self.eyes.alook([Look(picture, question)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a model is about to see, and what has to be looked at first."""
+
+    messages: list[BaseMessage]
+    sights: list[list[Sight | PhosphoError]]
+    seen: dict[str, SeenImage]
+    looks: list[Look]
+
+
+class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
+    """Gives eyes to an agent of `create_agent`, whatever its model.
+
+    In place of every picture that the model would see, from the user, from a tool or in the
+    history, it reads a description that `ChatPhospho` made with the user's request in view, marked
+    as untrusted and fenced. Each picture is described once: its description lives in the agent's
+    private state, and a checkpointer keeps it. New questions go through the tool `look_again`.
+    The messages of the state keep their pictures, so that a model with eyes can take over.
+
+    A failure leaves a note in the picture's place, and the next step tries again; configuration,
+    key, billing and the spending limit raise.
+
+    Example:
+        ```python
+        eyes = VisionMiddleware(ChatPhospho(base_url="http://127.0.0.1:8000"))
+        agent = create_agent("openai:some-text-model", middleware=[eyes])
+        ```
+    """
+
+    state_schema = VisionState
+
+    def __init__(self, model: ChatPhospho, *, look_again: bool = True) -> None:
+        """Open nothing yet.
+
+        Args:
+            model: Who looks.
+            look_again: Bring the tool; `False` for a driving model that calls no tools.
+        """
+        super().__init__()
+        self.model = model
+        self._eyes = Eyes(model)
+        self.tools = [LookAgainTool(model=model, eyes=self._eyes)] if look_again else []
+
+    def wrap_model_call(
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
+    ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
+        """Put descriptions in the place of pictures, then call the model.
+
+        Args:
+            request: What the model would see.
+            handler: Calls it.
+
+        Returns:
+            Its answer, and what was seen for the first time.
+
+        Raises:
+            PhosphoModelError: Configuration, key, billing or the spending limit.
+        """
+        view = self._view(request)
+        outcomes = self._eyes.look(view.looks)
+        return self._noted(view, request, handler(self._told(view, outcomes, request)))
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
+    ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
+        """Do the same as `wrap_model_call`.
+
+        Args:
+            request: What the model would see.
+            handler: Calls it.
+
+        Returns:
+            Its answer, and what was seen for the first time.
+
+        Raises:
+            PhosphoModelError: Configuration, key, billing or the spending limit.
+        """
+        view = await asyncio.to_thread(self._view, request)
+        outcomes = await self._eyes.alook(view.looks)
+        return self._noted(view, request, await handler(self._told(view, outcomes, request)))
+
+    def _view(self, request: ModelRequest[ContextT]) -> _View:
+        messages: list[BaseMessage] = list(request.messages)
+        if request.system_message is not None:
+            messages.insert(0, request.system_message)
+        sights = [
+            [self._eyes.recognise(picture) for picture in shown_pictures(message)]
+            for message in messages
+        ]
+        seen: dict[str, SeenImage] = dict(_remembered(request))
+        next_number = 1 + max((entry["number"] for entry in seen.values()), default=0)
+        looks: dict[str, Look] = {}
+        for index, row in enumerate(sights):
+            for sight in row:
+                if isinstance(sight, PhosphoError):
+                    continue
+                if sight.key not in seen:
+                    seen[sight.key] = {"number": next_number, "description": None}
+                    next_number += 1
+                if seen[sight.key]["description"] is None and sight.key not in looks:
+                    question = _question(messages, index) or self.model.default_prompt
+                    looks[sight.key] = Look(sight, question)
+        return _View(messages, sights, seen, list(looks.values()))
+
+    def _told(
+        self, view: _View, outcomes: Sequence[Any], request: ModelRequest[ContextT]
+    ) -> ModelRequest[ContextT]:
+        """Make the request that has words where pictures were; what was learnt goes into `view`."""
+        failures: dict[str, PhosphoError] = {}
+        for look, outcome in zip(view.looks, outcomes, strict=True):
+            key = look.sight.key
+            if isinstance(outcome, PhosphoError) and not isinstance(outcome, NOT_FOR_AGENTS):
+                failures[key] = outcome
+            else:
+                answer = _answered([outcome])
+                view.seen[key] = {**view.seen[key], "description": answer.text}
+        messages = [
+            with_words(message, _words(row, view.seen, failures)) if row else message
+            for message, row in zip(view.messages, view.sights, strict=True)
+        ]
+        if not any(view.sights):
+            return request
+        if request.system_message is None:
+            return request.override(messages=cast("Any", messages))
+        system = cast("SystemMessage", messages[0])
+        return request.override(messages=cast("Any", messages[1:]), system_message=system)
+
+    def _noted(
+        self, view: _View, request: ModelRequest[ContextT], response: ModelResponse[ResponseT]
+    ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
+        before = _remembered(request)
+        news = {key: entry for key, entry in view.seen.items() if before.get(key) != entry}
+        if not news:
+            return response
+        return ExtendedModelResponse(response, Command(update={"phospho_images": news}))
+
+
+def _remembered(request: ModelRequest[Any]) -> dict[str, SeenImage]:
+    state = cast("dict[str, Any]", request.state)
+    return cast("dict[str, SeenImage]", state.get("phospho_images") or {})
+
+
+def _question(messages: Sequence[BaseMessage], index: int) -> str:
+    """Find the request in whose turn a message came: all that the user said in one go."""
+    asked = [number for number in range(index + 1) if isinstance(messages[number], HumanMessage)]
+    if not asked:
+        return ""
+    first = last = asked[-1]
+    while first > 0 and isinstance(messages[first - 1], HumanMessage):
+        first -= 1
+    while last + 1 < len(messages) and isinstance(messages[last + 1], HumanMessage):
+        last += 1
+    texts = [message.text.strip() for message in messages[first : last + 1]]
+    request = "\n".join(text for text in texts if text)
+    return _WITH_A_QUESTION.format(request=request[:_LONGEST_REQUEST]) if request else ""
+
+
+def _words(
+    row: Sequence[Sight | PhosphoError],
+    seen: dict[str, SeenImage],
+    failures: dict[str, PhosphoError],
+) -> Iterator[str]:
+    for sight in row:
+        if isinstance(sight, PhosphoError):
+            yield f"[An image that cannot be looked at: {single_line(str(sight))}]"
+            continue
+        number, description = seen[sight.key]["number"], seen[sight.key]["description"]
+        if description is None:
+            reason = single_line(str(failures[sight.key]))
+            yield f"[Image {number} could not be described this time: {reason}]"
+        else:
+            yield fenced(description, title=f"Image {number}")
+
+
+def _answered(outcomes: Sequence[Any]) -> AIMessage:
+    (outcome,) = outcomes
+    if isinstance(outcome, Exception):
+        with langchain_errors():
+            raise outcome
+    return cast("AIMessage", outcome)

@@ -1,0 +1,148 @@
+"""The pictures of a conversation: found in messages, asked about, replaced by words."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias, cast
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from langchain_phospho.chat_models import ChatPhospho
+from langchain_phospho.errors import langchain_errors
+from phospho_multimodal import ImageError, PhosphoError, UnsupportedContentError
+from phospho_multimodal.content_blocks import KINDS, Block, read_content
+from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
+from phospho_multimodal.images.source import ImageSource
+
+__all__ = ["ShownPicture", "message_about", "prepared", "shown_pictures", "with_words"]
+
+ShownPicture: TypeAlias = ImageSource | PhosphoError
+"""A picture of a message, or the reason why it cannot be looked at."""
+
+_Visitor: TypeAlias = Callable[[ShownPicture], str | None]
+
+_TYPES = ("mime_type", "media_type", "mimeType", "mediaType")
+
+
+def shown_pictures(message: BaseMessage) -> list[ShownPicture]:
+    """Find the pictures of a message, in every form that `ChatPhospho` knows.
+
+    Args:
+        message: Of any role.
+
+    Returns:
+        The pictures in their order; what is no picture is none of our business.
+    """
+    pictures: list[ShownPicture] = []
+    # A visitor that has no words for a picture leaves it where it is.
+    _walk(message.content, pictures.append)
+    return pictures
+
+
+def with_words(message: BaseMessage, words: Iterator[str]) -> BaseMessage:
+    """Put words in the place of a message's pictures.
+
+    Args:
+        message: It stays as it is.
+        words: For each of its pictures, in their order.
+
+    Returns:
+        A copy without pictures. What is text alone then becomes one string, the only content that
+        some text models take; an assistant's stays blocks, as its version may demand.
+    """
+    content = _walk(message.content, lambda _: next(words))
+    if not isinstance(message, AIMessage) and all(map(_is_plain, content)):
+        content = "\n".join(
+            block if isinstance(block, str) else str(block["text"]) for block in content
+        )
+    return message.model_copy(update={"content": content})
+
+
+def prepared(source: ImageSource, model: ChatPhospho) -> SendableImage:
+    """Make of a picture what a model sends.
+
+    Args:
+        source: The picture.
+        model: Who will be asked; its settings decide.
+
+    Returns:
+        The picture, or the link.
+
+    Raises:
+        PhosphoModelError: It cannot be read, is of an unsupported type, or over a limit.
+    """
+    with langchain_errors():
+        return prepare_source(source, max_image_side=model.max_image_side, prepare=model.prepare)
+
+
+def message_about(image: SendableImage, question: str) -> HumanMessage:
+    """Ask about a picture.
+
+    Args:
+        image: The picture as it is sent: small and without metadata, which a trace then keeps too.
+        question: The question.
+
+    Returns:
+        The message, with the block that LangChain's own tracing understands.
+    """
+    if isinstance(image, LinkedImage):
+        block = {"type": "image", "url": image.url}
+    else:
+        kind = f"image/{image.format.lower()}"
+        block = {"type": "image", "base64": image.to_wire(), "mime_type": kind}
+    return HumanMessage([{"type": "text", "text": question}, block])
+
+
+def _walk(content: Any, visit: _Visitor) -> Any:
+    if isinstance(content, Mapping):
+        return _walk_block(content, visit)
+    return [_walk(each, visit) for each in content] if isinstance(content, list) else content
+
+
+def _walk_block(block: Block, visit: _Visitor) -> Block:
+    result = block.get("toolResult")
+    if isinstance(result, Mapping):  # Bedrock's, which has no type
+        return {**block, "toolResult": _walk_holder(result, visit)}
+    if _reading(block) == "blocks":
+        return _walk_holder(block, visit)
+    inner = block.get("value")
+    if _reading(block) == "inner" and isinstance(inner, Mapping):
+        walked = _walk_block(inner, visit)
+        return block if walked is inner else walked
+    picture = _picture(block)
+    words = None if picture is None else visit(picture)
+    return block if words is None else {"type": "text", "text": words}
+
+
+def _walk_holder(holder: Block, visit: _Visitor) -> Block:
+    held = {key: _walk(holder[key], visit) for key in ("content", "output") if holder.get(key)}
+    return {**holder, **held}
+
+
+def _picture(block: Block) -> ShownPicture | None:
+    try:
+        parts = read_content(block)
+        return next((part for part in parts if isinstance(part, ImageSource)), None)
+    except ImageError as error:
+        return error
+    except UnsupportedContentError as error:
+        # A PDF or a sound is for the driving model to take or to refuse.
+        return error if _claims_to_be_a_picture(block) else None
+
+
+def _reading(block: Block) -> str | None:
+    kind = block.get("type")
+    return KINDS.get(kind) if isinstance(kind, str) else None
+
+
+def _claims_to_be_a_picture(block: Block) -> bool:
+    if _reading(block) == "image" or any(KINDS.get(key) == "image" for key in block):
+        return True
+    holders = [block, *(held for held in block.values() if isinstance(held, Mapping))]
+    return any(
+        str(holder.get(key)).lower().startswith("image/") for holder in holders for key in _TYPES
+    )
+
+
+def _is_plain(block: Any) -> bool:
+    return isinstance(block, str) or (
+        cast("dict[str, Any]", block).keys() == {"type", "text"} and block["type"] == "text"
+    )

@@ -1,0 +1,192 @@
+"""Answers as objects: the form is asked for in the prompt, and what comes back is checked here."""
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.utils.function_calling import convert_to_openai_function
+from pydantic import BaseModel, ValidationError
+
+from langchain_phospho.errors import langchain_errors
+from langchain_phospho.tool_calls import TELLS
+from phospho_multimodal import ConfigurationError
+from phospho_multimodal.loose_json import json_text
+
+__all__ = ["Method", "StructuredOutput"]
+
+Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
+
+_SUMS = ("images_billed", "images_in_doubt", "cost_usd", "attempts")
+"""What an answer cost, of which a repaired one tells the sum."""
+
+_AGAIN = "That is not what was asked for: {reason} Answer with the JSON object alone."
+
+
+@dataclass(frozen=True)
+class StructuredOutput:
+    """What is asked for, and how an answer becomes it.
+
+    Attributes:
+        schema: A pydantic class (of version 1 or 2), a TypedDict, or a JSON schema with a title.
+        method: `"json_schema"` shows the model the schema, `"function_calling"` shows it as a
+            tool, `"json_mode"` asks for any JSON object and leaves the rest to your prompt.
+        include_raw: Give the message beside the object, and an error instead of raising it.
+        max_repairs: How often the model is shown what is wrong and asked again: each time is an
+            image billed.
+    """
+
+    schema: Any
+    method: Method = "json_schema"
+    include_raw: bool = False
+    max_repairs: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before paying."""
+        with langchain_errors():
+            if self.method not in get_args(Method):
+                message = f"method is {self.method!r}; it is one of: {', '.join(get_args(Method))}."
+                raise ConfigurationError(message)
+            if self.max_repairs < 0:
+                message = f"max_repairs is {self.max_repairs}; it is 0 or more."
+                raise ConfigurationError(message)
+            # LangChain leaves nothing over of a schema without properties.
+            if (self._parameters() or {"type": None}).get("type", "object") != "object":
+                message = (
+                    "The schema is not that of an object with properties of its own. Put what it"
+                    " describes into a property of one."
+                )
+                raise ConfigurationError(message)
+
+    def keywords(self) -> dict[str, Any]:
+        """Make the keywords that a model is bound to."""
+        function = convert_to_openai_function(self.schema)
+        told = {"kwargs": {"method": self.method}, "schema": self.schema}
+        keywords: dict[str, Any] = {TELLS: True, "ls_structured_output_format": told}
+        if self.method == "function_calling":
+            tool = {"type": "function", "function": function}
+            return {**keywords, "tools": [tool], "tool_choice": function["name"]}
+        if self.method == "json_mode":
+            return {**keywords, "response_format": {"type": "json_object"}}
+        named = {"name": function["name"], "schema": self._described()}
+        return {**keywords, "response_format": {"type": "json_schema", "json_schema": named}}
+
+    def reading(self, model: Runnable[LanguageModelInput, AIMessage]) -> Runnable[Any, Any]:
+        """Make what asks a bound model and reads its answers.
+
+        Args:
+            model: Bound to `keywords()`.
+
+        Returns:
+            It gives the object, or with `include_raw` a dict of `raw`, `parsed` and
+            `parsing_error`.
+        """
+
+        def ask(question: LanguageModelInput, config: RunnableConfig) -> Any:
+            asking = self._asking(question)
+            messages = next(asking)
+            try:
+                while True:
+                    messages = asking.send(model.invoke(messages, config))
+            except StopIteration as done:
+                return done.value
+
+        async def ask_async(question: LanguageModelInput, config: RunnableConfig) -> Any:
+            asking = self._asking(question)
+            messages = next(asking)
+            try:
+                while True:
+                    messages = asking.send(await model.ainvoke(messages, config))
+            except StopIteration as done:
+                return done.value
+
+        return RunnableLambda(ask, ask_async, name="with_structured_output")
+
+    def _asking(self, question: LanguageModelInput) -> Generator[list[BaseMessage], AIMessage, Any]:
+        """Ask, and ask again; both `ask` and `ask_async` do what it yields."""
+        messages = _messages(question)
+        cost = dict.fromkeys(_SUMS, 0)
+        for repairs in range(self.max_repairs + 1):
+            raw = yield messages
+            cost = {name: cost[name] + raw.response_metadata[name] for name in _SUMS}
+            metadata = {**raw.response_metadata, **cost, "repairs": repairs}
+            raw = raw.model_copy(update={"response_metadata": metadata})
+            words = raw.response_metadata["raw_reply"]
+            value, reason = self._read(raw)
+            if reason is None:
+                return self._told(raw, value, None)
+            messages = [*messages, AIMessage(words), HumanMessage(_AGAIN.format(reason=reason))]
+        failure = OutputParserException(
+            f"The model did not answer as the schema wants: {reason} Images billed:"
+            f" {cost['images_billed']}. It answered: {words}",
+            llm_output=words,
+        )
+        if self.include_raw:
+            return self._told(raw, None, failure)
+        raise failure
+
+    def _told(self, raw: AIMessage, value: Any, failure: OutputParserException | None) -> Any:
+        if not self.include_raw:
+            return value
+        return {"raw": raw, "parsed": value, "parsing_error": failure}
+
+    def _read(self, raw: AIMessage) -> tuple[Any, str | None]:
+        """Make the object; or tell why it cannot be made."""
+        if raw.tool_calls:
+            value: Any = raw.tool_calls[0]["args"]
+        elif raw.invalid_tool_calls:
+            return None, f"{raw.invalid_tool_calls[0]['error']}."
+        else:
+            try:
+                value = json.loads(raw.text)
+            except ValueError:
+                value = None
+        if not isinstance(value, dict):
+            return None, "there is no whole JSON object in it."
+        parse = self._parser()
+        if parse is None:
+            return value, self._missing(value)
+        try:
+            return parse(value), None
+        except ValidationError as error:
+            # Without what the model wrote, which stands in the words already, and without links.
+            reasons = error.errors(include_input=False, include_url=False, include_context=False)
+            told = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in reasons)
+            return None, f"{'; '.join(told)}."
+        except ValueError as error:  # pydantic's version 1 raises one of its own
+            return None, f"{' '.join(str(error).split())}."
+
+    def _parser(self) -> Callable[[dict[str, Any]], Any] | None:
+        kind = self.schema
+        if not isinstance(kind, type) or isinstance(kind, Mapping):
+            return None
+        if issubclass(kind, BaseModel):
+            # From text: what JSON cannot hold, a date or a tuple, is then read as JSON writes it.
+            return lambda value: kind.model_validate_json(json_text(value))
+        return cast("Callable[[dict[str, Any]], Any] | None", getattr(kind, "parse_obj", None))
+
+    def _missing(self, value: Mapping[str, Any]) -> str | None:
+        """Tell what a dict lacks, which nobody else would look at."""
+        missing = sorted(set(self._parameters().get("required") or ()) - value.keys())
+        return f"it lacks {', '.join(missing)}." if missing else None
+
+    def _parameters(self) -> dict[str, Any]:
+        parameters: dict[str, Any] = convert_to_openai_function(self.schema).get("parameters", {})
+        return parameters
+
+    def _described(self) -> dict[str, Any]:
+        description = convert_to_openai_function(self.schema).get("description")
+        return {**({"description": description} if description else {}), **self._parameters()}
+
+
+def _messages(question: LanguageModelInput) -> list[BaseMessage]:
+    if isinstance(question, PromptValue):
+        return question.to_messages()
+    if isinstance(question, str):
+        return [HumanMessage(question)]
+    return convert_to_messages(question)

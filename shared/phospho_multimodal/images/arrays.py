@@ -1,0 +1,47 @@
+"""Pictures that come as numpy arrays, as the parsers of PDF files hand them over."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from phospho_multimodal.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["NPY_MAGIC", "image_from_npy"]
+
+NPY_MAGIC = b"\x93NUMPY"
+"""How a file begins that `numpy.save` has written."""
+
+
+def image_from_npy(data: bytes) -> Image:
+    """Make a picture of an array.
+
+    Args:
+        data: What `numpy.save` wrote: rows of grey, grey and alpha, RGB or RGBA in bytes, or of
+            booleans.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ImageError: It is no such array, or there is no numpy.
+    """
+    try:
+        import numpy as np  # noqa: PLC0415 - not needed for anything else here
+    except ModuleNotFoundError:
+        message = "This picture is a numpy array, and reading it needs numpy: pip install numpy."
+        raise ImageError(message) from None
+    from PIL import Image  # noqa: PLC0415 - heavy, so only now
+
+    try:
+        # Never the pickled kind: it can run code.
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.ndim == 3 and array.shape[2] == 1:  # noqa: PLR2004 - rows, columns, channels
+            array = array[:, :, 0]
+        return Image.fromarray(np.ascontiguousarray(array))
+    except (ValueError, TypeError, OSError, EOFError, MemoryError) as failure:
+        message = f"The numpy array cannot be read as a picture ({type(failure).__name__})."
+        raise ImageError(message) from None

@@ -1,0 +1,256 @@
+"""Tools and answers of a given form by prompt, since the endpoint knows neither.
+
+What can be called is written into the text, and the model is asked for one JSON object; what that
+reply means is read in `tool_replies`. It is a convention with the model, not a guarantee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from phospho_multimodal.conversation import Turn
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.loose_json import json_text
+
+__all__ = ["RE_ASKS", "Tool", "ToolProtocol"]
+
+RE_ASKS = 2
+"""Calls in a row that cannot be run and are handed on all the same, for an agent to ask again."""
+
+_FREE = {None, False, "auto"}
+_ANY = {True, "any", "required"}
+
+# Of a JSON schema: what tells a model nothing, what holds schemas by name, what holds values.
+_NOISE = {"title", "$schema"}
+_BY_NAME = {"properties", "$defs", "definitions", "patternProperties"}
+_VALUES = {"required", "enum", "const", "default", "examples"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What a model can call.
+
+    Attributes:
+        name: Its name.
+        description: What it does.
+        parameters: JSON schema of its arguments.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, definition: Any) -> Tool:
+        """Read a tool's definition in OpenAI's form, which both frameworks write.
+
+        Args:
+            definition: `{"type": "function", "function": {"name", "description", "parameters"}}`,
+                or the inner part alone.
+
+        Returns:
+            The tool.
+
+        Raises:
+            ConfigurationError: It has another form; tools that a provider runs itself have.
+        """
+        holder = definition if isinstance(definition, Mapping) else {}
+        function = holder.get("function", holder)
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            message = (
+                "A tool is no function with a name. Nothing was sent. Tools that a provider runs"
+                " itself are not available; give functions."
+            )
+            raise ConfigurationError(message)
+        parameters = function.get("parameters") or {}
+        return cls(function["name"], function.get("description") or "", parameters)
+
+    @property
+    def properties(self) -> frozenset[str]:
+        """Names of its arguments."""
+        return frozenset(self.parameters.get("properties") or ())
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Names of the arguments that it cannot do without."""
+        return frozenset(self.parameters.get("required") or ())
+
+    def to_text(self) -> str:
+        """Write it as one line for the model."""
+        return json_text(
+            {
+                "name": self.name,
+                "description": " ".join(self.description.split()),
+                "parameters": _pruned(self.parameters),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ToolProtocol:
+    """What the model is told it can answer, and what an answer is held against.
+
+    Attributes:
+        tools: What it can call.
+        forced: Whether it has to call one.
+        only: The one it has to call.
+        answer_schema: JSON schema of an answer that is no call; empty for any JSON object, `None`
+            for plain text.
+        re_asks: How many calls in a row that cannot be run are handed on.
+        tells: Whether a forced call that did not come is told in the answer, instead of raised.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    forced: bool = False
+    only: str | None = None
+    answer_schema: Mapping[str, Any] | None = None
+    re_asks: int = RE_ASKS
+    tells: bool = False
+
+    @classmethod
+    def of(
+        cls, tools: Any = None, *, tool_choice: Any = None, response_format: Any = None
+    ) -> ToolProtocol:
+        """Read what a call was given.
+
+        Args:
+            tools: Definitions in OpenAI's form.
+            tool_choice: `None`, `False` or `"auto"`; `"none"`; `True`, `"any"` or `"required"`; a
+                tool's name, or OpenAI's or Anthropic's mapping that holds it.
+            response_format: OpenAI's `{"type": "json_schema", …}` or `{"type": "json_object"}`.
+
+        Returns:
+            The protocol; without tools and form it changes nothing.
+
+        Raises:
+            ConfigurationError: Something has no known form, or a tool is not there.
+        """
+        if tools is not None and not tools:
+            message = "tools= is empty. Nothing was sent. Leave it out, or bind a tool."
+            raise ConfigurationError(message)
+        known = tuple(Tool.of(definition) for definition in tools or ())
+        choice = _chosen(tool_choice)
+        schema = _answer_schema(response_format)
+        if choice == "none":
+            return cls(answer_schema=schema)
+        forced = choice in _ANY
+        only = None if forced or choice in _FREE else str(choice)
+        if (forced or only) and not any(only in {None, tool.name} for tool in known):
+            names = ", ".join(tool.name for tool in known) or "none"
+            message = (
+                f"tool_choice is {only or choice!r}, and the tools are: {names}. Nothing was sent."
+            )
+            raise ConfigurationError(message)
+        return cls(known, forced or only is not None, only, schema)
+
+    def __bool__(self) -> bool:
+        return bool(self.tools) or self.answer_schema is not None
+
+    def tool(self, name: str) -> Tool | None:
+        """Find a tool by its name."""
+        return next((tool for tool in self.tools if tool.name == name), None)
+
+    def turns(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Tell the model the tools, and what it called before.
+
+        Args:
+            turns: A conversation.
+
+        Returns:
+            The same, with each call in the text of its turn, and a system turn more.
+        """
+        if not self:
+            return list(turns)
+        shown = list(turns)
+        if self.tools:
+            shown = [_with_calls(turn) for turn in turns]
+        return [*shown, Turn("system", (self.instructions(),))]
+
+    def instructions(self) -> str:
+        """Write what the model is told."""
+        if not self.tools:
+            return _of_the_answer(self.answer_schema, "Answer with")
+        offered = [tool for tool in self.tools if self.only in {None, tool.name}]
+        form = json_text({"name": self.only or "tool name", "arguments": {}})
+        lines = ["These tools can be called:", *(tool.to_text() for tool in offered)]
+        call = f"one JSON object in this form, and nothing else: {form}"
+        if self.forced:
+            which = f"the tool {self.only}" if self.only else "one of the tools"
+            lines.append(f"Call {which} now. Answer with {call}")
+        else:
+            lines.append(f"To call a tool, answer with {call}")
+            if self.answer_schema is None:
+                lines.append("Without need of a tool, answer in plain text.")
+            else:
+                lines.append(
+                    _of_the_answer(self.answer_schema, "Without need of a tool, answer with")
+                )
+        return "\n".join(lines)
+
+
+def _chosen(choice: Any) -> str | bool | None:
+    if isinstance(choice, Mapping):
+        function = choice.get("function")
+        name = (function if isinstance(function, Mapping) else choice).get("name")
+        choice = choice.get("type", "") if name is None else name
+    if choice is None or isinstance(choice, (bool, str)):
+        return choice
+    message = f"tool_choice is a {type(choice).__name__}; it is a string, a bool or a mapping."
+    raise ConfigurationError(message)
+
+
+def _answer_schema(response_format: Any) -> Mapping[str, Any] | None:
+    if response_format is None:
+        return None
+    form = response_format if isinstance(response_format, Mapping) else {}
+    if form.get("type") == "text":
+        return None
+    if form.get("type") == "json_object":
+        return {}
+    schema = (form.get("json_schema") or {}).get("schema")
+    if not isinstance(schema, Mapping):
+        message = (
+            "response_format has no known form. Nothing was sent. It is {'type': 'json_schema',"
+            " 'json_schema': {'name': …, 'schema': …}} or {'type': 'json_object'}."
+        )
+        raise ConfigurationError(message)
+    return schema
+
+
+def _of_the_answer(schema: Mapping[str, Any] | None, begin: str) -> str:
+    wanted = f"{begin} one JSON object and nothing else."
+    return f"{wanted} Its JSON schema: {json_text(_pruned(schema))}" if schema else wanted
+
+
+def _with_calls(turn: Turn) -> Turn:
+    if not turn.calls:
+        return turn
+    written = (json_text({"name": call.name, "arguments": call.arguments}) for call in turn.calls)
+    return replace(turn, parts=(*turn.parts, *written))
+
+
+def _pruned(schema: Any) -> Any:
+    """Leave out of a schema what costs words and says nothing."""
+    if isinstance(schema, list):
+        return [_pruned(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, Mapping):
+            kept[key] = {name: _pruned(held) for name, held in value.items()}
+        elif key in _VALUES and value is not None:
+            kept[key] = value
+        elif not _is_noise(key, value):
+            kept[key] = _pruned(value)
+    return kept
+
+
+def _is_noise(key: str, value: Any) -> bool:
+    return (
+        key in _NOISE
+        or value is None
+        or (key == "additionalProperties" and isinstance(value, bool))
+    )

@@ -1,0 +1,183 @@
+"""A picture that hides in the text of a tool is found, and no text that a tool may give is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from phospho_multimodal import UnsupportedContentError
+from phospho_multimodal.content_blocks import checked_turn
+from phospho_multimodal.conversation import Turn
+from phospho_multimodal.tool_texts import LONGEST_RUN, check_tool_text
+from pictures import encoded, receipt
+
+
+def noise(size: int, seed: int) -> bytes:
+    """The same bytes for the same seed, and none of them to be expected."""
+    return hashlib.shake_256(str(seed).encode()).digest(size)
+
+
+NOISE = encoded(Image.effect_noise((120, 90), 64).convert("RGB"), kind="PNG")
+BLANK = Image.new("RGB", (80, 80), "white")
+
+# What a tool may well say, each longer than the limit, and none of it a file.
+TEXTS = {
+    "prose": "The receipt was printed at the counter; nobody had asked for it. " * 200,
+    "a language without spaces": "収据は受付で印刷されました" * 800,
+    "a gene": "ACGTTGCA" * 2000,
+    "a protein": "MKVLAAGIVGLLLAQWERTYPSDFGHNKCVBM" * 400,
+    "hexadecimal": noise(20_000, 1).hex(),
+    "hexadecimal in capitals": noise(20_000, 1).hex().upper(),
+    "base32": base64.b32encode(noise(20_000, 1)).decode(),
+    "digits of pi": "31415926535897932384626433832795" * 400,
+    "a rule": "-" * 20_000,
+    "another rule": "_" * 20_000,
+    "laughter": "ha" * 10_000,
+    "certificates": (
+        "-----BEGIN CERTIFICATE-----\n"
+        + base64.encodebytes(noise(1970, 1)).decode()
+        + "-----END CERTIFICATE-----\n"
+    )
+    * 20,
+    "digests": "\n".join(noise(32, n).hex() for n in range(500)),
+    "digests in base64": "\n".join(base64.b64encode(noise(32, n)).decode() for n in range(500)),
+    "tokens": "\n".join(
+        ".".join(base64.urlsafe_b64encode(noise(300, n)).decode() for _ in "abc") for n in range(20)
+    ),
+    "paths": "\n".join(f"/srv/photos/2026/11/{n:08}/Receipt-{n}_large.jpeg" for n in range(500)),
+    "links": " ".join(
+        f"https://x.example/a/{n}?signature=aB3%2F{n}xYz&expires={n}" for n in range(300)
+    ),
+    "numbers": json.dumps([n / 7 for n in range(3000)]),
+    "records": json.dumps([{"id": n, "name": f"Item{n}", "seen": True} for n in range(500)]),
+    "a page with small pictures": 400
+    * (
+        '<img src="data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7">'
+    ),
+    "code": Path(__file__).read_text("utf-8") * 2,
+    "bytes as Python shows them": repr(b"\x00\x01\x02hello" * 2000),
+    "the first bytes of a file": f"{NOISE[:40]!r} is how it begins. " + "And so on. " * 2000,
+}
+
+FILES = {
+    "a PNG": NOISE,
+    "a JPEG": encoded(receipt()),
+    "a blank sheet without compression": encoded(BLANK, kind="BMP"),
+    "a blank TIFF": encoded(BLANK, kind="TIFF"),
+    "a GIF": encoded(receipt(), kind="GIF"),
+    "a WebP": encoded(receipt(), kind="WEBP"),
+    "anything": noise(LONGEST_RUN, 1),
+}
+
+WRAPPINGS = {
+    "bare": lambda data: base64.b64encode(data).decode(),
+    "for URLs": lambda data: base64.urlsafe_b64encode(data).decode(),
+    "with line breaks": lambda data: base64.encodebytes(data).decode(),
+    "with the line breaks of mail": lambda data: (
+        base64.encodebytes(data).decode().replace("\n", "\r\n")
+    ),
+    "in JSON": lambda data: json.dumps({"a": [base64.b64encode(data).decode()]}),
+    "in JSON with line breaks": lambda data: json.dumps(base64.encodebytes(data).decode()),
+    "as Python shows a block": lambda data: str({"data": base64.b64encode(data).decode()}),
+    "as a data URL in prose": lambda data: (
+        f"Here it is: data:image/png;base64,{base64.b64encode(data).decode()}. Well?"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_what_a_tool_may_say_passes(text: str) -> None:
+    assert len(text) > 500
+    check_tool_text(text)
+
+
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_a_file_in_base64_is_found(data: bytes, wrap: Any) -> None:
+    text = wrap(data)
+    assert len(text) > LONGEST_RUN
+    with pytest.raises(UnsupportedContentError, match="list of content blocks") as raised:
+        check_tool_text(text, "camera")
+    message = str(raised.value)
+    assert "the tool 'camera'" in message
+    assert "Nothing was sent." in message
+    assert text[:40] not in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    "data", [FILES[name] for name in FILES if name != "anything"], ids=lambda data: data[:3].hex()
+)
+def test_bytes_that_python_made_into_text_are_found(data: bytes) -> None:
+    for text in (str(data), str({"type": "image", "data": data})):
+        with pytest.raises(UnsupportedContentError):
+            check_tool_text(text)
+
+
+def test_no_module_of_the_standard_library_is_taken_for_a_file() -> None:
+    """Five million characters that people wrote, tables and tests of encodings among them."""
+    modules = list(Path(os.__file__).parent.glob("*.py"))
+    assert len(modules) > 100
+    for module in modules:
+        check_tool_text(module.read_text("utf-8"))
+
+
+words = st.text(min_size=1, max_size=30)
+alphabets = ["ACGT", "0123456789abcdef", "01", "-=", "abcdefghijklmnopqrstuvwxyz234567"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(words, min_size=1, max_size=40), st.sampled_from([" ", "\n", ", ", "\t", "; "]))
+def test_no_text_of_words_is_taken_for_a_file(text: list[str], between: str) -> None:
+    check_tool_text(between.join(text * (20_000 // len(text))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(alphabets), st.integers(LONGEST_RUN, 30_000), st.integers())
+def test_no_long_run_of_few_symbols_is_taken_for_a_file(
+    alphabet: str, length: int, seed: int
+) -> None:
+    check_tool_text("".join(alphabet[byte % len(alphabet)] for byte in noise(length, seed)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(3 * LONGEST_RUN // 4, 40_000),
+    st.integers(),
+    st.text(max_size=9),
+    st.text(max_size=9),
+)
+def test_random_bytes_in_base64_are_found_wherever_they_stand(
+    size: int, seed: int, before: str, after: str
+) -> None:
+    text = f"{before} {base64.b64encode(noise(size, seed)).decode()} {after}"
+    with pytest.raises(UnsupportedContentError):
+        check_tool_text(text)
+
+
+@pytest.mark.parametrize("length", [59, 60, 4095])
+def test_the_search_takes_linear_time(length: int) -> None:
+    """Runs that just miss what is looked for."""
+    run = ("aB3" * length)[:length]
+    text = f"{run} " * (4_000_000 // length)
+    start = time.perf_counter()
+    check_tool_text(text)
+    assert time.perf_counter() - start < 4
+
+
+@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+def test_only_a_tool_is_asked(role: Any) -> None:
+    text = base64.b64encode(NOISE).decode()
+    assert checked_turn(role, [text]) == Turn(role, (text,))
+    with pytest.raises(UnsupportedContentError):
+        checked_turn("tool", [text])

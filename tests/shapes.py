@@ -1,0 +1,1017 @@
+"""Every form in which a message can hold an image, and what becomes of it: the one table.
+
+`BLOCKS` are mappings, in the dialects of all providers, and go into messages of both frameworks.
+`NATIVE` are LlamaIndex's own blocks, nodes and documents. `CONVERSATIONS` are whole ones, to be
+told in both frameworks alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote_from_bytes
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    BaseContentBlock,
+    CachePoint,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    VideoBlock,
+)
+from llama_index.core.readers import SimpleDirectoryReader
+from llama_index.core.schema import (
+    Document,
+    ImageDocument,
+    ImageNode,
+    MediaResource,
+    NodeWithScore,
+    TextNode,
+)
+from PIL import Image
+from pydantic import AnyUrl
+
+from phospho_multimodal import (
+    ImageError,
+    MissingImageError,
+    UnsupportedContentError,
+    prepare_image,
+)
+from pictures import draw, encoded
+
+__all__ = [
+    "AS_DOCUMENTS",
+    "BASE64",
+    "BLOCKS",
+    "CONVERSATIONS",
+    "DATA_URL",
+    "IN_MESSAGES",
+    "NATIVE",
+    "PICTURE",
+    "TOOL_RESULTS",
+    "URL",
+    "Conversation",
+    "Fails",
+    "Picture",
+    "Sent",
+    "Shape",
+    "Spoken",
+    "Text",
+]
+
+PICTURE = encoded(kind="PNG")
+"""Upright and without metadata: it is sent byte for byte."""
+DRAWN = prepare_image(draw()).data
+"""What is sent of an image of PIL."""
+OTHER = encoded(draw(colour="red"), kind="PNG")
+BASE64 = base64.b64encode(PICTURE).decode()
+DATA_URL = f"data:image/png;base64,{BASE64}"
+# Nobody listens there: whoever opens it fails.
+URL = "http://127.0.0.1:9/a%20b.png?sig=x%2By%3D&e=1"
+PDF = base64.b64encode(b"%PDF-1.7 and so on").decode()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """This picture is sent: its bytes, or the URL exactly as it is here."""
+
+    sent: bytes | str = PICTURE
+
+
+@dataclass(frozen=True)
+class Text:
+    """This text is sent; `None` leaves the block out."""
+
+    sent: str | None = None
+
+
+@dataclass(frozen=True)
+class Fails:
+    """Nothing is sent, and the error says this."""
+
+    saying: str
+    error: type[Exception] = UnsupportedContentError
+
+
+Sent: TypeAlias = Picture | Text | Fails
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A form, and what becomes of it."""
+
+    name: str
+    block: Any
+    """A mapping or a text; for LlamaIndex's own forms what makes one, given a picture's path."""
+    becomes: Sent
+    in_langchain: Sent | None = None
+    """Where LangChain itself decides before the model is asked."""
+
+
+_UNTYPED = Fails("mime_type key is required", ValueError)  # by LangChain's own tracing
+BLOCKS = [
+    # OpenAI, chat completions
+    Shape("image_url", {"type": "image_url", "image_url": {"url": URL}}, Picture(URL)),
+    Shape("image_url: a string", {"type": "image_url", "image_url": URL}, Picture(URL)),
+    Shape(
+        "image_url with detail",
+        {"type": "image_url", "image_url": {"url": URL, "detail": "low"}},
+        Picture(URL),
+    ),
+    Shape(
+        "image_url with a key of another provider",
+        {"type": "image_url", "image_url": {"url": URL}, "cache_control": {"type": "ephemeral"}},
+        Picture(URL),
+    ),
+    Shape("image_url without a type", {"image_url": {"url": DATA_URL}}, Picture()),
+    Shape(
+        "image_url: https in capitals",
+        {"type": "image_url", "image_url": {"url": "HTTPS://X.example/A.PNG"}},
+        Picture("HTTPS://X.example/A.PNG"),
+    ),
+    Shape(
+        "image_url: a URL that looks like anything but an image",
+        {"type": "image_url", "image_url": {"url": "https://x.example/?id=7,w_640,h_480#top"}},
+        Picture("https://x.example/?id=7,w_640,h_480#top"),
+    ),
+    Shape(
+        "image_url: a data URL", {"type": "image_url", "image_url": {"url": DATA_URL}}, Picture()
+    ),
+    Shape(
+        "image_url: a data URL as string", {"type": "image_url", "image_url": DATA_URL}, Picture()
+    ),
+    Shape(
+        "image_url: a data URL with a charset",
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/png;charset=utf-8;base64,{BASE64}"},
+        },
+        Picture(),
+    ),
+    Shape(
+        "image_url: a data URL in capitals",
+        {"type": "image_url", "image_url": {"url": f"DATA:IMAGE/PNG;BASE64,{BASE64}"}},
+        Picture(),
+    ),
+    Shape(
+        "image_url: a data URL without a type",
+        {"type": "image_url", "image_url": {"url": f"data:;base64,{BASE64}"}},
+        Picture(),
+    ),
+    Shape(
+        "image_url: a data URL that lies about its type",
+        {"type": "image_url", "image_url": {"url": f"data:text/csv;base64,{BASE64}"}},
+        Picture(),
+    ),
+    Shape(
+        "image_url: a data URL in percents",
+        {"type": "image_url", "image_url": {"url": f"data:image/png,{quote_from_bytes(PICTURE)}"}},
+        Picture(),
+    ),
+    Shape("image_url: bare base64", {"type": "image_url", "image_url": {"url": BASE64}}, Picture()),
+    Shape(
+        "image_url: base64 with line breaks",
+        {"type": "image_url", "image_url": {"url": base64.encodebytes(PICTURE).decode()}},
+        Picture(),
+    ),
+    Shape(
+        "image_url: base64 for URLs, unpadded",
+        {
+            "type": "image_url",
+            "image_url": {"url": base64.urlsafe_b64encode(PICTURE).decode().rstrip("=")},
+        },
+        Picture(),
+    ),
+    Shape(
+        "image_url: an SVG",
+        {"type": "image_url", "image_url": {"url": "data:image/svg+xml,<svg></svg>"}},
+        Fails("SVG", ImageError),
+    ),
+    Shape(
+        "image_url: a data URL without a comma",
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64"}},
+        Fails("no comma", ImageError),
+    ),
+    Shape(
+        "image_url: a file URL",
+        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+        Fails("file: URL", ImageError),
+    ),
+    Shape(
+        "image_url: an ftp URL",
+        {"type": "image_url", "image_url": {"url": "ftp://x.example/a.png"}},
+        Fails("ftp: URL", ImageError),
+    ),
+    Shape(
+        "image_url: no host",
+        {"type": "image_url", "image_url": {"url": "http://"}},
+        Fails("no host", ImageError),
+    ),
+    Shape(
+        "image_url: a name of a file",
+        {"type": "image_url", "image_url": {"url": "receipt.png"}},
+        Fails("never a path", ImageError),
+    ),
+    Shape(
+        "image_url: a path",
+        {"type": "image_url", "image_url": {"path": "/etc/passwd"}},
+        Fails("names a path"),
+    ),
+    Shape("image_url: empty", {"type": "image_url", "image_url": {"url": ""}}, Fails("no image")),
+    Shape("image_url: missing", {"type": "image_url"}, Fails("'image_url' holds no image")),
+    Shape(
+        "OpenAI file: a data URL",
+        {"type": "file", "file": {"file_data": DATA_URL, "filename": "a.png"}},
+        Picture(),
+    ),
+    Shape(
+        "OpenAI file with a type of its own",
+        {"type": "file", "file": {"file_data": BASE64, "mime_type": "image/png"}},
+        Picture(),
+    ),
+    Shape(
+        "OpenAI file: an id",
+        {"type": "file", "file": {"file_id": "file-1"}},
+        Fails("by its file_id"),
+    ),
+    # OpenAI, responses
+    Shape("input_image", {"type": "input_image", "image_url": URL, "detail": "auto"}, Picture(URL)),
+    Shape("input_image: a data URL", {"type": "input_image", "image_url": DATA_URL}, Picture()),
+    Shape(
+        "input_image: an id", {"type": "input_image", "file_id": "file-1"}, Fails("by its file_id")
+    ),
+    Shape(
+        "input_file: a data URL",
+        {"type": "input_file", "file_data": DATA_URL, "filename": "a"},
+        Picture(),
+    ),
+    Shape(
+        "input_file: a data URL whose type tells nothing",
+        {"type": "input_file", "file_data": f"data:application/octet-stream;base64,{BASE64}"},
+        Picture(),
+    ),
+    Shape(
+        "computer_screenshot",
+        {"type": "computer_screenshot", "image_url": DATA_URL},
+        Picture(),
+    ),
+    Shape(
+        "computer_call_output",
+        {
+            "type": "computer_call_output",
+            "output": {"type": "computer_screenshot", "image_url": DATA_URL},
+        },
+        Picture(),
+    ),
+    Shape(
+        "image_generation_call",
+        {"type": "image_generation_call", "id": "ig_1", "result": BASE64},
+        Picture(),
+    ),
+    Shape(
+        "custom_tool_call_output",
+        {"type": "custom_tool_call_output", "call_id": "c", "output": "12 degrees"},
+        Text("12 degrees"),
+    ),
+    Shape(
+        "function_call_output",
+        {"type": "function_call_output", "call_id": "c", "output": [{"text": "12 degrees"}]},
+        Text("12 degrees"),
+    ),
+    Shape("input_text", {"type": "input_text", "text": "hello"}, Text("hello")),
+    Shape(
+        "output_text", {"type": "output_text", "text": "hello", "annotations": []}, Text("hello")
+    ),
+    Shape("refusal", {"type": "refusal", "refusal": "I will not."}, Text("I will not.")),
+    Shape("function_call", {"type": "function_call", "name": "f", "arguments": "{}"}, Text()),
+    Shape("web_search_call", {"type": "web_search_call", "id": "ws_1"}, Text()),
+    # LangChain, first version
+    Shape("v0 url", {"type": "image", "source_type": "url", "url": URL}, Picture(URL)),
+    Shape(
+        "v0 base64",
+        {"type": "image", "source_type": "base64", "data": BASE64, "mime_type": "image/png"},
+        Picture(),
+    ),
+    Shape(
+        "v0 base64 without a type",
+        {"type": "image", "source_type": "base64", "data": BASE64},
+        Picture(),
+        in_langchain=_UNTYPED,
+    ),
+    Shape("v0 id", {"type": "image", "source_type": "id", "id": "file-1"}, Fails("stored file")),
+    Shape(
+        "v0 file",
+        {"type": "file", "source_type": "base64", "data": BASE64, "mime_type": "image/png"},
+        Picture(),
+    ),
+    Shape("v0 text", {"type": "file", "source_type": "text", "url": "a file"}, Text("a file")),
+    # LangChain, standard blocks
+    Shape("v1 url", {"type": "image", "url": URL}, Picture(URL)),
+    Shape("v1 url: a data URL", {"type": "image", "url": DATA_URL}, Picture()),
+    Shape(
+        "v1 url with everything else",
+        {"type": "image", "url": URL, "id": "lc_1", "index": 0, "extras": {"detail": "low"}},
+        Picture(URL),
+    ),
+    Shape("v1 base64", {"type": "image", "base64": BASE64, "mime_type": "image/png"}, Picture()),
+    Shape(
+        "v1 base64 of another type than it says",
+        {"type": "image", "base64": BASE64, "mime_type": "image/jpg"},
+        Picture(),
+    ),
+    Shape(
+        "v1 base64: a whole data URL",
+        {"type": "image", "base64": DATA_URL, "mime_type": "image/png"},
+        Picture(),
+    ),
+    Shape(
+        "v1 base64 without a type",
+        {"type": "image", "base64": BASE64},
+        Picture(),
+        in_langchain=_UNTYPED,
+    ),
+    Shape("v1 id", {"type": "image", "file_id": "file-1"}, Fails("by its file_id")),
+    Shape("v1 file", {"type": "file", "base64": BASE64, "mime_type": "image/png"}, Picture()),
+    Shape(
+        "v1 file: a URL, its type in capitals",
+        {"type": "file", "url": URL, "mime_type": "IMAGE/PNG"},
+        Picture(URL),
+    ),
+    Shape(
+        "v1 file: an id",
+        {"type": "file", "file_id": "file-1", "mime_type": "image/png"},
+        Fails("by its file_id"),
+    ),
+    Shape(
+        "v1 file: a PDF",
+        {"type": "file", "base64": PDF, "mime_type": "application/pdf"},
+        Fails("'application/pdf'; only images"),
+    ),
+    Shape(
+        "v1 file: a PDF that says it is an image",
+        {"type": "file", "base64": PDF, "mime_type": "image/png"},
+        Fails("PDF", ImageError),
+    ),
+    Shape("v1 file: only its bytes tell", {"type": "file", "base64": BASE64}, Picture()),
+    Shape(
+        "v1 file without a type",
+        {"type": "file", "url": "https://x.example/a"},
+        Fails("does not tell its type"),
+    ),
+    Shape(
+        "v1 text-plain",
+        {"type": "text-plain", "text": "a file", "mime_type": "text/plain"},
+        Text("a file"),
+    ),
+    Shape("v1 text-plain: an id", {"type": "text-plain", "file_id": "f"}, Fails("holds no text")),
+    Shape(
+        "v1 audio",
+        {"type": "audio", "base64": "UklGRg==", "mime_type": "audio/wav"},
+        Fails("'audio'.*transcript"),
+    ),
+    Shape(
+        "input_audio",
+        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        Fails("audio'.*transcript"),
+    ),
+    Shape(
+        "v1 video",
+        {"type": "video", "url": "https://x.example/a.mp4"},
+        Fails("'video'.*single frames"),
+    ),
+    Shape(
+        "v1 non_standard",
+        {"type": "non_standard", "value": {"type": "input_image", "image_url": DATA_URL}},
+        Picture(),
+    ),
+    Shape(
+        "v1 non_standard text", {"type": "non_standard", "value": {"text": "hello"}}, Text("hello")
+    ),
+    Shape(
+        "v1 non_standard: nothing", {"type": "non_standard", "value": "x"}, Fails("non_standard")
+    ),
+    Shape("v1 reasoning", {"type": "reasoning", "reasoning": "hm"}, Text()),
+    Shape("v1 tool_call", {"type": "tool_call", "id": "1", "name": "f", "args": {}}, Text()),
+    Shape(
+        "v1 server_tool_call",
+        {"type": "server_tool_call", "id": "1", "name": "f", "args": {}},
+        Text(),
+    ),
+    Shape("text", {"type": "text", "text": "hello"}, Text("hello")),
+    Shape("text: empty", {"type": "text", "text": ""}, Text("")),
+    Shape("text: what a stream left", {"type": "text", "index": 0}, Text()),
+    Shape("text with more", {"type": "text", "text": "hello", "cache_control": {}}, Text("hello")),
+    Shape("text without a type", {"text": "hello"}, Text("hello")),
+    Shape("a bare string", "hello", Text("hello")),
+    Shape("a URL in a bare string", f"see {URL}", Text(f"see {URL}")),
+    Shape("a data URL in a text", {"type": "text", "text": DATA_URL}, Text(DATA_URL)),
+    # Anthropic
+    Shape(
+        "Anthropic base64",
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}},
+        Picture(),
+    ),
+    Shape("Anthropic url", {"type": "image", "source": {"type": "url", "url": URL}}, Picture(URL)),
+    Shape(
+        "Anthropic file",
+        {"type": "image", "source": {"type": "file", "file_id": "file-1"}},
+        Fails("by its file_id"),
+    ),
+    Shape(
+        "Anthropic document: text",
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "abc"}},
+        Text("abc"),
+    ),
+    Shape(
+        "Anthropic document: an image",
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "image/png", "data": BASE64},
+        },
+        Picture(),
+    ),
+    Shape(
+        "Anthropic document: a PDF",
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": PDF},
+        },
+        Fails("'application/pdf'; only images"),
+    ),
+    Shape(
+        "Anthropic document: a URL",
+        {"type": "document", "source": {"type": "url", "url": "https://x.example/a.pdf"}},
+        Fails("does not tell its type"),
+    ),
+    Shape("Anthropic thinking", {"type": "thinking", "thinking": "hm", "signature": "x"}, Text()),
+    Shape("Anthropic redacted_thinking", {"type": "redacted_thinking", "data": BASE64}, Text()),
+    Shape("Anthropic tool_use", {"type": "tool_use", "id": "1", "name": "f", "input": {}}, Text()),
+    Shape(
+        "Anthropic tool_result",
+        {
+            "type": "tool_result",
+            "tool_use_id": "1",
+            "content": [
+                {
+                    "type": "image",
+                    "source": {"type": "base64", "media_type": "image/png", "data": BASE64},
+                }
+            ],
+        },
+        Picture(),
+    ),
+    Shape("Anthropic tool_result: text", {"type": "tool_result", "content": "seen"}, Text("seen")),
+    Shape("Anthropic tool_result: nothing", {"type": "tool_result", "content": None}, Text()),
+    Shape(
+        "Anthropic tool_result: base64 in its text",
+        {"type": "tool_result", "content": base64.b64encode(bytes(range(256)) * 20).decode()},
+        Fails("list of content blocks"),
+    ),
+    Shape("Anthropic tool_result: a number", {"type": "tool_result", "content": 7}, Fails("a int")),
+    Shape(
+        "Anthropic search_result",
+        {"type": "search_result", "title": "t", "content": [{"type": "text", "text": "found"}]},
+        Text("found"),
+    ),
+    # Google
+    Shape("media", {"type": "media", "mime_type": "image/png", "data": BASE64}, Picture()),
+    Shape("media: bytes", {"type": "media", "mime_type": "image/png", "data": PICTURE}, Picture()),
+    Shape(
+        "media: a stored file",
+        {"type": "media", "mime_type": "image/png", "file_uri": "gs://bucket/a.png"},
+        Fails("by its file_uri"),
+    ),
+    Shape(
+        "media: audio",
+        {"type": "media", "mime_type": "audio/wav", "data": "UklGRg=="},
+        Fails("'audio/wav'"),
+    ),
+    Shape("inline_data", {"inline_data": {"mime_type": "image/png", "data": BASE64}}, Picture()),
+    Shape("inlineData", {"inlineData": {"mimeType": "image/png", "data": BASE64}}, Picture()),
+    Shape(
+        "file_data",
+        {"file_data": {"mime_type": "image/png", "file_uri": "gs://bucket/a.png"}},
+        Fails("'file_data' .* by its file_uri"),
+    ),
+    Shape(
+        "fileData",
+        {"fileData": {"mimeType": "image/png", "fileUri": "gs://bucket/a.png"}},
+        Fails("'fileData' .* by its fileUri"),
+    ),
+    Shape(
+        "executable_code",
+        {"type": "executable_code", "language": "PYTHON", "executable_code": "1 + 1"},
+        Text(),
+    ),
+    # Bedrock
+    Shape("Bedrock", {"image": {"format": "png", "source": {"bytes": PICTURE}}}, Picture()),
+    Shape(
+        "Bedrock with a type",
+        {"type": "image", "image": {"format": "png", "source": {"bytes": PICTURE}}},
+        Picture(),
+    ),
+    Shape("Bedrock: base64", {"image": {"format": "png", "source": {"bytes": BASE64}}}, Picture()),
+    Shape(
+        "Bedrock: a stored file",
+        {"image": {"format": "png", "source": {"s3Location": {"uri": "s3://b/a.png"}}}},
+        Fails("by its s3Location"),
+    ),
+    Shape(
+        "Bedrock document",
+        {"document": {"format": "pdf", "name": "a", "source": {"bytes": b"%PDF-1.7"}}},
+        Fails("'document' holds a file"),
+    ),
+    Shape(
+        "Bedrock document: text",
+        {"document": {"format": "txt", "name": "a", "source": {"text": "abc"}}},
+        Text("abc"),
+    ),
+    Shape(
+        "Bedrock video",
+        {"video": {"format": "mp4", "source": {"bytes": b"0000"}}},
+        Fails("unknown .*'video'"),
+    ),
+    Shape("Bedrock json", {"json": {"sum": 7, "of": ["ü"]}}, Text('{"sum": 7, "of": ["ü"]}')),
+    Shape("Bedrock reasoning", {"reasoningContent": {"reasoningText": {"text": "hm"}}}, Text()),
+    Shape("Bedrock cachePoint", {"cachePoint": {"type": "default"}}, Text()),
+    Shape("Bedrock toolUse", {"toolUse": {"toolUseId": "1", "name": "f", "input": {}}}, Text()),
+    Shape(
+        "Bedrock toolResult",
+        {
+            "toolResult": {
+                "toolUseId": "1",
+                "content": [{"image": {"format": "png", "source": {"bytes": PICTURE}}}],
+            }
+        },
+        Picture(),
+    ),
+    # MCP
+    Shape("MCP image", {"type": "image", "data": BASE64, "mimeType": "image/png"}, Picture()),
+    Shape(
+        "MCP resource",
+        {
+            "type": "resource",
+            "resource": {"uri": "file:///a.png", "mimeType": "image/png", "blob": BASE64},
+        },
+        Picture(),
+    ),
+    Shape(
+        "MCP resource: text",
+        {"type": "resource", "resource": {"uri": "a", "mimeType": "text/plain", "text": "abc"}},
+        Text("abc"),
+    ),
+    Shape(
+        "MCP resource: a PDF",
+        {"type": "resource", "resource": {"mimeType": "application/pdf", "blob": PDF}},
+        Fails("'application/pdf'; only images"),
+    ),
+    Shape(
+        "MCP resource_link",
+        {"type": "resource_link", "uri": "file:///a.png"},
+        Fails("'resource_link'"),
+    ),
+    # Others
+    Shape("a PIL image in a block", {"type": "image", "image": draw()}, Picture(DRAWN)),
+    Shape("Vercel's file", {"type": "file", "mediaType": "image/png", "data": BASE64}, Picture()),
+    Shape("a path in a block", {"type": "image", "path": "/etc/passwd"}, Fails("names a path")),
+    Shape(
+        "a Path object in a block",
+        {"type": "image", "image": Path("/etc/passwd")},
+        Fails("names a path"),
+    ),
+    Shape("a number for an image", {"type": "image", "image": 7}, Fails("int is not", ImageError)),
+    Shape(
+        "an unknown type", {"type": "hologram", "x": 1}, Fails(r"'hologram' \(keys: 'type', 'x'\)")
+    ),
+    Shape("an endless type", {"type": "a" * 1_000_000}, Fails("a{40}…'")),
+    Shape("no type", {"x": 1}, Fails(r"type unknown \(keys: 'x'\)")),
+    Shape("no type, and two that it could be", {"text": "a", "image_url": URL}, Fails("unknown")),
+    Shape("an empty block", {}, Fails("type unknown")),
+]
+
+
+def _anyurl(given: str, sent: str) -> Shape:
+    return Shape(f"AnyUrl: {given}", lambda _: ImageBlock(url=given), Picture(sent))
+
+
+def _read_before(path: Path) -> io.BytesIO:
+    file = io.BytesIO(path.read_bytes())
+    file.read()
+    return file
+
+
+def _from_directory(path: Path) -> Document:
+    (document,) = SimpleDirectoryReader(input_files=[path]).load_data()
+    return document
+
+
+class _HologramBlock(BaseContentBlock):
+    """Of a version that is not written yet."""
+
+
+NATIVE = [
+    # ImageBlock keeps bytes as base64, and takes for base64 what could be.
+    Shape("bytes", lambda _: ImageBlock(image=PICTURE), Picture()),
+    Shape("base64 bytes", lambda _: ImageBlock(image=BASE64.encode()), Picture()),
+    Shape("base64 text", lambda _: ImageBlock(image=BASE64), Picture()),
+    Shape(
+        "base64 with line breaks",
+        lambda _: ImageBlock(image=base64.encodebytes(PICTURE)),
+        Picture(),
+    ),
+    Shape(
+        "base64 for URLs, unpadded",
+        lambda _: ImageBlock(image=base64.urlsafe_b64encode(PICTURE).rstrip(b"=")),
+        Picture(),
+    ),
+    Shape(
+        "bytes that are base64 of nothing",
+        lambda _: ImageBlock(image=b"ABCDEFGH"),
+        Fails("image", ImageError),
+    ),
+    Shape(
+        "text as bytes", lambda _: ImageBlock(image=b"no image at all"), Fails("base64", ImageError)
+    ),
+    Shape(
+        "text, then bytes", lambda _: ImageBlock(image=b"A" * 60 + b"\xff"), Fails("", ImageError)
+    ),
+    Shape("a data URL as image", lambda _: ImageBlock(image=DATA_URL), Picture()),
+    Shape("a data URL as url", lambda _: ImageBlock(url=DATA_URL), Picture()),
+    Shape("a URL as image, exactly as given", lambda _: ImageBlock(image=URL), Picture(URL)),
+    Shape(
+        "a URL as image, of any characters",
+        lambda _: ImageBlock(image="https://X.example?a=[1]|{2}'"),
+        Picture("https://X.example?a=[1]|{2}'"),
+    ),
+    Shape(
+        "a path as image", lambda _: ImageBlock(image="a.jpg"), Fails("This is text", ImageError)
+    ),
+    Shape("a file object", lambda _: ImageBlock(image=io.BytesIO(PICTURE)), Picture()),
+    Shape("a file object read before", lambda p: ImageBlock(image=_read_before(p)), Picture()),
+    Shape("a path", lambda path: ImageBlock(path=path), Picture()),
+    Shape("a path as text", lambda path: ImageBlock(path=str(path)), Picture()),
+    Shape("a path to text", lambda _: ImageBlock(path=__file__), Fails("This is text", ImageError)),
+    Shape("a URL", lambda _: ImageBlock(url=URL), Picture(URL)),
+    Shape("a URL of pydantic", lambda _: ImageBlock(url=AnyUrl(URL)), Picture(URL)),
+    Shape(
+        "a file URL",
+        lambda _: ImageBlock(url="file:///etc/passwd"),
+        Fails("file: URL", ImageError),
+    ),
+    # What pydantic's AnyUrl rewrites before any of it is seen here; `image=` takes a URL unchanged.
+    _anyurl("https://X.example", "https://x.example/"),
+    _anyurl("https://x.example:443/a", "https://x.example/a"),
+    _anyurl("https://x.example/a/../b.png", "https://x.example/b.png"),
+    _anyurl("https://bücher.example/ä", "https://xn--bcher-kva.example/%C3%A4"),
+    _anyurl("https://x.example/{t}?q=a b", "https://x.example/%7Bt%7D?q=a%20b"),
+    # A signature stays as it is, in the characters that signers write.
+    *(
+        _anyurl(url, url)
+        for url in (
+            "https://b.s3.amazonaws.com/a%20b.png?X-Amz-Credential=AK%2F2026%2Fs3&X-Amz-Signature=0a",
+            "https://x.blob.example/a.png?sv=2024&sig=a%2Bb%2fC%3D&se=2026-01-01T00%3A00%3A00Z",
+            "https://storage.example/b/a.png?Signature=a+b/c==&Expires=1;2,3:4@5!$*()~[6]|^`",
+        )
+    ),
+    Shape(
+        "bytes before path and URL",
+        lambda _: ImageBlock(image=PICTURE, path=__file__, url=URL),
+        Picture(),
+    ),
+    Shape("a path before a URL", lambda path: ImageBlock(path=path, url=URL), Picture()),
+    Shape("empty bytes beside a URL", lambda _: ImageBlock(image=b"", url=URL), Picture(URL)),
+    Shape("an empty block", lambda _: ImageBlock(), Fails("ImageBlock holds no image", ImageError)),
+    Shape("a DocumentBlock of a path", lambda path: DocumentBlock(path=path), Picture()),
+    Shape("a DocumentBlock of bytes", lambda _: DocumentBlock(data=PICTURE), Picture()),
+    Shape(
+        "a DocumentBlock of a URL",
+        lambda _: DocumentBlock(url=URL, document_mimetype="image/png"),
+        Picture(URL),
+    ),
+    Shape(
+        "a DocumentBlock of a PDF",
+        lambda _: DocumentBlock(data=b"%PDF-1.7 and so on"),
+        Fails(r"DocumentBlock \(application/pdf\)"),
+    ),
+    Shape(
+        "a DocumentBlock of anything",
+        lambda _: DocumentBlock(data=b"words"),
+        Fails(r"DocumentBlock \(of unknown type\)"),
+    ),
+    Shape("an AudioBlock", lambda _: AudioBlock(audio=b"RIFF"), Fails("AudioBlock.*transcript")),
+    Shape("a VideoBlock", lambda _: VideoBlock(video=b"0000"), Fails("VideoBlock.*frames")),
+]
+"""LlamaIndex's blocks for media, which are taken in messages and as image documents."""
+
+_CITED = [TextBlock(text="from a source"), TextBlock(text="of two texts")]
+
+IN_MESSAGES = [
+    Shape("a TextBlock", lambda _: TextBlock(text="hello"), Text("hello")),
+    Shape("a CachePoint", lambda _: CachePoint(cache_control={"type": "ephemeral"}), Text()),
+    Shape("a ThinkingBlock", lambda _: ThinkingBlock(content="secret thought"), Text()),
+    Shape("a ToolCallBlock", lambda _: ToolCallBlock(tool_name="search"), Text()),
+    Shape(
+        "a CitableBlock of texts",
+        lambda _: CitableBlock(title="t", source="s", content=_CITED),
+        Text("from a source\nof two texts"),
+    ),
+    Shape(
+        "a CitableBlock of an image",
+        lambda _: CitableBlock(title="t", source="s", content=[ImageBlock(image=PICTURE)]),
+        Picture(),
+    ),
+    Shape(
+        "a CitableBlock of a PDF",
+        lambda _: CitableBlock(title="t", source="s", content=[DocumentBlock(data=b"%PDF-")]),
+        Fails("DocumentBlock"),
+    ),
+    Shape(
+        "a CitationBlock",
+        lambda _: CitationBlock(
+            cited_content="as quoted", source="s", title="t", additional_location_info={}
+        ),
+        Text("as quoted"),
+    ),
+    Shape(
+        "a CitationBlock of an image",
+        lambda _: CitationBlock(
+            cited_content=ImageBlock(image=PICTURE),
+            source="s",
+            title="t",
+            additional_location_info={},
+        ),
+        Picture(),
+    ),
+    Shape("a block of a kind to come", lambda _: _HologramBlock(), Fails("HologramBlock")),
+]
+"""LlamaIndex's blocks that only a message can have."""
+
+AS_DOCUMENTS = [
+    Shape("ImageNode: base64", lambda _: ImageNode(image=BASE64), Picture()),
+    Shape("ImageNode: a data URL", lambda _: ImageNode(image=DATA_URL), Picture()),
+    Shape("ImageNode: a path", lambda path: ImageNode(image_path=str(path)), Picture()),
+    Shape("ImageNode: a URL", lambda _: ImageNode(image_url=URL), Picture(URL)),
+    Shape(
+        "ImageNode: a URL is sent as it is",
+        lambda _: ImageNode(image_url="https://X.example?a=[1]|{2}'"),
+        Picture("https://X.example?a=[1]|{2}'"),
+    ),
+    Shape("ImageNode: all of it", lambda _: ImageNode(image=BASE64, image_url=URL), Picture()),
+    Shape(
+        "ImageNode: nothing", lambda _: ImageNode(text="a caption"), Fails("ImageNode", ImageError)
+    ),
+    Shape(
+        "ImageNode: no such file",
+        lambda _: ImageNode(image_path="/nowhere.png"),
+        Fails("nowhere", ImageError),
+    ),
+    Shape(
+        "ImageNode: a path as base64",
+        lambda _: ImageNode(image="a.jpg"),
+        Fails("never a path", ImageError),
+    ),
+    Shape(
+        "ImageNode: a file URL as base64",
+        lambda _: ImageNode(image="file:///etc/passwd"),
+        Fails("file: URL", ImageError),
+    ),
+    Shape(
+        "ImageNode: a path in its metadata",
+        lambda path: ImageNode(metadata={"file_path": str(path)}),
+        Fails("holds no image", ImageError),
+    ),
+    Shape("NodeWithScore", lambda _: NodeWithScore(node=ImageNode(image=BASE64)), Picture()),
+    Shape("ImageDocument: base64", lambda _: ImageDocument(image=BASE64), Picture()),
+    Shape("ImageDocument: a data URL", lambda _: ImageDocument(image=DATA_URL), Picture()),
+    Shape("ImageDocument: a path", lambda path: ImageDocument(image_path=str(path)), Picture()),
+    Shape(
+        "ImageDocument: bytes",
+        lambda _: ImageDocument(image_resource=MediaResource(data=PICTURE)),
+        Picture(),
+    ),
+    Shape(  # image_url= would open it, in core's own constructor
+        "ImageDocument: a URL",
+        lambda _: ImageDocument(image_resource=MediaResource(url=AnyUrl(URL))),
+        Picture(URL),
+    ),
+    Shape(
+        "ImageDocument: nothing",
+        lambda _: ImageDocument(),
+        Fails("ImageDocument holds no image", ImageError),
+    ),
+    Shape(  # without llama-index-readers-file, its bytes are read as text
+        "what SimpleDirectoryReader makes of a PNG",
+        _from_directory,
+        Fails("Document holds no image.*llama-index-readers-file", ImageError),
+    ),
+    Shape("TextNode", lambda _: TextNode(text="hi"), Fails("TextNode holds no image", ImageError)),
+    Shape("bare bytes", lambda _: PICTURE, Picture()),
+    Shape("bare path", lambda path: path, Picture()),
+    Shape("bare base64", lambda _: BASE64, Picture()),
+    Shape("bare data URL", lambda _: DATA_URL, Picture()),
+    Shape("bare URL", lambda _: URL, Picture(URL)),
+    Shape("bare file object", lambda _: io.BytesIO(PICTURE), Picture()),
+    Shape("bare PIL image", lambda _: draw(), Picture(DRAWN)),
+    Shape("bare number", lambda _: 7, Fails("int is not an image", ImageError)),
+    Shape("bare name of a file", lambda _: "a.jpg", Fails("never a path", ImageError)),
+]
+"""What only the image documents of a completion can be, beside every mapping of an image."""
+
+SCREEN = encoded(Image.effect_noise((120, 90), 64).convert("RGB"), kind="PNG")
+"""Large enough for its base64 to be no accident."""
+_SCREEN_BASE64 = base64.b64encode(SCREEN).decode()
+_SCREEN_BLOCK = {"type": "image", "base64": _SCREEN_BASE64, "mime_type": "image/png"}
+_TEXT_OF_A_TOOL = Fails("tool 'camera' is text.*return a list of content blocks")
+_LOST = Fails("no image in the conversation", MissingImageError)
+
+TOOL_RESULTS: list[tuple[str, Any, Sent, Sent]] = [
+    # What a tool returns; what becomes of it in LangChain, and in LlamaIndex.
+    ("a list of a block", [_SCREEN_BLOCK], Picture(SCREEN), _TEXT_OF_A_TOOL),
+    ("a tuple of a block", (_SCREEN_BLOCK,), Picture(SCREEN), _TEXT_OF_A_TOOL),
+    ("a block", _SCREEN_BLOCK, _TEXT_OF_A_TOOL, _TEXT_OF_A_TOOL),
+    (
+        "a list of a block that LangChain does not take from a tool",
+        [{"type": "media", "mime_type": "image/png", "data": _SCREEN_BASE64}],
+        _TEXT_OF_A_TOOL,
+        _TEXT_OF_A_TOOL,
+    ),
+    ("bytes", SCREEN, _TEXT_OF_A_TOOL, _TEXT_OF_A_TOOL),
+    ("base64", _SCREEN_BASE64, _TEXT_OF_A_TOOL, _TEXT_OF_A_TOOL),
+    ("base64 with line breaks", base64.encodebytes(SCREEN).decode(), *[_TEXT_OF_A_TOOL] * 2),
+    (
+        "base64 with line breaks in JSON",
+        {"shot": base64.encodebytes(SCREEN).decode()},
+        _TEXT_OF_A_TOOL,
+        _TEXT_OF_A_TOOL,
+    ),
+    ("a data URL", f"data:image/png;base64,{_SCREEN_BASE64}", *[_TEXT_OF_A_TOOL] * 2),
+    ("ImageBlock", ImageBlock(image=SCREEN), _TEXT_OF_A_TOOL, Picture(SCREEN)),
+    ("a list of ImageBlock", [ImageBlock(image=SCREEN)], _TEXT_OF_A_TOOL, Picture(SCREEN)),
+    # Both are gone before a model is asked: core makes an empty text of the one, its name of the
+    # other.
+    ("ImageDocument", ImageDocument(image=_SCREEN_BASE64), _LOST, _LOST),
+    ("a PIL image", draw(), _LOST, _LOST),
+]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One turn of a conversation: texts, pictures as bytes, and calls of tools by name and id."""
+
+    role: str
+    parts: tuple[str | bytes, ...] = ()
+    name: str | None = None
+    call_id: str | None = None
+    calls: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said, and what has to be sent of it."""
+
+    name: str
+    turns: tuple[Spoken, ...]
+    text: str
+    picture: bytes = PICTURE
+
+
+def _said(role: str, *parts: str | bytes, **more: Any) -> Spoken:
+    return Spoken(role, parts, **more)
+
+
+CONVERSATIONS = [
+    Conversation("a lone question", (_said("user", "What?", PICTURE),), "What?"),
+    Conversation("a lone image", (_said("user", PICTURE),), "Describe this image."),
+    Conversation(
+        "a lone question is left alone",
+        (_said("user", "  Is https://x.example/a.png\n\nin {this}? ü  ", PICTURE),),
+        "  Is https://x.example/a.png\n\nin {this}? ü  ",
+    ),
+    Conversation(
+        "several texts", (_said("user", "One.", PICTURE, "Two.", "Three."),), "One.\nTwo.\nThree."
+    ),
+    Conversation("an empty text", (_said("user", "", PICTURE),), "Describe this image."),
+    Conversation("an empty text among others", (_said("user", "a", "", "b", PICTURE),), "a\n\nb"),
+    Conversation(
+        "a system message",
+        (_said("system", "Be brief."), _said("user", "What?", PICTURE)),
+        "Be brief.\nUser: What?",
+    ),
+    Conversation(
+        "system messages of several texts, everywhere",
+        (
+            _said("user", "Hello"),
+            _said("system", "Be brief.", "Be kind."),
+            _said("user", "What?", PICTURE),
+            _said("system", "Be quick."),
+        ),
+        "Be brief.\nBe kind.\nBe quick.\nUser: Hello\nUser: What?",
+    ),
+    Conversation(
+        "an empty system message",
+        (_said("system", ""), _said("user", "What?", PICTURE)),
+        "User: What?",
+    ),
+    Conversation(
+        "the image of an older turn",
+        (_said("user", "What?", PICTURE), _said("assistant", "A cat."), _said("user", "Which?")),
+        "User: What?\nAssistant: A cat.\nUser: Which?",
+    ),
+    Conversation(
+        "an older image becomes a mark, where it stood",
+        (
+            _said("user", "This", OTHER, "one?"),
+            _said("assistant", "A dog."),
+            _said("user", "And this?", PICTURE),
+        ),
+        "User: This\n[image]\none?\nAssistant: A dog.\nUser: And this?",
+    ),
+    Conversation(
+        "images of every role",
+        (
+            _said("system", "Like these:", OTHER),
+            _said("user", OTHER),
+            _said("assistant", "Here:", OTHER),
+            _said("user", PICTURE, "Well?"),
+        ),
+        "Like these:\n[image]\nUser: [image]\nAssistant: Here:\n[image]\nUser: Well?",
+    ),
+    Conversation(
+        "an assistant's image decides",
+        (_said("user", "Draw one."), _said("assistant", PICTURE), _said("user", "And?")),
+        "User: Draw one.\nAssistant:\nUser: And?",
+    ),
+    Conversation(
+        "a tool that was called by name",
+        (
+            _said("user", "Look"),
+            _said("assistant", calls=(("camera", "call_1"),)),
+            _said("tool", "done", PICTURE, name="camera", call_id="call_1"),
+        ),
+        "User: Look\nTool (camera): done",
+    ),
+    Conversation(
+        "a tool whose result tells the call alone, as agents of LlamaIndex do",
+        (
+            _said("user", "Look", PICTURE),
+            _said("assistant", calls=(("camera", "call_1"), ("ruler", "call_2"))),
+            _said("tool", "dark", call_id="call_1"),
+            _said("tool", "7 cm", call_id="call_2"),
+            _said("user", "So?"),
+        ),
+        "User: Look\nTool (camera): dark\nTool (ruler): 7 cm\nUser: So?",
+    ),
+    Conversation(
+        "a tool that nobody called",
+        (_said("user", "Look", PICTURE), _said("tool", "dark", call_id="call_9")),
+        "User: Look\nTool (call_9): dark",
+    ),
+    Conversation(
+        "a tool that gives an image alone",
+        (
+            _said("user", "Look", OTHER),
+            _said("assistant", "I will.", calls=(("camera", "call_1"),)),
+            _said("tool", PICTURE, name="camera", call_id="call_1"),
+        ),
+        "User: Look\n[image]\nAssistant: I will.\nTool (camera):",
+    ),
+    Conversation(
+        "two screenshots",
+        (
+            _said("user", "Find it"),
+            _said("assistant", calls=(("camera", "call_1"),)),
+            _said("tool", "first", OTHER, name="camera", call_id="call_1"),
+            _said("assistant", calls=(("camera", "call_2"),)),
+            _said("tool", "second", PICTURE, name="camera", call_id="call_2"),
+        ),
+        "User: Find it\nTool (camera): first\n[image]\nTool (camera): second",
+    ),
+    Conversation(
+        "turns that say nothing",
+        (
+            _said("user"),
+            _said("assistant", ""),
+            _said("user", "What?", PICTURE),
+            _said("assistant"),
+        ),
+        "User: What?",
+    ),
+    Conversation(
+        "an image alone after a talk",
+        (_said("user", "Hi"), _said("assistant", "Hello"), _said("user", PICTURE)),
+        "User: Hi\nAssistant: Hello\nUser: Describe this image.",
+    ),
+    Conversation(
+        "line breaks and marks of others stay as they were written",
+        (_said("user", "A:\n\nUser: [image]", PICTURE), _said("assistant", "Tool (x): y")),
+        "User: A:\n\nUser: [image]\nAssistant: Tool (x): y",
+    ),
+]
