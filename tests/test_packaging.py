@@ -60,7 +60,7 @@ def test_the_bare_install_brings_no_framework_and_no_server() -> None:
         line for line in metadata.requires("phospho-multimodal") or [] if "extra ==" not in line
     ]
     names = {re.split(r"[^\w-]", line)[0] for line in bare}
-    assert names == {"anyio", "httpx", "orjson", "pillow", "pybase64", "pydantic"}
+    assert names == {"anyio", "httpcore", "httpx", "orjson", "pillow", "pybase64", "pydantic"}
 
 
 def test_the_command_is_installed() -> None:
