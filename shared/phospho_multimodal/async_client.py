@@ -260,10 +260,13 @@ class AsyncPhosphoClient:
 
     async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         slots = (await self._state()).slots
-        with anyio.move_on_after(_seconds_left(deadline)) as scope:
+        if deadline is None:
             await slots.acquire()
-        if scope.cancelled_caught:
-            return None
+        else:
+            with anyio.move_on_after(_seconds_left(deadline)) as scope:
+                await slots.acquire()
+            if scope.cancelled_caught:
+                return None
         try:
             wait = self._rate.reserve(time.monotonic(), latest=deadline)
             if wait:
@@ -278,16 +281,19 @@ class AsyncPhosphoClient:
 
     async def _send(self, step: Send) -> Reply:
         request = build_request(step, self._settings.timeouts, self._http_client)
+        if step.deadline is None:
+            return await self._reply(request)
         with anyio.move_on_after(_seconds_left(step.deadline)):
-            if self._http_client is None:
-                pool = (await self._state()).pool
-                response = await pool.handle_async_request(request)
-            else:
-                response = await self._http_client.send(
-                    request, stream=True, follow_redirects=False
-                )
-            return await read_async_reply(response)
+            return await self._reply(request)
         raise DeadlineError
+
+    async def _reply(self, request: httpx.Request) -> Reply:
+        if self._http_client is None:
+            pool = (await self._state()).pool
+            response = await pool.handle_async_request(request)
+        else:
+            response = await self._http_client.send(request, stream=True, follow_redirects=False)
+        return await read_async_reply(response)
 
     async def _state(self) -> _LoopState:
         if self._closed:
@@ -301,5 +307,5 @@ class AsyncPhosphoClient:
         return state
 
 
-def _seconds_left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+def _seconds_left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

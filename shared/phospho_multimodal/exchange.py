@@ -70,21 +70,38 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
     Large ones go in slices: given whole, each partial send copies the rest.
     """
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = pieces
+        self.size = sum(map(len, pieces))
         self.sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        if len(self._content) <= _WHOLE_BODY:
-            yield self._content
+        if self.size <= _WHOLE_BODY:
+            yield b"".join(self._pieces)
         else:
-            for start in range(0, len(self._content), _SLICE):
-                yield self._content[start : start + _SLICE]
+            yield from _slices(self._pieces)
         self.sent = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self:
             yield piece
+
+
+def _slices(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Cut what the pieces are together, without ever putting all of it together."""
+    held: list[memoryview] = []
+    room = _SLICE
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            part, rest = rest[:room], rest[room:]
+            held.append(part)
+            room -= len(part)
+            if not room:
+                yield b"".join(held)
+                held, room = [], _SLICE
+    if held:
+        yield b"".join(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +197,8 @@ class Call:
     """One question on its way.
 
     Attributes:
-        body: What is sent.
-        hide: Key, text and image: what no error may repeat.
+        body: What is sent, in pieces: a megabyte of base64 is not copied to stand between quotes.
+        secrets: Key, text and image: what no error may repeat.
         deadline: On the clock of the exchange.
         reservation: Money that was set aside before; without it, each attempt reserves its own.
         stopped_by: Asked before each attempt: an error of another question that ends this one.
@@ -191,8 +208,8 @@ class Call:
         request_id: The `x-request-id` of the last answer.
     """
 
-    body: bytes = field(repr=False)
-    hide: tuple[str, ...] = field(repr=False)
+    body: Sequence[bytes] = field(repr=False)
+    secrets: tuple[str | bytes, ...] = field(repr=False)
     deadline: float | None
     reservation: Reservation | None = None
     stopped_by: Callable[[], PhosphoError | None] = field(default=lambda: None, repr=False)
@@ -200,6 +217,11 @@ class Call:
     in_doubt: int = 0
     service_errors: int = 0
     request_id: str | None = None
+
+    def hide(self) -> Iterator[str]:
+        """Give the secrets as text; that of an image is made when an error asks, and only then."""
+        for secret in self.secrets:
+            yield secret if isinstance(secret, str) else str(secret, "ascii")
 
 
 def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
@@ -258,11 +280,11 @@ def _attempt(
     settings: Settings, call: Call, reservation: Reservation
 ) -> Generator[Step, Any, str | PhosphoError]:
     """Send once and settle the money; a failure that can be judged is returned, not raised."""
-    body = RequestBody(call.body)
+    body = RequestBody(*call.body)
     headers = {
         **settings.headers(),
         "content-type": "application/json",
-        "content-length": str(len(call.body)),
+        "content-length": str(body.size),
     }
     call.attempts += 1
     try:
@@ -286,7 +308,7 @@ def _judge(
     status = reply.status_code
     if status == _OK:
         try:
-            description = read_description(reply.body, hide=call.hide)
+            description = read_description(reply.body, hide=call.hide())
         except UnexpectedReplyError as unexpected:
             call.in_doubt += 1
             reservation.doubt()
@@ -303,7 +325,7 @@ def _judge(
     return status_error(
         status,
         base_url=settings.base_url,
-        detail=read_detail(reply.body, hide=call.hide),
+        detail=read_detail(reply.body, hide=call.hide()),
         retry_after=parse_retry_after(reply.headers.get("retry-after"), now=time.time()),
         request_id=call.request_id,
     )
@@ -318,7 +340,7 @@ def _transport_failure(
         reason = f"the deadline of {settings.deadline:g} s passed"
     else:
         kind = class_for_transport(lost, sent=sent)
-        words = quote(str(lost), hide=call.hide)
+        words = quote(str(lost), hide=call.hide())
         reason = type(lost).__name__ + (f": {words}" if words else "")
     if kind is ReplyLostError:
         return ReplyLostError(

@@ -16,14 +16,19 @@ from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
     SendableImage,
+    clean_source,
     prepare_source,
 )
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending import Reservation
-from phospho_multimodal.wire import request_body
+from phospho_multimodal.wire import request_body, request_pieces
 
 __all__ = ["Asking", "Prediction", "predict"]
+
+# Looking through a megabyte, decoding and hashing it takes a millisecond; a thread to do it costs
+# half of that, and much more where many wait for one interpreter.
+_SMALL_IMAGE = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +100,22 @@ def predict(
     if plan.policy == "each":
         return (yield from _ask_each(shared, plan, handed_over, asking, deadline))
 
+    clean: SendableImage | None = None
+    if plan.policy != "montage" and _is_small(handed_over[0]):
+        clean = yield Work(partial(_clean, handed_over[0], settings), heavy=False)
+
     def make_ready() -> tuple[Call, list[dict[str, Any]]]:
         if plan.policy == "montage":
             image, sources = _montage(handed_over, settings)
             text = f"{plan.text}\n{_legend(len(sources))}"
         else:
-            image = _ready(handed_over[0], settings)
+            image = clean or _ready(handed_over[0], settings)
             text, sources = plan.text, [image]
         shown = [source.to_metadata() for source in sources]
         return _call(image, text, asking, settings, deadline), shown
 
-    call, shown = yield Work(make_ready, heavy=_have_bytes(handed_over))
+    heavy = clean is None and _have_bytes(handed_over)
+    call, shown = yield Work(make_ready, heavy=heavy)
     description = yield from ask(shared, call)
     metadata = _metadata(shared, plan, asking, [call], shown)
     return Prediction(cut_at_stop(description, asking.stop), metadata)
@@ -207,6 +217,17 @@ def _have_bytes(images: Sequence[_HandedOver]) -> bool:
     return any(image.source.url is None or image.fetched is not None for image in images)
 
 
+def _is_small(image: _HandedOver) -> bool:
+    """Tell whether it costs less to look through an image at once than to have a thread do it."""
+    source = image.source
+    in_memory = source.form in {"bytes", "base64", "data_url"}
+    return in_memory and len(source.value) <= _SMALL_IMAGE
+
+
+def _clean(image: _HandedOver, settings: Settings) -> PreparedImage | None:
+    return clean_source(image.source, max_image_side=settings.max_image_side)
+
+
 def _ready(image: _HandedOver, settings: Settings) -> SendableImage:
     return prepare_source(
         image.source,
@@ -251,10 +272,14 @@ def _legend(tiles: int) -> str:
 def _call(
     image: SendableImage, text: str, asking: Asking, settings: Settings, deadline: float | None
 ) -> Call:
-    on_wire = image.to_wire()
-    body = request_body(
-        model=asking.model, text=text, image_url=on_wire, parameters=asking.parameters
-    )
+    model, parameters = asking.model, asking.parameters
+    body: tuple[bytes, ...]
+    if isinstance(image, LinkedImage):
+        on_wire: str | bytes = image.url
+        body = (request_body(model=model, text=text, image_url=image.url, parameters=parameters),)
+    else:
+        on_wire = base64 = image.to_base64()
+        body = request_pieces(model=model, text=text, base64=base64, parameters=parameters)
     return Call(body, (settings.api_key or "", text, on_wire), deadline)
 
 

@@ -278,6 +278,8 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: A value is out of its range, or a name is unknown.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
+    if not given:
+        return given
     if given.get("temperature") == 0:
         given["temperature"] = LOWEST_TEMPERATURE
     try:

@@ -34,6 +34,7 @@ __all__ = [
     "read_description",
     "read_detail",
     "request_body",
+    "request_pieces",
 ]
 
 PREDICT_PATH = "/v2/predict"
@@ -50,6 +51,8 @@ MAX_NEW_TOKENS = 250
 
 _NOT_WORDS = re.compile(r"<(script|style|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
+
+_AFTER_IMAGE = b'"}]}'
 
 REPLY_EXCERPT = 64
 """Characters of a reply outside the contract that an error may repeat."""
@@ -128,7 +131,7 @@ def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[s
     Raises:
         UnsupportedContentError: The text has half of a surrogate pair, which JSON cannot carry.
     """
-    item = {"text": text, "image_url": image_url, **parameters}
+    item = {"text": text, **parameters, "image_url": image_url}
     try:
         return orjson.dumps({"model": model, "inputs": [item]})
     except TypeError:
@@ -139,6 +142,27 @@ def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[s
             " Nothing was sent. Decode the text with errors='replace'."
         )
         raise UnsupportedContentError(message) from None
+
+
+def request_pieces(
+    *, model: str, text: str, base64: bytes, parameters: Mapping[str, Any]
+) -> tuple[bytes, ...]:
+    """Write a request as JSON around an image, which is not copied.
+
+    Args:
+        model: The model's name.
+        text: The question.
+        base64: The bare base64 of an image file; it has no symbol that JSON spells otherwise.
+        parameters: The generation parameters that were set.
+
+    Returns:
+        What is `request_body` when put together.
+
+    Raises:
+        UnsupportedContentError: The text has half of a surrogate pair, which JSON cannot carry.
+    """
+    around = request_body(model=model, text=text, image_url="", parameters=parameters)
+    return around.removesuffix(_AFTER_IMAGE), base64, _AFTER_IMAGE
 
 
 def read_detail(body: bytes, *, hide: Iterable[str] = ()) -> str | None:

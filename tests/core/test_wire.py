@@ -6,12 +6,19 @@ import json
 from typing import Any
 
 import orjson
+import pybase64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phospho_multimodal.errors import UnsupportedContentError
-from phospho_multimodal.wire import GenerationParameters, PredictRequest, request_body
+from phospho_multimodal.exchange import RequestBody
+from phospho_multimodal.wire import (
+    GenerationParameters,
+    PredictRequest,
+    request_body,
+    request_pieces,
+)
 
 parameters = st.fixed_dictionaries(
     {},
@@ -51,3 +58,31 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(before: str, after:
             image_url="https://x.example/a.png",
             parameters={},
         )
+
+
+@given(text=any_text, image=st.binary(), given_parameters=parameters)
+def test_the_pieces_of_a_body_are_the_body(
+    text: str, image: bytes, given_parameters: dict[str, Any]
+):
+    base64 = pybase64.b64encode(image)
+    common: dict[str, Any] = {"model": "m", "text": text, "parameters": given_parameters}
+
+    pieces = request_pieces(base64=base64, **common)
+
+    assert b"".join(pieces) == request_body(image_url=base64.decode(), **common)
+
+
+@given(sizes=st.lists(st.integers(0, 700_000), max_size=5), padding=st.integers(0, 2_000_000))
+def test_a_body_is_what_its_pieces_are_in_slices_of_a_quarter_of_a_megabyte(
+    sizes: list[int], padding: int
+):
+    pieces = [bytes([number % 256]) * size for number, size in enumerate([*sizes, padding])]
+    body = RequestBody(*pieces)
+
+    handed_over = list(body)
+
+    assert b"".join(handed_over) == b"".join(pieces)
+    assert body.size == sum(map(len, pieces))
+    assert body.sent
+    if body.size > 1024 * 1024:
+        assert {len(piece) for piece in handed_over[:-1]} == {256 * 1024}

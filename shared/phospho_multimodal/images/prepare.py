@@ -21,6 +21,7 @@ __all__ = [
     "LinkedImage",
     "PreparedImage",
     "SendableImage",
+    "clean_source",
     "prepare_image",
     "prepare_source",
     "storable_image",
@@ -57,6 +58,10 @@ class PreparedImage:
     def to_wire(self) -> str:
         """The bare base64 that the contract wants."""
         return pybase64.b64encode_as_string(self.data)
+
+    def to_base64(self) -> bytes:
+        """The same, as bytes."""
+        return pybase64.b64encode(self.data)
 
     def to_metadata(self) -> dict[str, Any]:
         """What an answer tells about this picture."""
@@ -152,6 +157,22 @@ def prepare_source(
     return replace(prepared, origin=origin)
 
 
+def clean_source(source: ImageSource, *, max_image_side: int) -> PreparedImage | None:
+    """Take a source as it is, if that is what would be sent anyway.
+
+    Args:
+        source: What was handed over.
+        max_image_side: Longest side, in pixels.
+
+    Returns:
+        The picture; `None` if it has to be prepared.
+
+    Raises:
+        ImageError: It is a URL, cannot be read, is empty or too large.
+    """
+    return _clean(source.read(), source.form, max_image_side)
+
+
 def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
     """Make of an image a string that a model can keep, be written down with, and compare.
 
@@ -173,11 +194,20 @@ def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
 def _prepared(
     content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool
 ) -> PreparedImage:
-    if isinstance(content, bytes):
-        clean = clean_image(content)
-        if clean is not None and max(clean.width, clean.height) <= max_image_side:
-            return PreparedImage(content, clean.format, clean.width, clean.height, form)
+    clean = _clean(content, form, max_image_side)
+    if clean is not None:
+        return clean
     return _through_pillow(content, form, max_image_side, prepare=prepare)
+
+
+def _clean(content: bytes | Image, form: SourceForm, max_image_side: int) -> PreparedImage | None:
+    """Take a file that has nothing to lose, byte for byte as it came."""
+    if not isinstance(content, bytes):
+        return None
+    clean = clean_image(content)
+    if clean is None or max(clean.width, clean.height) > max_image_side:
+        return None
+    return PreparedImage(content, clean.format, clean.width, clean.height, form)
 
 
 def _through_pillow(
