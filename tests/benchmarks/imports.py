@@ -1,0 +1,101 @@
+"""What an import and a first object cost, in fresh processes, over what they stand on."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from statistics import median
+
+__all__ = ["FOREIGN", "measure_imports"]
+
+_PROBE = """
+import json, sys, time
+begin = time.process_time()
+{code}
+imported = time.process_time()
+names = list(sys.modules)
+{make}
+first = time.process_time()
+times = []
+for _ in range(50):
+    start = time.process_time()
+    {make}
+    times.append(time.process_time() - start)
+times.sort()
+print(json.dumps([imported - begin, len(names), times[25], names]))
+"""
+
+_LANGCHAIN = """
+import httpx
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+class Null(BaseChatModel):
+    @property
+    def _llm_type(self): return "null"
+    def _generate(self, *args, **kwargs): raise NotImplementedError
+"""
+
+_LLAMA_INDEX = """
+import httpx
+import llama_index.core.llms
+import llama_index.core.multi_modal_llms
+"""
+
+_PROBES = {
+    "LangChain and httpx": (_LANGCHAIN, "Null()"),
+    "langchain_phospho": (
+        "from langchain_phospho import ChatPhospho",
+        "ChatPhospho(base_url='http://127.0.0.1:9')",
+    ),
+    "LlamaIndex and httpx": (_LLAMA_INDEX, "None"),
+    "llama_index_phospho": (
+        "from llama_index_phospho import Phospho",
+        "Phospho(base_url='http://127.0.0.1:9')",
+    ),
+    "langchain_openai": ("from langchain_openai import ChatOpenAI", "None"),
+    "langchain_anthropic": ("from langchain_anthropic import ChatAnthropic", "None"),
+    "llama_index.llms.openai": ("from llama_index.llms.openai import OpenAI", "None"),
+}
+
+FOREIGN = {
+    "langchain_phospho": ("PIL", "fastapi", "uvicorn", "rapidocr", "onnxruntime", "llama_index"),
+    "llama_index_phospho": ("fastapi", "uvicorn", "rapidocr", "onnxruntime", "langchain_core"),
+}
+"""What must not be loaded. LlamaIndex's own core loads Pillow."""
+
+
+def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
+    """Measure imports and constructors.
+
+    Args:
+        rounds: How many fresh processes each has.
+
+    Returns:
+        By what is imported: `ms` of CPU, `modules` loaded, `object` in microseconds, and how many
+        of `FOREIGN` are `foreign` modules among the loaded.
+    """
+    seen: dict[str, list[list[float]]] = {name: [] for name in _PROBES}
+    for _ in range(rounds):
+        for name in random.sample(list(_PROBES), len(_PROBES)):
+            code, make = _PROBES[name]
+            probe = _PROBE.format(code=code, make=make)
+            ran = subprocess.run(
+                [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+            )
+            if ran.returncode == 0:
+                took, modules, made, names = json.loads(ran.stdout)
+                tops = {module.partition(".")[0] for module in names}
+                foreign = len(tops.intersection(FOREIGN.get(name, ())))
+                seen[name].append([took * 1e3, modules, made * 1e6, foreign])
+            elif "ModuleNotFoundError" not in ran.stderr:
+                raise RuntimeError(ran.stderr)
+    columns = ("ms", "modules", "object", "foreign")
+    return {
+        name: dict(zip(columns, map(median, zip(*rows, strict=True)), strict=True))
+        for name, rows in seen.items()
+        if rows
+    }

@@ -1,0 +1,112 @@
+"""How far memory grows for pictures of 5 MB: in a process of its own for each contestant.
+
+    python memory.py CONTESTANT BASE_URL PATTERN < picture.jpg
+
+prints, in bytes, the size of the base64, the growth of the peak, and what stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from contestants import Payload, langchain_message, peer
+from machine import forget_peak, memory
+from pictures_to_send import clean_jpeg
+from stub import running_stub
+
+__all__ = ["measure_memory"]
+
+_SIDE = 2048  # pixels: 5 MB of noise are 1600, and shall be sent as they are
+IN_A_ROW, AT_ONCE = 100, 64
+
+
+def measure_memory(names: list[str]) -> dict[str, dict[str, float]]:
+    """Measure growth of the peak, as multiples of the base64.
+
+    Args:
+        names: Of contestants.
+
+    Returns:
+        By contestant: `in a row`, `at once` for each call, and `kept`; nothing for who is not
+        installed.
+    """
+    found: dict[str, dict[str, float]] = {}
+    picture = clean_jpeg(5_000_000)
+    with running_stub() as base_url:
+        for name in names:
+            sizes = {}
+            for pattern in ("in a row", "at once"):
+                command = [sys.executable, __file__, name, base_url, pattern]
+                ran = subprocess.run(command, input=picture, capture_output=True, check=True)
+                out = ran.stdout
+                if not out.strip():
+                    break
+                base64, grown, kept = json.loads(out)
+                sizes[pattern] = grown / base64 / (AT_ONCE if pattern == "at once" else 1)
+                sizes["kept"] = max(kept / base64, sizes.get("kept", 0.0))
+            else:
+                found[name] = sizes
+    return found
+
+
+def _ask(name: str, base_url: str, payload: Payload) -> tuple[Callable[[], Any], Any] | None:
+    """Make a way to ask with threads and one with await, about a picture that is there already."""
+    if name == "PhosphoClient":
+        from phospho_multimodal import AsyncPhosphoClient, PhosphoClient  # noqa: PLC0415
+
+        more: Any = {"base_url": base_url, "max_concurrency": AT_ONCE, "max_image_side": _SIDE}
+        client, async_client = PhosphoClient(**more), AsyncPhosphoClient(**more)
+        return (
+            lambda: client.describe(payload.image),
+            lambda: async_client.describe(payload.image),
+        )
+    message = langchain_message(payload)
+    if name == "ChatPhospho":
+        from langchain_phospho import ChatPhospho  # noqa: PLC0415
+
+        model: Any = ChatPhospho(base_url=base_url, max_concurrency=AT_ONCE, max_image_side=_SIDE)
+    else:
+        model = peer(name, base_url)
+        if model is None:
+            return None
+    return lambda: model.invoke([message]), lambda: model.ainvoke([message])
+
+
+def main() -> None:
+    name, base_url, pattern = sys.argv[1:]
+    picture = sys.stdin.buffer.read()
+    asked = _ask(name, base_url, Payload("5 MB", picture))
+    if asked is None:
+        return
+    ask, ask_async = asked
+    base64 = -(-len(picture) // 3) * 4
+
+    async def at_once(width: int) -> None:
+        await asyncio.gather(*(ask_async() for _ in range(width)))
+
+    loop = asyncio.new_event_loop()
+    if pattern == "in a row":
+        ask()  # whatever is imported and made at the first call
+    else:
+        loop.run_until_complete(at_once(1))
+    gc.collect()
+    before = memory("VmRSS")
+    forget_peak()
+    if pattern == "in a row":
+        for _ in range(IN_A_ROW):
+            ask()
+    else:
+        loop.run_until_complete(at_once(AT_ONCE))
+    grown = memory("VmHWM") - before
+    gc.collect()
+    print(json.dumps([base64, grown, memory("VmRSS") - before]))
+
+
+if __name__ == "__main__":
+    main()

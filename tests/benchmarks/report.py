@@ -1,0 +1,133 @@
+"""What was measured, as Markdown for the README and as a plot beside it."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from machine import versions
+from overhead import CARRIER, REFERENCE, Overhead
+from targets import Verdict
+from throughput import RAW
+
+__all__ = ["print_report", "table_of_readme", "write_report"]
+
+HERE = Path(__file__).parent
+_INSTALLED = (
+    "httpx",
+    "langchain-core",
+    "langchain-openai",
+    "langchain-anthropic",
+    "llama-index-core",
+    "llama-index-llms-openai",
+)
+
+
+def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
+    """Print everything: tables, verdicts, the machine."""
+    for table in results["overhead"]:
+        print(f"\n{table.payload}, {table.mode}: CPU µs a call, × httpx json=, µs over its floor")
+        for name, cpu in table.cpu.items():
+            over = f"{table.over_floor(name):8.0f}" if name in table.floors else ""
+            print(f"  {name:28}{cpu:8.0f}{table.share(name):7.2f}{over}")
+    for title, rates in results["throughput"].items():
+        print(f"\n{title}, 50 ms: requests a second of raw sockets, and shares of it")
+        for name, rate in rates.items():
+            print(f"  {name:28}{rate:8.{0 if name == RAW else 2}f}")
+    for section in ("memory", "imports"):
+        print(f"\n{section}")
+        for name, row in results[section].items():
+            cells = "".join(f"  {key} {value:.2f}" for key, value in row.items())
+            print(f"  {name:28}{cells}")
+    print("\npreparation")
+    for name, value in results["preparation"].items():
+        print(f"  {name:28}{value:8.1f}")
+    print(f"\n{results['machine']}; {results['noisy']} noisy rounds counted\n")
+    for verdict in verdicts:
+        sign = "≥" if verdict.at_least else "≤"
+        word = "ok    " if verdict.met else "MISSED"
+        print(f"{word} {verdict.what}: {verdict.measured:.2f} ({sign} {verdict.limit:g})")
+    missed = sum(not verdict.met for verdict in verdicts)
+    print(f"\n{len(verdicts) - missed} of {len(verdicts)} targets met")
+
+
+def table_of_readme(results: dict[str, Any]) -> str:
+    """Write the part of the README that comes from a run."""
+    lines = [
+        "CPU of one call in µs, and what the plugin adds to its framework and a bare request:",
+        "",
+        "| | URL | URL, async | 1 MB | 1 MB, async |",
+        "|---|---|---|---|---|",
+    ]
+    tables: list[Overhead] = results["overhead"]
+    for name in tables[0].cpu:
+        cells = []
+        for table in tables:
+            over = f" ({table.over_floor(name):.0f})" if name in table.floors else ""
+            cells.append(f"{table.cpu[name]:.0f}{over}")
+        label = f"`{name}`" if name in {REFERENCE, CARRIER} else name
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Many calls at once to a server that takes 50 ms, as a share of what raw sockets reach:",
+        "",
+        "| | " + " | ".join(results["throughput"]) + " |",
+        "|---|---|---|",
+    ]
+    columns = list(results["throughput"].values())
+    for name in columns[0]:
+        cells = [
+            f"{rates[name]:.0f}/s" if name == RAW else f"{rates[name]:.2f}" for rates in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Growth of peak memory for pictures of 5 MB, as a multiple of their base64:",
+        "",
+        "| | 100 in a row | 64 at once, each |",
+        "|---|---|---|",
+    ]
+    for name, row in results["memory"].items():
+        lines.append(f"| {name} | {row['in a row']:.1f} | {row['at once']:.1f} |")
+    lines += ["", f"{results['machine']}; {versions(*_INSTALLED)}."]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
+    """Write the README's table, and the plot, beside this file."""
+    del verdicts
+    (HERE / "results.md").write_text(table_of_readme(results), encoding="utf-8")
+    (HERE / "overhead.svg").write_text(_plot(results["overhead"]), encoding="utf-8")
+
+
+def _plot(tables: list[Overhead]) -> str:
+    """Draw bars by hand: five lines of SVG are less than a plotting library."""
+    bars = []
+    y = 34
+    for table in tables:
+        bars.append(f'<text x="8" y="{y}" class="title">{table.payload}, {table.mode}</text>')
+        y += 10
+        shown = {name: table.over_floor(name) for name in table.floors}
+        longest = max(shown.values())
+        for name, value in shown.items():
+            width = max(1.0, value / longest * 380)
+            kind = "ours" if "Phospho" in name else "other"
+            bars.append(
+                f'<text x="196" y="{y + 12}" text-anchor="end">{escape(name)}</text>'
+                f'<rect x="204" y="{y}" width="{width:.1f}" height="15" class="{kind}"/>'
+                f'<text x="{210 + width:.1f}" y="{y + 12}">{value:.0f} µs</text>'
+            )
+            y += 20
+        y += 26
+    style = (
+        "svg{background:#fff}text{font:12px sans-serif;fill:#222}.title{font-weight:bold}"
+        ".ours{fill:#0b6e4f}.other{fill:#b8b8b8}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {y - 10}" role="img">'
+        "<title>CPU time that each plugin adds to its framework and a bare request</title>"
+        f"<style>{style}</style>"
+        '<text x="8" y="14">CPU time a plugin adds to its framework and a bare httpx request</text>'
+        f"{''.join(bars)}</svg>\n"
+    )
