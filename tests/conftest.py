@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 _READ_BY_THE_CLIENT = ("phospho_",)
 _READ_BY_HTTPX = (
@@ -16,6 +17,11 @@ _READ_BY_HTTPX = (
     "sslkeylogfile",
 )
 _READ_BY_TRACING = ("langchain_", "langsmith_")
+
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)

@@ -293,6 +293,67 @@ BLOCKS = [
     Shape("refusal", {"type": "refusal", "refusal": "I will not."}, Text("I will not.")),
     Shape("function_call", {"type": "function_call", "name": "f", "arguments": "{}"}, Text()),
     Shape("web_search_call", {"type": "web_search_call", "id": "ws_1"}, Text()),
+    # What tools gave that run at a provider
+    Shape(
+        "code_interpreter_call",
+        {"type": "code_interpreter_call", "outputs": [{"type": "logs", "logs": "12"}]},
+        Text(),
+    ),
+    Shape(
+        "code_interpreter_call with a picture",
+        {"type": "code_interpreter_call", "outputs": [{"type": "image", "url": DATA_URL}]},
+        Picture(),
+    ),
+    Shape(
+        "mcp_call", {"type": "mcp_call", "name": "f", "output": "12 degrees"}, Text("12 degrees")
+    ),
+    Shape(
+        "mcp_tool_result",
+        {"type": "mcp_tool_result", "content": [{"type": "text", "text": "12 degrees"}]},
+        Text("12 degrees"),
+    ),
+    Shape(
+        "server_tool_result with a picture",
+        {
+            "type": "server_tool_result",
+            "tool_call_id": "1",
+            "status": "success",
+            "output": [{"type": "image_url", "image_url": {"url": DATA_URL}}],
+        },
+        Picture(),
+    ),
+    Shape(
+        "web_search_tool_result",
+        {
+            "type": "web_search_tool_result",
+            "content": [{"type": "web_search_result", "title": "t", "encrypted_content": "e"}],
+        },
+        Text(),
+    ),
+    Shape(
+        "web_fetch_tool_result",
+        {
+            "type": "web_fetch_tool_result",
+            "content": {
+                "type": "web_fetch_result",
+                "content": {"type": "text", "text": "12 degrees"},
+            },
+        },
+        Text("12 degrees"),
+    ),
+    Shape(
+        "code_execution_tool_result",
+        {
+            "type": "code_execution_tool_result",
+            "content": {"type": "code_execution_result", "stdout": "12", "return_code": 0},
+        },
+        Text(),
+    ),
+    Shape(
+        "code_execution_result",
+        {"type": "code_execution_result", "code_execution_result": "12 degrees"},
+        Text("12 degrees"),
+    ),
     # LangChain, first version
     Shape("v0 url", {"type": "image", "source_type": "url", "url": URL}, Picture(URL)),
     Shape(

@@ -28,7 +28,6 @@ from phospho_multimodal.exchange import (
     Work,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
-from phospho_multimodal.pacing import Rate
 from phospho_multimodal.prediction import Asking, Prediction, predict
 from phospho_multimodal.settings import (
     ClientOptions,
@@ -54,11 +53,10 @@ T = TypeVar("T")
 
 
 class _LoopState:
-    """What belongs to one event loop: its connections, its slots."""
+    """What belongs to one event loop: its connections."""
 
     def __init__(self, settings: Settings) -> None:
         self.pool = AsyncConnectionPool(settings)
-        self.slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._guard: AsyncGenerator[None, None] | None = None
 
     async def begin(self) -> None:
@@ -111,10 +109,30 @@ class AsyncPhosphoClient:
             MissingKeyError: There is no key, and the base URL is not on the loopback.
             ConfigurationError: A setting is out of range or contradicts another one.
         """
-        self._settings = Settings.resolve(**options)
-        check_borrowed(self._settings, http_client, httpx.AsyncClient)
-        self._shared = Exchange.of(self._settings, spending)
-        self._rate = Rate(self._settings.requests_per_second)
+        self._set_up(Exchange.of(Settings.resolve(**options), spending), http_client)
+
+    @classmethod
+    def sharing(cls, shared: Exchange, http_client: httpx.AsyncClient | None = None) -> Self:
+        """Make a client that shares settings, ledger and limits with others.
+
+        Args:
+            shared: What they share.
+            http_client: A client of your own to send with.
+
+        Returns:
+            The client.
+
+        Raises:
+            ConfigurationError: It is not the right kind of client, or contradicts a setting.
+        """
+        client = cls.__new__(cls)
+        client._set_up(shared, http_client)  # noqa: SLF001 - of the same class
+        return client
+
+    def _set_up(self, shared: Exchange, http_client: httpx.AsyncClient | None) -> None:
+        check_borrowed(shared.settings, http_client, httpx.AsyncClient)
+        self._shared = shared
+        self._settings = shared.settings
         self._http_client = http_client
         self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState]
         self._states = weakref.WeakKeyDictionary()
@@ -259,25 +277,25 @@ class AsyncPhosphoClient:
             return error
 
     async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
-        slots = (await self._state()).slots
+        slots = self._shared.slots
         if deadline is None:
-            await slots.acquire()
+            await slots.take_async()
         else:
             with anyio.move_on_after(_seconds_left(deadline)) as scope:
-                await slots.acquire()
+                await slots.take_async()
             if scope.cancelled_caught:
                 return None
         try:
-            wait = self._rate.reserve(time.monotonic(), latest=deadline)
+            wait = self._shared.rate.reserve(time.monotonic(), latest=deadline)
             if wait:
                 await anyio.sleep(wait)
         except BaseException:
-            slots.release()
+            slots.give_back()
             raise
         if wait is None:
-            slots.release()
+            slots.give_back()
             return None
-        return slots.release
+        return slots.give_back
 
     async def _send(self, step: Send) -> Reply:
         request = build_request(step, self._settings.timeouts, self._http_client)

@@ -27,8 +27,8 @@ from phospho_multimodal.exchange import (
     Work,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
-from phospho_multimodal.pacing import Rate
 from phospho_multimodal.prediction import Asking, Prediction, predict
+from phospho_multimodal.processes import after_fork
 from phospho_multimodal.settings import (
     ClientOptions,
     ParameterOptions,
@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 __all__ = ["PhosphoClient"]
 
 T = TypeVar("T")
+
+
+class _GivenUpError(Exception):
+    """Ends a conversation whose answer nobody waits for any more."""
 
 
 class PhosphoClient:
@@ -81,15 +85,38 @@ class PhosphoClient:
             MissingKeyError: There is no key, and the base URL is not on the loopback.
             ConfigurationError: A setting is out of range or contradicts another one.
         """
-        self._settings = Settings.resolve(**options)
-        check_borrowed(self._settings, http_client, httpx.Client)
-        self._shared = Exchange.of(self._settings, spending)
-        self._slots = threading.Semaphore(self._settings.max_concurrency)
-        self._rate = Rate(self._settings.requests_per_second)
+        self._set_up(Exchange.of(Settings.resolve(**options), spending), http_client)
+
+    @classmethod
+    def sharing(cls, shared: Exchange, http_client: httpx.Client | None = None) -> Self:
+        """Make a client that shares settings, ledger and limits with others.
+
+        Args:
+            shared: What they share.
+            http_client: A client of your own to send with.
+
+        Returns:
+            The client.
+
+        Raises:
+            ConfigurationError: It is not the right kind of client, or contradicts a setting.
+        """
+        client = cls.__new__(cls)
+        client._set_up(shared, http_client)  # noqa: SLF001 - of the same class
+        return client
+
+    def _set_up(self, shared: Exchange, http_client: httpx.Client | None) -> None:
+        check_borrowed(shared.settings, http_client, httpx.Client)
+        self._shared = shared
+        self._settings = shared.settings
         self._http_client = http_client
         self._pool: ConnectionPool | None = None
-        self._lock = threading.Lock()
         self._closed = False
+        self._renew_lock()
+        after_fork(self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def spending(self) -> Spending:
@@ -182,8 +209,10 @@ class PhosphoClient:
     def __repr__(self) -> str:
         return f"<PhosphoClient {self._settings.base_url} {self._settings.model}>"
 
-    def _run(self, conversation: Generator[Step, Any, T]) -> T:
-        """Do the steps of a conversation until it returns."""
+    def _run(
+        self, conversation: Generator[Step, Any, T], given_up: threading.Event | None = None
+    ) -> T:
+        """Do the steps of a conversation until it returns, or is given up between two steps."""
         outcome: Any = None
         failure: BaseException | None = None
         with closing(conversation):
@@ -200,11 +229,13 @@ class PhosphoClient:
                     return cast("T", done.value)
                 outcome = failure = None
                 try:
-                    outcome = self._perform(step)
+                    outcome = self._perform(step, given_up)
                 except BaseException as error:  # noqa: BLE001 - the conversation judges it
                     failure = error
 
-    def _perform(self, step: Step) -> Any:
+    def _perform(self, step: Step, given_up: threading.Event | None) -> Any:
+        if given_up is not None and given_up.is_set():
+            raise _GivenUpError
         if isinstance(step, Send):
             return self._send(step)
         if isinstance(step, AwaitTurn):
@@ -213,40 +244,45 @@ class PhosphoClient:
             return step.run()
         if isinstance(step, Together):
             return self._run_together(step.conversations)
-        return time.sleep(step.seconds)
+        return time.sleep(step.seconds) if given_up is None else given_up.wait(step.seconds)
 
     def _run_together(self, conversations: Sequence[Generator[Step, Any, T]]) -> list[Any]:
         workers = min(len(conversations), self._settings.max_concurrency)
+        given_up = threading.Event()
         with ThreadPoolExecutor(workers, thread_name_prefix="phospho") as pool:
-            futures = [pool.submit(self._run_to_outcome, one) for one in conversations]
+            futures = [pool.submit(self._run_to_outcome, one, given_up) for one in conversations]
             try:
                 return [future.result() for future in futures]
             except BaseException:
-                # Those that have not begun never will; those that have settle their money.
+                # Nothing more is sent; what is in flight is waited for and settles its money.
+                given_up.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _run_to_outcome(self, conversation: Generator[Step, Any, T]) -> T | PhosphoError:
+    def _run_to_outcome(
+        self, conversation: Generator[Step, Any, T], given_up: threading.Event
+    ) -> T | PhosphoError:
         try:
-            return self._run(conversation)
+            return self._run(conversation, given_up)
         except PhosphoError as error:
             return error
 
     def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._slots.acquire(timeout=left):
+        slots = self._shared.slots
+        if not slots.take(left):
             return None
         try:
-            wait = self._rate.reserve(time.monotonic(), latest=deadline)
+            wait = self._shared.rate.reserve(time.monotonic(), latest=deadline)
             if wait:
                 time.sleep(wait)
         except BaseException:
-            self._slots.release()
+            slots.give_back()
             raise
         if wait is None:
-            self._slots.release()
+            slots.give_back()
             return None
-        return self._slots.release
+        return slots.give_back
 
     def _send(self, step: Send) -> Reply:
         request = build_request(step, self._settings.timeouts, self._http_client)

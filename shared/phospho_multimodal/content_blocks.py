@@ -24,10 +24,10 @@ __all__ = ["KINDS", "Block", "Reading", "checked_turn", "read_content", "shorten
 
 Block: TypeAlias = Mapping[str, Any]
 
-Reading: TypeAlias = Literal["text", "json", "image", "file", "blocks", "inner", "nothing"]
-"""What a kind of block is: `"file"` is an image if it says so, `"blocks"` holds blocks, `"inner"`
-holds one, and `"nothing"` is what a model thought or called: results come in blocks of their own.
-"""
+Reading: TypeAlias = Literal["text", "json", "image", "file", "blocks", "found", "inner", "nothing"]
+"""What a kind of block is: `"file"` is an image if it says so, `"blocks"` holds blocks, `"found"`
+is what a provider's own tool gave its model, `"inner"` holds one block, and `"nothing"` is what a
+model thought or called: results come in blocks of their own."""
 
 _FORMS: dict[Reading, tuple[str, ...]] = {
     "text": ("text", "text-plain", "input_text", "output_text", "refusal"),
@@ -62,6 +62,17 @@ _FORMS: dict[Reading, tuple[str, ...]] = {
         "custom_tool_call_output",
         "computer_call_output",
     ),
+    # Of tools that run at a provider: LangChain's, Anthropic's, Google's, OpenAI's, MCP's.
+    "found": (
+        "server_tool_result",
+        "web_search_tool_result",
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "code_execution_result",
+        "code_interpreter_call",
+        "mcp_call",
+        "mcp_tool_result",
+    ),
     "inner": ("non_standard",),
     "nothing": (
         "reasoning",
@@ -81,19 +92,11 @@ _FORMS: dict[Reading, tuple[str, ...]] = {
         "server_tool_use",
         "server_tool_call",
         "server_tool_call_chunk",
-        "server_tool_result",
         "web_search_call",
-        "web_search_tool_result",
-        "web_fetch_tool_result",
         "file_search_call",
-        "code_interpreter_call",
-        "code_execution_tool_result",
         "executable_code",
-        "code_execution_result",
-        "mcp_call",
         "mcp_list_tools",
         "mcp_tool_use",
-        "mcp_tool_result",
         "cachePoint",
         "cache_point",
     ),
@@ -200,6 +203,8 @@ def _read_block(block: Block) -> Iterator[Part]:
         for part in read_content(_contents(block)):
             check_tool_text(part)
             yield part
+    elif reading == "found":
+        yield from _read_found(_contents(block) or block.get(_kind(block)))
     elif reading != "nothing":
         read = _READERS[reading](block)
         if read is not None:
@@ -218,7 +223,22 @@ def _kind(block: Block) -> str:
 def _contents(block: Block) -> object:
     holder = block.get("toolResult")
     place = holder if isinstance(holder, Mapping) else block
-    return place.get("content") or place.get("output") or ()
+    return place.get("content") or place.get("output") or place.get("outputs") or ()
+
+
+def _read_found(content: object) -> Iterator[Part]:
+    """Read the texts and images of a result that has further forms, known to its provider alone."""
+    if isinstance(content, str):
+        check_tool_text(content)
+        yield content
+    elif isinstance(content, Mapping):
+        if _kind(content) in KINDS:
+            yield from _read_block(content)
+        else:
+            yield from _read_found(_contents(content))
+    elif isinstance(content, (list, tuple)):
+        for inner in content:
+            yield from _read_found(inner)
 
 
 def _read_text(block: Block) -> Part | None:

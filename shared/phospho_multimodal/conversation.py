@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from phospho_multimodal.errors import (
     ConfigurationError,
@@ -73,6 +73,12 @@ class Turn:
     parts: tuple[Part, ...] = field(repr=False)
     name: str | None = None
     calls: tuple[ToolCall, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in cast("tuple[object, ...]", self.parts):
+            if not isinstance(part, (str, ImageSource)):
+                message = f"A prompt is text, and this is a {type(part).__name__}."
+                raise UnsupportedContentError(message)
 
     @property
     def images(self) -> tuple[ImageSource, ...]:

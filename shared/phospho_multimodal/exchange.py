@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import httpx
 
@@ -27,6 +27,7 @@ from phospho_multimodal.errors import (
     quote,
     status_error,
 )
+from phospho_multimodal.pacing import Rate, Slots
 from phospho_multimodal.retry import (
     LONGEST_RETRY_AFTER,
     RetryBudget,
@@ -51,9 +52,12 @@ __all__ = [
     "Together",
     "Work",
     "ask",
+    "with_ledger",
 ]
 
 logger = logging.getLogger("phospho_multimodal")
+
+T = TypeVar("T")
 
 MAX_REPLY_BYTES = 10 * 1024 * 1024
 """What is read of a reply; an answer has a few hundred bytes."""
@@ -173,22 +177,26 @@ TRANSPORT_FAILURES = (httpx.RequestError, DeadlineError)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What every call of one client shares."""
+    """What every call of one client shares, and both clients of one model."""
 
     settings: Settings
     spending: Spending
     retry: RetryPolicy
     budget: RetryBudget
+    slots: Slots
+    rate: Rate
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
     def of(cls, settings: Settings, spending: Spending | None) -> Exchange:
-        """Put together what the calls of one client share."""
+        """Put together what calls share."""
         return cls(
             settings=settings,
             spending=Spending() if spending is None else spending,
             retry=RetryPolicy(settings.max_retries, settings.retry_lost_replies),
             budget=RetryBudget(),
+            slots=Slots(settings.max_concurrency),
+            rate=Rate(settings.requests_per_second),
         )
 
 
@@ -250,8 +258,8 @@ def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
             stopped_by = call.stopped_by()
             if stopped_by is not None:
                 raise _final(failure or _not_asked(stopped_by), call)
-            reservation = _reservation(shared, call)
-            outcome = yield from _attempt(shared.settings, call, reservation)
+            reservation = yield from _reservation(shared, call)
+            outcome = yield from _attempt(shared, call, reservation)
         except SpendingLimitError as refusal:
             raise _final(failure or refusal, call) from None
         finally:
@@ -271,39 +279,69 @@ def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
         yield Pause(delay)
 
 
-def _reservation(shared: Exchange, call: Call) -> Reservation:
+def with_ledger(shared: Exchange, work: Callable[[], T]) -> Generator[Step, Any, T]:
+    """Do something with the ledger; one in a file may have to wait for another process.
+
+    Args:
+        shared: What the client's calls share.
+        work: What is to be done.
+
+    Yields:
+        The work, if it does not belong on an event loop.
+
+    Returns:
+        What came of it.
+    """
+    if shared.spending.path is None:
+        return work()
+    return cast("T", (yield Work(work, heavy=True)))
+
+
+def _reservation(shared: Exchange, call: Call) -> Generator[Step, Any, Reservation]:
     reservation, call.reservation = call.reservation, None
-    return shared.spending.reserve()[0] if reservation is None else reservation
+    if reservation is not None:
+        return reservation
+    (reservation,) = yield from with_ledger(shared, shared.spending.reserve)
+    return reservation
 
 
 def _attempt(
-    settings: Settings, call: Call, reservation: Reservation
+    shared: Exchange, call: Call, reservation: Reservation
 ) -> Generator[Step, Any, str | PhosphoError]:
     """Send once and settle the money; a failure that can be judged is returned, not raised."""
+    settings = shared.settings
     body = RequestBody(*call.body)
-    headers = {
-        **settings.headers(),
-        "content-type": "application/json",
-        "content-length": str(body.size),
-    }
     call.attempts += 1
     try:
-        reply = yield Send("POST", settings.url(PREDICT_PATH), headers, body, call.deadline)
+        reply = yield _request(settings, body, call.deadline)
     except TRANSPORT_FAILURES as lost:
         failure = _transport_failure(lost, settings, call, sent=body.sent)
     except BaseException:  # cancelled, interrupted, or closed: only the money is left to settle
         _settle_lost(call, reservation, sent=body.sent)
         raise
     else:
-        return _judge(reply, settings, call, reservation)
+        outcome, settle = _judge(reply, settings, call, reservation)
+        yield from with_ledger(shared, settle)
+        return outcome
     # Outside the handler: httpx's error holds the request, and with it the key.
     _settle_lost(call, reservation, sent=isinstance(failure, ReplyLostError))
     return failure
 
 
+def _request(settings: Settings, body: RequestBody, deadline: float | None) -> Send:
+    """Make the request. No frame that waits for its answer holds the headers in a variable."""
+    headers = {
+        **settings.headers(),
+        "content-type": "application/json",
+        "content-length": str(body.size),
+    }
+    return Send("POST", settings.url(PREDICT_PATH), headers, body, deadline)
+
+
 def _judge(
     reply: Reply, settings: Settings, call: Call, reservation: Reservation
-) -> str | PhosphoError:
+) -> tuple[str | PhosphoError, Callable[[], None]]:
+    """Tell what an answer comes to, and how its money is to be settled."""
     call.request_id = reply.headers.get("x-request-id") or call.request_id
     status = reply.status_code
     if status == _OK:
@@ -311,24 +349,23 @@ def _judge(
             description = read_description(reply.body, hide=call.hide())
         except UnexpectedReplyError as unexpected:
             call.in_doubt += 1
-            reservation.doubt()
-            return unexpected
-        reservation.bill()
-        return description
+            return unexpected, reservation.doubt
+        return description, reservation.bill
     if 300 <= status < 500 or status in _FREE_SERVER_ERRORS:  # noqa: PLR2004 - HTTP's classes
-        reservation.release()
+        settle = reservation.release
     else:
         call.in_doubt += 1
-        reservation.doubt()
+        settle = reservation.doubt
     if status == 500:  # noqa: PLR2004 - the one status that is tried once more only
         call.service_errors += 1
-    return status_error(
+    error = status_error(
         status,
         base_url=settings.base_url,
         detail=read_detail(reply.body, hide=call.hide()),
         retry_after=parse_retry_after(reply.headers.get("retry-after"), now=time.time()),
         request_id=call.request_id,
     )
+    return error, settle
 
 
 def _transport_failure(
@@ -382,8 +419,9 @@ def _not_asked(stopped_by: PhosphoError) -> PhosphoError:
 
 def _too_late(settings: Settings) -> ConnectionFailedError:
     return ConnectionFailedError(
-        f"The deadline of {settings.deadline} s passed while waiting for a free slot or for the"
-        " rate. Nothing was sent. Raise deadline=, max_concurrency= or requests_per_second=."
+        f"The deadline of {settings.deadline} s passed before anything could be sent: while the"
+        " image was made ready, or while waiting for a free slot or for the rate. Nothing was sent."
+        " Raise deadline=, max_concurrency= or requests_per_second=."
     )
 
 

@@ -7,7 +7,6 @@ settle each once, and count.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.processes import is_alive, name_of_process
+from phospho_multimodal.processes import after_fork, is_alive, name_of_process
 
 __all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
 
@@ -80,6 +79,10 @@ class LedgerInMemory:
         self._counts = Counts()
         self._open: set[int] = set()
         self._next = 0
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
@@ -121,11 +124,17 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._process = 0
+        self._begin()
+        after_fork(self._begin)
         with self._transaction():  # a path that cannot be used is told of here and not when paying
             pass
+
+    def _begin(self) -> None:
+        # A connection must not cross a fork: SQLite's locks belong to the process. The parent's is
+        # kept, since closing it here would drop them.
+        self._of_parent = getattr(self, "_connection", None)
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
         """Set images aside; see `Ledger`."""
@@ -181,9 +190,7 @@ class LedgerFile:
                 raise ConfigurationError(message) from None
 
     def _open(self) -> sqlite3.Connection:
-        # A connection must not cross a fork: SQLite's locks belong to the process.
-        if self._connection is None or self._process != os.getpid():
-            self._process = os.getpid()
+        if self._connection is None:
             self._connection = _open_file(self.path)
         return self._connection
 

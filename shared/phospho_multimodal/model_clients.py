@@ -1,4 +1,4 @@
-"""The two clients behind one model of a framework, with one ledger between them."""
+"""The two clients behind one model of a framework: one ledger, one set of limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
 from phospho_multimodal.client import PhosphoClient
-from phospho_multimodal.settings import ClientOptions
+from phospho_multimodal.exchange import Exchange
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending import Spending
 
 __all__ = ["ModelClients"]
@@ -44,11 +45,11 @@ class ModelClients:
         Raises:
             ConfigurationError: A setting is out of range or contradicts another one.
         """
-        shared = cast("ClientOptions", options)
-        ledger = Spending() if spending is None else spending
+        settings = Settings.resolve(**cast("ClientOptions", options))
+        shared = Exchange.of(settings, spending)
         return cls(
-            PhosphoClient(spending=ledger, http_client=http_client, **shared),
-            AsyncPhosphoClient(spending=ledger, http_client=http_async_client, **shared),
+            PhosphoClient.sharing(shared, http_client),
+            AsyncPhosphoClient.sharing(shared, http_async_client),
         )
 
     async def aclose(self) -> None:

@@ -2,9 +2,112 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections import deque
+from collections.abc import Callable
 
-__all__ = ["Rate"]
+from phospho_multimodal.processes import after_fork
+
+__all__ = ["Rate", "Slots"]
+
+
+class _Waiter:
+    """Somebody in the queue; `wake` may be called from any thread, and raises if nobody is left."""
+
+    __slots__ = ("has_slot", "wake")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+        self.has_slot = False
+
+
+class Slots:
+    """A limit on what is in flight that threads and event loops share, first come, first served.
+
+    (The semaphores on the shelf belong to threads, or to one event loop.)
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
+        # In a forked child the threads that held slots, or this lock, are gone.
+        self._free = self._limit
+        self._queue: deque[_Waiter] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, timeout: float | None = None) -> bool:
+        """Wait for a slot, with a thread.
+
+        Args:
+            timeout: Seconds; `None` is for ever.
+
+        Returns:
+            Whether there is one; then it has to be given back.
+        """
+        event = threading.Event()
+        waiter = self._join(event.set)
+        if waiter is None:
+            return True
+        try:
+            event.wait(timeout)
+        except BaseException:
+            if self._leave(waiter):
+                self.give_back()
+            raise
+        return self._leave(waiter)
+
+    async def take_async(self) -> None:
+        """Wait for a slot, on an event loop; it has to be given back."""
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        waiter = self._join(lambda: loop.call_soon_threadsafe(_wake, turn))
+        if waiter is None:
+            return
+        try:
+            await turn
+        except BaseException:
+            if self._leave(waiter):
+                self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Hand a slot to whoever has waited longest."""
+        with self._lock:
+            while self._queue:
+                waiter = self._queue.popleft()
+                waiter.has_slot = True
+                try:
+                    waiter.wake()
+                except RuntimeError:  # its event loop is closed
+                    continue
+                return
+            self._free += 1
+
+    def _join(self, wake: Callable[[], object]) -> _Waiter | None:
+        """Take a slot (`None`), or a place in the queue."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return None
+            waiter = _Waiter(wake)
+            self._queue.append(waiter)
+            return waiter
+
+    def _leave(self, waiter: _Waiter) -> bool:
+        """Leave the queue, and tell whether a slot came before that."""
+        with self._lock:
+            if not waiter.has_slot:
+                self._queue.remove(waiter)
+            return waiter.has_slot
+
+
+def _wake(turn: asyncio.Future[None]) -> None:
+    if not turn.done():  # cancelled, in the meantime
+        turn.set_result(None)
 
 
 class Rate:
@@ -19,6 +122,10 @@ class Rate:
         # A burst of one second's worth: the first of them may start that much early.
         self._head_start = 0.0 if per_second is None else max(0.0, 1.0 - self._interval)
         self._next = 0.0
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
 
     def reserve(self, now: float, *, latest: float | None = None) -> float | None:

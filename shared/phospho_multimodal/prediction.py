@@ -10,7 +10,7 @@ from typing import Any
 
 from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
-from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask
+from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask, with_ledger
 from phospho_multimodal.images.fetch import fetch_image
 from phospho_multimodal.images.prepare import (
     LinkedImage,
@@ -21,7 +21,6 @@ from phospho_multimodal.images.prepare import (
 )
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import Settings
-from phospho_multimodal.spending import Reservation
 from phospho_multimodal.wire import request_body, request_pieces
 
 __all__ = ["Asking", "Prediction", "predict"]
@@ -57,14 +56,6 @@ class Asking:
     model: str
     parameters: Mapping[str, Any]
     stop: Sequence[str] | None = None
-
-
-@dataclass(slots=True)
-class _Money:
-    """Reservations made for several images at once, and the error that stops the rest."""
-
-    reservations: list[Reservation]
-    stopped_by: PhosphoError | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +128,20 @@ def _ask_each(
 
     ready = yield Work(make_ready, heavy=_have_bytes(handed_over))
     # For all or for none: half an answer for half the money is not what was asked for.
-    money = _Money(list(shared.spending.reserve(len(ready))))
-    try:
-        outcomes = yield Together(
-            [
-                _ask_one_of_several(shared, call, money, reservation)
-                for (_, call), reservation in zip(ready, money.reservations, strict=True)
-            ]
-        )
-    finally:
-        # What was sent is settled by now, and settling twice changes nothing.
-        for reservation in money.reservations:
-            reservation.release()
+    reservations = yield from with_ledger(shared, partial(shared.spending.reserve, len(ready)))
     calls = [call for _, call in ready]
+    for call, reservation in zip(calls, reservations, strict=True):
+        call.reservation = reservation
+    refusals: list[PhosphoError] = []
+    try:
+        outcomes = yield Together([_ask_one_of_several(shared, call, refusals) for call in calls])
+    finally:
+        for call in calls:  # what a call has taken it settles itself
+            if call.reservation is not None:
+                call.reservation.release()
     failures = [outcome for outcome in outcomes if isinstance(outcome, PhosphoError)]
     if len(failures) == len(outcomes):
-        first = money.stopped_by or failures[0]
+        first = refusals[0] if refusals else failures[0]
         first.attempts = sum(call.attempts for call in calls)
         first.images_in_doubt = sum(call.in_doubt for call in calls)
         raise first
@@ -166,14 +155,14 @@ def _ask_each(
 
 
 def _ask_one_of_several(
-    shared: Exchange, call: Call, money: _Money, reservation: Reservation
+    shared: Exchange, call: Call, refusals: list[PhosphoError]
 ) -> Generator[Step, Any, str]:
-    call.reservation = reservation
-    call.stopped_by = lambda: money.stopped_by
+    """Ask about one image; the first that is refused for good stops those not yet sent."""
+    call.stopped_by = lambda: refusals[0] if refusals else None
     try:
         return (yield from ask(shared, call))
     except FATAL_ERRORS as error:
-        money.stopped_by = money.stopped_by or error
+        refusals.append(error)
         raise
 
 
@@ -280,7 +269,7 @@ def _call(
     else:
         on_wire = base64 = image.to_base64()
         body = request_pieces(model=model, text=text, base64=base64, parameters=parameters)
-    return Call(body, (settings.api_key or "", text, on_wire), deadline)
+    return Call(body, (*settings.secrets(), text, on_wire), deadline)
 
 
 def _metadata(

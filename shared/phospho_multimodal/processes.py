@@ -1,11 +1,38 @@
-"""Which process wrote something down, and whether it still runs."""
+"""Processes: which one wrote something down, whether it still runs, and what a fork leaves."""
 
 from __future__ import annotations
 
 import os
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
+from typing import Any, cast
 
-__all__ = ["is_alive", "name_of_process"]
+__all__ = ["after_fork", "is_alive", "name_of_process"]
+
+_renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], Any]] = weakref.WeakKeyDictionary()
+
+
+def after_fork(renew: Callable[[], Any]) -> None:
+    """Have a method called in each forked child, as long as its object lives.
+
+    A fork copies locks as they are: one that another thread held is held in the child for ever.
+
+    Args:
+        renew: A bound method that makes locks and counts anew.
+    """
+    method = cast("MethodType", renew)
+    _renewals[method.__self__] = method.__func__
+
+
+def _renew_all() -> None:
+    for owner, renew in list(_renewals.items()):
+        renew(owner)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 def name_of_process(pid: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import math
 import os
@@ -29,6 +30,7 @@ __all__ = [
     "UrlMode",
     "checked_model",
     "checked_parameters",
+    "checked_proxy",
     "is_loopback",
 ]
 
@@ -43,6 +45,8 @@ LOWEST_TEMPERATURE = 0.1
 """The endpoint's floor; frameworks write 0 for "as deterministic as can be"."""
 
 UrlMode = Literal["pass", "fetch"]
+
+_SECRET_LENGTH = 8
 
 
 class TimeoutLike(Protocol):
@@ -202,25 +206,22 @@ class Settings:
         if url_mode not in {"pass", "fetch"}:
             message = f"url_mode is {url_mode!r}; it is 'pass' or 'fetch'."
             raise ConfigurationError(message)
-        if max_retries < 0:
-            message = f"max_retries is {max_retries}; it is 0 or more."
-            raise ConfigurationError(message)
         return cls(
             base_url=url.geturl(),
             api_key=key,
             model=checked_model(model),
             timeouts=Timeouts.of(timeout),
-            max_retries=max_retries,
+            max_retries=_whole_number("max_retries", max_retries, least=0),
             retry_lost_replies=retry_lost_replies,
             deadline=_above_zero("deadline", deadline, unit="seconds"),
-            max_concurrency=_at_least_one("max_concurrency", max_concurrency),
+            max_concurrency=_whole_number("max_concurrency", max_concurrency, least=1),
             requests_per_second=_above_zero(
                 "requests_per_second", requests_per_second, unit="requests a second"
             ),
             prepare=prepare,
-            max_image_side=_at_least_one("max_image_side", max_image_side),
+            max_image_side=_whole_number("max_image_side", max_image_side, least=1),
             url_mode=url_mode,
-            proxy=proxy,
+            proxy=checked_proxy(proxy),
             verify=verify,
             default_headers=_checked_headers(default_headers or {}),
         )
@@ -245,6 +246,11 @@ class Settings:
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key}"
         return headers
+
+    def secrets(self) -> tuple[str, ...]:
+        """What no error may repeat: the key, and headers that could be one by their length."""
+        headers = (value for value in self.default_headers.values() if len(value) >= _SECRET_LENGTH)
+        return (self.api_key or "", *headers)
 
 
 def checked_model(model: str) -> str:
@@ -283,7 +289,7 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("temperature") == 0:
         given["temperature"] = LOWEST_TEMPERATURE
     try:
-        GenerationParameters.model_validate(given)
+        checked = GenerationParameters.model_validate(given)
     except ValidationError as invalid:
         first = invalid.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(step) for step in first["loc"])
@@ -292,7 +298,35 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         what = f"{name}={given[name]!r}" if known else name
         message = f"{what} cannot be sent: {first['msg']}. Nothing was sent."
         raise ConfigurationError(message) from None
-    return given
+    # As the model reads them: another library's numbers are not JSON's.
+    return checked.model_dump(include=set(given))
+
+
+def checked_proxy(proxy: str | None) -> str | None:
+    """Check that a proxy is one that httpx can go through.
+
+    Args:
+        proxy: Its URL, which may hold a password; `None` is none.
+
+    Returns:
+        The same.
+
+    Raises:
+        ConfigurationError: Its scheme is another one, or a package for SOCKS is missing.
+    """
+    if proxy is None:
+        return None
+    scheme = proxy.partition("://")[0].lower()
+    if scheme not in {"http", "https", "socks5", "socks5h"}:
+        message = (
+            "The proxy (proxy= or the environment's) cannot be used: its URL begins with http://,"
+            " https://, socks5:// or socks5h://."
+        )
+        raise ConfigurationError(message)
+    if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        message = "A SOCKS proxy needs a package more: pip install 'httpx[socks]'."
+        raise ConfigurationError(message)
+    return proxy
 
 
 def is_loopback(host: str | None) -> bool:
@@ -367,15 +401,17 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
-def _above_zero(name: str, value: float | None, *, unit: str) -> float | None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
+def _above_zero(name: str, value: Any, *, unit: str) -> float | None:
+    if value is None:
+        return None
+    if not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
         message = f"{name} is {value}; it is a number of {unit} above 0, or None."
         raise ConfigurationError(message)
     return value
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        message = f"{name} is {value}; it is 1 or more."
+def _whole_number(name: str, value: Any, *, least: int) -> int:
+    if not isinstance(value, int) or value < least:
+        message = f"{name} is {value!r}; it is a whole number, {least} or more."
         raise ConfigurationError(message)
     return value

@@ -7,6 +7,7 @@ pass the cap, whatever the order of sends, replies, failures and cancellations.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["USD_PER_IMAGE", "Reservation", "Spending", "SpendingSnapshot"]
+
+logger = logging.getLogger("phospho_multimodal")
 
 USD_PER_IMAGE = Decimal("0.01")
 """$10 per 1,000 images (the vendor's documentation page)."""
@@ -92,7 +95,10 @@ class Reservation:
 
 
 class Spending:
-    """A ledger with a cap; any number of models, threads and event loops may share one."""
+    """A ledger with a cap; any number of models, threads and event loops may share one.
+
+    One without a path belongs to its process: a forked child goes on with a copy of it.
+    """
 
     def __init__(
         self,
@@ -112,7 +118,8 @@ class Spending:
             usd_per_image: Dollars for one image.
             path: A file to keep the ledger in, which the processes of one machine share and the
                 next run finds again. What a process that died had reserved is in doubt.
-            on_nearly_spent: Called once, when 80 % of the cap is billed or in doubt.
+            on_nearly_spent: Called once, when 80 % of the cap is billed or in doubt. An error of it
+                is logged and stops nothing.
 
         Raises:
             ConfigurationError: A figure is negative or not a number, or the file cannot be used.
@@ -139,7 +146,11 @@ class Spending:
 
         Raises:
             SpendingLimitError: The cap does not allow it. Nothing was reserved.
+            ConfigurationError: That is less than no image, or the ledger's file cannot be used.
         """
+        if images < 0:
+            message = f"reserve({images}): money cannot be set aside for fewer than 0 images."
+            raise ConfigurationError(message)
 
         def check(counts: Counts) -> None:
             total = counts.taken + images
@@ -197,13 +208,22 @@ class Spending:
         return f"<Spending: {self.snapshot()}>"
 
     def _settle(self, ticket: int, outcome: Outcome) -> None:
-        settled = self._ledger.settle(ticket, outcome)
+        """Settle, and never raise: what an image was paid for counts for more than its entry."""
+        try:
+            settled = self._ledger.settle(ticket, outcome)
+        except ConfigurationError as failure:
+            # Reserved it stays, so that the cap holds; once this process ends, it is in doubt.
+            logger.error("An image that is %s stays reserved: %s", outcome.value, failure)  # noqa: TRY400 - it says all
+            return
         if settled is None or self._on_nearly_spent is None:
             return
         before, after = settled
         crossed = self._nearly_spent(after) and not self._nearly_spent(before)
         if crossed and self._told.acquire(blocking=False):
-            self._on_nearly_spent(self._snapshot(after))
+            try:
+                self._on_nearly_spent(self._snapshot(after))
+            except Exception:
+                logger.exception("on_nearly_spent= failed; the request goes on")
 
     def _nearly_spent(self, counts: Counts) -> bool:
         committed = counts.billed + counts.in_doubt

@@ -8,21 +8,31 @@ there are at once is the clients' business, which give out the turns.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import ssl
 import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from functools import lru_cache, partial
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import httpx
 
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange import MAX_REPLY_BYTES, DeadlineError, Reply, Send
-from phospho_multimodal.settings import Settings, Timeouts, is_loopback
+from phospho_multimodal.settings import Settings, Timeouts, checked_proxy, is_loopback
 
 __all__ = [
     "AsyncConnectionPool",
@@ -85,37 +95,95 @@ class _FreeList(Generic[T]):
         return everything
 
 
+class _Connection:
+    """A transport with its one connection, which can be cut off at a deadline.
+
+    A server that drips is never late by httpx's clock, so a timer cuts the line: it shuts it down,
+    by a descriptor of its own, and leaves closing to the thread that uses it. A descriptor that is
+    closed while another thread reads from it may by then be another connection's.
+    """
+
+    def __init__(self, transport: httpx.HTTPTransport) -> None:
+        self.transport = transport
+        self._socket: socket.socket | None = None
+        self._line: socket.socket | None = None
+        self._timer: threading.Timer | None = None
+        self._cutting = threading.Lock()
+
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; if it has a deadline, the line is cut there until `leave` is called."""
+        deadline: float | None = request.extensions.get(_DEADLINE)
+        if deadline is not None:
+            request.extensions["trace"] = partial(self._connected, deadline)
+            if self._socket is not None:
+                self._watch(self._socket, deadline)
+        return self.transport.handle_request(request)
+
+    def leave(self) -> None:
+        """Call off the cutting."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._cutting:
+            line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def close(self) -> None:
+        """Close the connection, with the thread that used it."""
+        self.leave()
+        self.transport.close()
+
+    def _connected(self, deadline: float, event: str, info: Mapping[str, Any]) -> None:
+        """Learn of a new connection, by httpx's `trace` extension."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self._socket is not None:
+                self._watch(self._socket, deadline)
+
+    def _watch(self, connected: socket.socket, deadline: float) -> None:
+        self.leave()
+        if connected.fileno() < 0:  # closed since: a new connection will tell
+            return
+        self._line = socket.socket(fileno=os.dup(connected.fileno()))
+        self._timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _cut(self) -> None:
+        with self._cutting, contextlib.suppress(OSError):  # the other side was faster
+            if self._line is not None:
+                self._line.shutdown(socket.SHUT_RDWR)
+
+
 class ConnectionPool(httpx.BaseTransport):
     """The connections of one client, for any number of threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._make = _factory(httpx.HTTPTransport, settings)
-        self._free: _FreeList[httpx.HTTPTransport] = _FreeList()
+        self._free: _FreeList[_Connection] = _FreeList()
         self._process = os.getpid()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send over an idle connection or a new one; closing the response gives it back."""
         self._leave_parents_connections()
-        transport = self._free.take() or self._make()
-        watch = _watch(request.extensions.get(_DEADLINE), transport)
+        connection = self._free.take() or _Connection(self._make())
         try:
-            response = transport.handle_request(request)
+            response = connection.send(request)
         except BaseException:
-            watch.cancel()
-            transport.close()
+            connection.close()
             raise
         stream = cast("httpx.SyncByteStream", response.stream)
-        response.stream = _PooledStream(stream, partial(self._give_back, transport, watch))
+        response.stream = _PooledStream(stream, partial(self._give_back, connection))
         return response
 
     def close(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
-        for transport in self._free.drain():
-            transport.close()
+        for connection in self._free.drain():
+            connection.close()
 
-    def _give_back(self, transport: httpx.HTTPTransport, watch: _Watch) -> None:
-        watch.cancel()
-        self._free.put(transport)
+    def _give_back(self, connection: _Connection) -> None:
+        connection.leave()
+        self._free.put(connection)
         for old in self._free.expired():
             old.close()
 
@@ -124,32 +192,6 @@ class ConnectionPool(httpx.BaseTransport):
         if self._process != os.getpid():
             self._process = os.getpid()
             self.close()  # closes this process's descriptors only: nothing is said on the wire
-
-
-class _Watch(Protocol):
-    """Something that closes a connection unless it is cancelled before."""
-
-    def cancel(self) -> None: ...
-
-
-class _NoWatch:
-    """For requests without a deadline."""
-
-    def cancel(self) -> None:
-        """There is nothing to call off."""
-
-
-_NO_WATCH = _NoWatch()
-
-
-def _watch(deadline: float | None, transport: httpx.HTTPTransport) -> _Watch:
-    """Close a connection at the deadline: a server that drips is never late by httpx's clock."""
-    if deadline is None:
-        return _NO_WATCH
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), transport.close)
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 class AsyncConnectionPool(httpx.AsyncBaseTransport):
@@ -259,7 +301,7 @@ def _proxy(settings: Settings) -> str | None:
     proxy = proxies.get(settings.base_url.split(":", 1)[0]) or proxies.get("all")
     if proxy and "://" not in proxy:
         proxy = f"http://{proxy}"
-    return proxy
+    return checked_proxy(proxy)
 
 
 def check_borrowed(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageMath
+
+from phospho_multimodal.errors import ImageError
 
 __all__ = ["Flattening", "to_srgb"]
 
@@ -29,6 +32,7 @@ class Flattening:
         darkest: What becomes black, in the picture's own numbers.
         span: How far above it white is.
         transparent: Whether anything transparent was met.
+        depth: In words, what becomes of more than 8 bits.
     """
 
     mode: str
@@ -36,17 +40,26 @@ class Flattening:
     darkest: float = 0.0
     span: float = _SIXTEEN_BIT
     transparent: bool = False
+    depth: str = "16 bits to 8"
 
     @classmethod
     def of(cls, image: Image.Image) -> Flattening:
         """Look at a picture as a whole, before it is done in parts."""
         flattening = cls(image.mode, image.info)
         if image.mode in _UNBOUNDED_MODES:
-            low, high = (_number(value) for value in image.getextrema())
-            # Floats and 32-bit integers have no fixed white: what does not fit is stretched.
-            if not (low >= 0.0 and high <= _SIXTEEN_BIT):
-                flattening.darkest, flattening.span = low, high - low
+            flattening._find_white(*(_number(value) for value in image.getextrema()))
         return flattening
+
+    def _find_white(self, low: float, high: float) -> None:
+        """Floats and 32-bit integers have no fixed white: it is the first usual one that fits."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            message = "The image holds values that are not numbers, or endless. Save it anew."
+            raise ImageError(message)
+        whites = (1.0, 255.0, _SIXTEEN_BIT) if self.mode == "F" else (255.0, _SIXTEEN_BIT)
+        fitting = [white for white in whites if low >= 0.0 and high <= white]
+        self.span = fitting[0] if fitting else high - low
+        self.darkest = 0.0 if fitting else low
+        self.depth = f"values from {self.darkest:g} to {self.darkest + self.span:g} to 8 bits"
 
     @property
     def is_flat(self) -> bool:
@@ -66,7 +79,8 @@ class Flattening:
             scale = 255.0 / self.span if self.span else 0.0
             offset = 0.5 - self.darkest * scale
             wide = part if self.mode == "F" else part.convert("F")
-            return wide.point(lambda value: value * scale + offset).convert("L")
+            flat = wide.point(lambda value: value * scale + offset).convert("L")
+            return self._without_key(part, flat)
         if self.mode in _ALPHA_MODES or "transparency" in self.info:
             return self._on_white(part)
         if self.mode == "1":
@@ -74,6 +88,17 @@ class Flattening:
         if self.mode in _FLAT_MODES:
             return part
         return part.convert("RGB")  # P, YCbCr, LAB, HSV, RGBX
+
+    def _without_key(self, part: Image.Image, flat: Image.Image) -> Image.Image:
+        """Put white where a 16-bit picture has the one value that it calls transparent."""
+        key = self.info.get("transparency")
+        if not isinstance(key, int):
+            return flat
+        same = ImageMath.lambda_eval(lambda of: (of["part"] == key) * 255, part=part.convert("I"))
+        mask = same.convert("L")
+        self.transparent |= mask.getbbox() is not None
+        flat.paste(255, mask=mask)
+        return flat
 
     def _on_white(self, part: Image.Image) -> Image.Image:
         picture = part.convert("RGBA")
@@ -84,7 +109,7 @@ class Flattening:
 
     def changes(self) -> list[str]:
         """Tell in words what was done."""
-        done = ["16 bits to 8"] if self.mode in _WIDE_MODES else []
+        done = [self.depth] if self.mode in _WIDE_MODES else []
         return [*done, "transparency on white"] if self.transparent else done
 
 

@@ -7,6 +7,7 @@ preparation costs next to nothing.
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass
 
 __all__ = ["CleanImage", "clean_image", "is_endless_jpeg", "sniff"]
@@ -46,6 +47,7 @@ _SVG = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<sv
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: 8-bit Huffman
 _JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
+_JPEG_NEEDED = frozenset({0xC4, 0xDB})  # the tables of Huffman codes and of quantization
 _JFIF_WITHOUT_THUMBNAIL = 16
 
 # A progressive JPEG can pass over the whole picture again for each 23 bytes of its file. Encoders
@@ -59,6 +61,17 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour hints that change no pixel here; every other chunk is metadata, alpha or animation.
 _PNG_CLEAN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA"})
 _PNG_GREY_OR_RGB = frozenset({0, 2})
+# The seven passes of an interlaced picture: first column and row, and every how manyth.
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+_UNPACKED_AT_ONCE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,10 @@ class CleanImage:
     format: str
     width: int
     height: int
+
+    def fits(self, max_side: int) -> bool:
+        """Whether it has to be shrunk for no side."""
+        return max(self.width, self.height) <= max_side
 
 
 def sniff(data: bytes) -> str | None:
@@ -81,7 +98,7 @@ def sniff(data: bytes) -> str | None:
     """
     for offset, magic, name in _MAGIC:
         if data.startswith(magic, offset):
-            return name
+            return "AVIF" if name == "HEIF" and b"avif" in data[16:64] else name
     if _SVG.match(data[:4096]):
         return "an SVG drawing"
     try:
@@ -115,28 +132,33 @@ def is_endless_jpeg(data: bytes) -> bool:
     return False
 
 
-def clean_image(data: bytes) -> CleanImage | None:
+def clean_image(data: bytes, max_side: int) -> CleanImage | None:
     """Tell whether a file can be sent byte for byte.
 
     Args:
         data: The file.
+        max_side: Its longest side may have so many pixels.
 
     Returns:
         Its format and size in pixels, or `None` if it has to be looked at with Pillow.
     """
     try:
         if data.startswith(b"\xff\xd8"):
-            return _clean_jpeg(data)
+            clean = _clean_jpeg(data)
+            return clean if clean is None or clean.fits(max_side) else None
         if data.startswith(_PNG_SIGNATURE):
-            return _clean_png(data)
+            return _clean_png(data, max_side)
     except IndexError:  # cut off in the middle of a segment
         return None
     return None
 
 
 def _clean_jpeg(data: bytes) -> CleanImage | None:
+    """Look through a JPEG's segments; without its tables, or all but empty, it is no picture."""
     position = 2
     found: CleanImage | None = None
+    tables: set[int] = set()
+    scanned = 0
     while True:
         if data[position] != 0xFF:  # noqa: PLR2004 - every JPEG marker begins with it
             return None
@@ -146,13 +168,26 @@ def _clean_jpeg(data: bytes) -> CleanImage | None:
         if marker in _JPEG_FRAMES and found is None:
             found = _jpeg_frame(segment)
         elif marker == 0xDA:  # noqa: PLR2004 - start of scan
-            position = _next_marker(data, position + 2 + length)
+            scan = position + 2 + length
+            position = _next_marker(data, scan)
+            scanned += position - scan
             if data[position + 1] == 0xD9:  # noqa: PLR2004 - end of image
-                return found if position + 2 == len(data) else None
+                whole = position + 2 == len(data) and tables >= _JPEG_NEEDED
+                return found if whole and _is_filled(found, scanned) else None
             continue
-        elif marker not in _JPEG_TABLES and not _harmless_segment(marker, segment, length):
+        elif marker in _JPEG_TABLES:
+            tables.add(marker)
+        elif not _harmless_segment(marker, segment, length):
             return None
         position += 2 + length
+
+
+def _is_filled(frame: CleanImage | None, scanned: int) -> bool:
+    """Tell whether the data of all scans can be enough: a block of 8 × 8 takes a bit at least."""
+    if frame is None:
+        return False
+    blocks = -(-frame.width // 8) * -(-frame.height // 8)
+    return scanned * 8 >= blocks
 
 
 def _next_marker(data: bytes, start: int) -> int:
@@ -178,22 +213,66 @@ def _harmless_segment(marker: int, segment: bytes, length: int) -> bool:
     return marker == 0xEE and segment.startswith(b"Adobe") and length == _ADOBE_SEGMENT  # noqa: PLR2004
 
 
-def _clean_png(data: bytes) -> CleanImage | None:
+def _clean_png(data: bytes, max_side: int) -> CleanImage | None:
+    """Look through a PNG's chunks, each with its checksum, and unpack the rows to count them."""
     position = len(_PNG_SIGNATURE)
     found: CleanImage | None = None
+    rows = _PngRows()
     while True:
         length = int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
         end = position + 12 + length
         if kind not in _PNG_CLEAN_CHUNKS or end > len(data):
             return None
+        content = memoryview(data)[position + 8 : end - 4]
+        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end], "big"):
+            return None
         if kind == b"IHDR":
-            found = _png_header(data[position + 8 : end - 4])
-        if found is None:
+            found = _png_header(bytes(content))
+            rows.expect(bytes(content))
+        if found is None or not found.fits(max_side):
+            return None
+        if kind == b"IDAT" and not rows.unpack(content):
             return None
         if kind == b"IEND":
-            return found if end == len(data) else None
+            return found if end == len(data) and rows.complete else None
         position = end
+
+
+class _PngRows:
+    """Unpacks the rows of a PNG without keeping them: neither fewer nor more than there must be."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj()
+        self._left = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows were there, and their own checksum right."""
+        return self._left == 0 and self._stream.eof
+
+    def expect(self, header: bytes) -> None:
+        """Reckon the bytes of all rows, each with one for its filter."""
+        width, height = int.from_bytes(header[0:4], "big"), int.from_bytes(header[4:8], "big")
+        samples = 3 if header[9] == 2 else 1  # noqa: PLR2004 - the colour type of RGB
+        passes = _ADAM7 if header[12] else ((0, 0, 1, 1),)
+        for left, top, every_x, every_y in passes:
+            columns, lines = -(-(width - left) // every_x), -(-(height - top) // every_y)
+            if columns > 0:
+                self._left += max(0, lines) * (1 + columns * samples)
+
+    def unpack(self, packed: memoryview) -> bool:
+        """Unpack some more; `False` if it is broken, or too much."""
+        try:
+            waiting: bytes | memoryview = packed
+            while waiting:
+                self._left -= len(self._stream.decompress(waiting, _UNPACKED_AT_ONCE))
+                waiting = self._stream.unconsumed_tail
+                if self._left < 0:
+                    return False
+        except zlib.error:
+            return False
+        return not self._stream.unused_data
 
 
 def _png_header(header: bytes) -> CleanImage | None:

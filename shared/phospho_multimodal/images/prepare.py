@@ -204,8 +204,8 @@ def _clean(content: bytes | Image, form: SourceForm, max_image_side: int) -> Pre
     """Take a file that has nothing to lose, byte for byte as it came."""
     if not isinstance(content, bytes):
         return None
-    clean = clean_image(content)
-    if clean is None or max(clean.width, clean.height) > max_image_side:
+    clean = clean_image(content, max_image_side)
+    if clean is None:
         return None
     return PreparedImage(content, clean.format, clean.width, clean.height, form)
 

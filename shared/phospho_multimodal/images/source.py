@@ -181,12 +181,15 @@ def _read_path(path: Path) -> bytes:
 def _read_file(file: Any) -> bytes:
     try:
         # From its beginning each time: the same object may be asked about twice.
-        if file.seekable():
+        seekable = getattr(file, "seekable", None)
+        if seekable is not None and seekable():
             file.seek(0)
         data = file.read(MAX_IMAGE_BYTES + 1)
-    except (OSError, ValueError, AttributeError) as failure:
-        message = f"The image file object cannot be read: {failure}."
+    except Exception as failure:  # noqa: BLE001 - anybody's object: an archive's, a network's
+        message = f"The image file object cannot be read ({type(failure).__name__}: {failure})."
         raise ImageError(message) from None
+    if isinstance(data, (bytearray, memoryview)):
+        data = bytes(data)
     if not isinstance(data, bytes):  # opened as text, whatever the annotation says
         message = "The image file object gives text, not bytes. Open it with mode 'rb'."
         raise ImageError(message)
