@@ -7,8 +7,10 @@ import hashlib
 import io
 import pathlib
 import threading
+from typing import Any
 
 import httpx
+import numpy as np
 import pybase64
 import pytest
 
@@ -19,9 +21,11 @@ from phospho_multimodal import (
     ConfigurationError,
     EndpointGoneError,
     ImageError,
+    InvalidRequestError,
     MissingKeyError,
     PhosphoClient,
     UnexpectedReplyError,
+    UnsupportedContentError,
 )
 from pictures import draw, encoded, png_header
 
@@ -544,3 +548,66 @@ def test_no_proxy_is_obeyed(driver: Driver, lab, monkeypatch: pytest.MonkeyPatch
         )
 
     assert proxy.requests == []
+
+
+@pytest.mark.parametrize("prompt", [b"What?", ["What?"], 7])
+def test_a_prompt_that_is_no_text_is_an_error(driver: Driver, lab, prompt: Any):
+    server = lab()
+
+    with pytest.raises(UnsupportedContentError, match="A prompt is text"):
+        driver.describe(encoded(), prompt, base_url=server.base_url)
+
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("options", "saying"),
+    [
+        ({"proxy": "ftp://p.example"}, "The proxy"),
+        ({"proxy": "socks5://p.example"}, "httpx.socks."),
+        ({"max_concurrency": "3"}, "whole number"),
+        ({"max_retries": 1.5}, "whole number"),
+        ({"deadline": "soon"}, "a number of seconds"),
+    ],
+    ids=str,
+)
+def test_a_setting_of_a_wrong_kind_is_named(driver: Driver, options: dict[str, Any], saying: str):
+    with pytest.raises(ConfigurationError, match=saying):
+        driver.describe(encoded(), base_url="https://a.example", api_key="k", **options)
+
+
+def test_a_proxy_of_the_environment_that_cannot_be_used_is_named(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://p.example")
+
+    with pytest.raises(ConfigurationError, match="The proxy"):
+        driver.describe(encoded(), base_url="https://a.example", api_key="k")
+
+
+def test_numbers_of_other_libraries_are_numbers(driver: Driver, lab):
+    server = lab()
+
+    driver.describe(encoded(), base_url=server.base_url, temperature=np.float32(0.5))
+
+    assert server.requests[0].item["temperature"] == 0.5
+
+
+def test_a_file_object_that_fails_in_its_own_way_is_an_image_error(driver: Driver, lab):
+    class Broken:
+        def read(self, size: int = -1) -> bytes:
+            raise RuntimeError("torn")  # noqa: EM101
+
+    with pytest.raises(ImageError, match="RuntimeError: torn"):
+        driver.describe(Broken(), base_url=lab().base_url)
+
+
+def test_a_header_of_yours_is_not_repeated_in_an_error(driver: Driver, lab):
+    server = lab(status(400, "bad gateway-secret-0815"))
+
+    with pytest.raises(InvalidRequestError) as caught:
+        driver.describe(
+            encoded(), base_url=server.base_url, default_headers={"x-gate": "gateway-secret-0815"}
+        )
+
+    assert "0815" not in str(caught.value)

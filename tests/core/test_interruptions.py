@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 import time
 from textwrap import dedent
 
+import httpx
 import pytest
 
-from fault_server import answer, hang, status
+from fault_server import answer, drip, hang, status
 from fresh_python import in_fresh_python
 from phospho_multimodal import (
     AsyncPhosphoClient,
@@ -21,7 +23,9 @@ from phospho_multimodal import (
     Spending,
     retry,
 )
-from pictures import encoded
+from phospho_multimodal.conversation import ImagePolicy, Turn
+from phospho_multimodal.images.source import image_source
+from pictures import draw, encoded
 
 PICTURE = encoded()
 
@@ -265,3 +269,74 @@ def test_a_loop_that_ends_with_requests_in_flight_is_quiet(lab):
     """)
 
     assert printed == "leaving"
+
+
+def test_ctrl_c_sends_nothing_more_of_several_images(lab, interrupt_after, real_delays):
+    server = lab(status(503, headers={"retry-after": "5"}))
+    spending = Spending()
+    turn = Turn("user", ("?", *[image_source(encoded(draw(colour=c))) for c in ("red", "blue")]))
+    with PhosphoClient(base_url=server.base_url, spending=spending) as client:
+        interrupt_after(0.5)
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            client.converse([turn], ImagePolicy(multi_image="each"))
+
+    assert time.monotonic() - begin < 3
+    assert len(server.requests) == 2
+    assert spending.snapshot().images_reserved == 0
+
+
+def test_a_forked_child_has_slots_and_locks_of_its_own(lab):
+    server = lab(hang(2), answer())
+
+    printed = _printed(f"""
+        import os, threading, time
+        from phospho_multimodal import PhosphoClient
+        client = PhosphoClient(base_url={server.base_url!r}, max_concurrency=1)
+        threading.Thread(target=client.describe, args=({PICTURE!r},), daemon=True).start()
+        time.sleep(0.3)
+        child = os.fork()
+        if child == 0:
+            answer = client.describe({PICTURE!r}, "child")
+            os._exit(answer.metadata["attempts"] - 1)
+        begin = time.monotonic()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.monotonic() - begin < 1.5)
+        os._exit(0)
+    """)
+
+    assert printed == "0 True"
+
+
+def test_only_the_thread_that_asked_closes_its_connection(lab, monkeypatch):
+    """Closed by another, a descriptor's number may be a stranger's while it is still read from."""
+    server = lab(drip(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200, every=0.02))
+    closed_by: list[int] = []
+    close = httpx.HTTPTransport.close
+
+    def noting_close(transport: httpx.HTTPTransport) -> None:
+        closed_by.append(threading.get_ident())
+        close(transport)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "close", noting_close)
+    begin = time.monotonic()
+    with (
+        PhosphoClient(base_url=server.base_url, deadline=0.3) as client,
+        pytest.raises(ReplyLostError, match="deadline"),
+    ):
+        client.describe(PICTURE)
+
+    assert time.monotonic() - begin < 1.5
+    assert set(closed_by) == {threading.get_ident()}
+
+
+def test_the_deadline_holds_on_a_connection_that_was_used_before(lab):
+    server = lab(answer(), answer(), drip(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200, every=0.02))
+    with PhosphoClient(base_url=server.base_url, deadline=0.4) as client:
+        client.describe(PICTURE)
+        client.describe(PICTURE)
+        begin = time.monotonic()
+        with pytest.raises(ReplyLostError, match="deadline"):
+            client.describe(PICTURE)
+
+    assert time.monotonic() - begin < 1.5
+    assert server.connections == 1

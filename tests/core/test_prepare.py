@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import zlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from phospho_multimodal import ConfigurationError, ImageError, PreparedImage, prepare_image
+from phospho_multimodal.images import headers
 from phospho_multimodal.images.headers import clean_image, sniff
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import image_source
@@ -447,3 +449,100 @@ def test_a_small_file_with_very_many_pixels_is_a_bomb():
 
 def test_a_large_jpeg_is_no_bomb():
     assert prepare_image(encoded(Image.new("RGB", (9000, 9000)), "JPEG")).width == 1536
+
+
+def _png(*chunks: tuple[bytes, bytes], crc: int | None = None) -> bytes:
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        check = zlib.crc32(kind + content) if crc is None else crc
+        file += len(content).to_bytes(4, "big") + kind + content + check.to_bytes(4, "big")
+    return file
+
+
+_HEADER = (b"IHDR", b"\0\0\0\x08\0\0\0\x08\x08\x02\0\0\0")
+_END = (b"IEND", b"")
+_ROWS = zlib.compress(b"\0" * (8 * 25))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(_png(_HEADER, _END), id="no pixels"),
+        pytest.param(_png(_HEADER, (b"IDAT", b"no such stream"), _END), id="garbage"),
+        pytest.param(_png(_HEADER, (b"IDAT", _ROWS[:-6]), _END), id="a stream cut off"),
+        pytest.param(_png(_HEADER, (b"IDAT", _ROWS), _END, crc=7), id="wrong checksums"),
+        pytest.param(b"\xff\xd8\xff\xc0\0\x0b\x08\0\x08\0\x08\1\1\x11\0\xff\xd9", id="no scan"),
+        pytest.param(
+            encoded(draw(400, 400)).partition(b"\xff\xda")[0]
+            + b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0"
+            + b"\xff\xd9",
+            id="an empty scan",
+        ),
+    ],
+)
+def test_what_only_looks_like_a_clean_file_is_an_error(file: bytes):
+    assert clean_image(file, 1536) is None
+    with pytest.raises(ImageError):
+        prepare_image(file)
+
+
+def test_a_clean_png_with_rows_to_spare_or_too_few_is_not_sent_as_it_came():
+    for rows in (7, 9):
+        file = _png(_HEADER, (b"IDAT", zlib.compress(b"\0" * (rows * 25))), _END)
+        assert clean_image(file, 1536) is None
+    assert clean_image(_png(_HEADER, (b"IDAT", _ROWS), _END), 1536) is not None
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["L", "RGB"]))
+def test_an_interlaced_png_is_clean_like_any_other(width: int, height: int, mode: str):
+    def drawn(x: int, y: int) -> bytes:
+        return bytes((x * 7 + y * 13 + band) % 256 for band in range(len(mode)))
+
+    rows = b""
+    for left, top, every_x, every_y in headers._ADAM7:
+        for y in range(top, height, every_y):
+            row = b"".join(drawn(x, y) for x in range(left, width, every_x))
+            rows += b"\0" + row if row else b""
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    header = size + bytes([8, 2 if mode == "RGB" else 0, 0, 0, 1])
+    file = _png((b"IHDR", header), (b"IDAT", zlib.compress(rows)), _END)
+
+    assert clean_image(file, 1536) is not None
+    assert Image.open(io.BytesIO(file)).getpixel((width - 1, height - 1)) is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "scale"), [("F", 1 / 255), ("F", 1.0), ("F", 257.0), ("F", 1e6), ("I", 1), ("I", 257)]
+)
+def test_floats_and_long_integers_keep_their_shades(mode: str, scale: float):
+    shades = np.tile(np.arange(256), (16, 1))
+    wide = Image.fromarray((shades * scale).astype(np.float32 if mode == "F" else np.int32))
+    assert wide.mode == mode
+
+    prepared = prepare_image(wide)
+
+    assert difference(opened(prepared), Image.fromarray(shades.astype(np.uint8))) < 1.5
+    assert any("to 8 bits" in change for change in prepared.changes)
+
+
+def test_values_that_are_no_numbers_are_an_error():
+    endless = Image.fromarray(np.array([[0.0, np.inf]], dtype=np.float32))
+
+    with pytest.raises(ImageError, match="endless"):
+        prepare_image(endless)
+
+
+def test_the_transparent_value_of_sixteen_bits_is_white():
+    shades = np.array([[0, 30000, 65535]], dtype=np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(shades).save(file, "PNG", transparency=30000)
+
+    prepared = prepare_image(file)
+
+    assert np.asarray(opened(prepared)).tolist() == [[0, 255, 255]]
+
+
+def test_an_avif_of_a_general_brand_is_no_heic():
+    file = encoded(draw(), "AVIF").replace(b"ftypavif", b"ftypmif1", 1)
+
+    assert prepare_image(file).width == 60

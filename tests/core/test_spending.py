@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import pickle
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -346,3 +348,66 @@ def test_what_is_in_doubt_can_be_settled():
 
     assert (snapshot.images_billed, snapshot.images_in_doubt) == (1, 0)
     assert len(spending.reserve(3)) == 3
+
+
+def test_an_error_of_the_callback_costs_no_answer(driver, lab, caplog):
+    def broken(_: object) -> None:
+        raise LookupError(_)
+
+    server = lab()
+    spending = Spending(max_images=1, on_nearly_spent=broken)
+
+    prediction = driver.describe(encoded(), base_url=server.base_url, spending=spending)
+
+    assert prediction.metadata["images_billed"] == 1
+    assert spending.snapshot().images_billed == 1
+    assert "on_nearly_spent= failed" in caplog.text
+
+
+def test_a_ledger_that_breaks_after_the_answer_costs_no_answer(driver, lab, tmp_path, caplog):
+    path = tmp_path / "spending.db"
+    spending = Spending(max_images=1, path=path)
+
+    def breaking(connection, request) -> None:
+        with sqlite3.connect(path) as database:
+            database.execute("DROP TABLE totals")
+        answer("Paid for.")(connection, request)
+
+    server = lab(breaking)
+
+    prediction = driver.describe(encoded(), base_url=server.base_url, spending=spending)
+
+    assert prediction.description == "Paid for."
+    assert "stays reserved" in caplog.text
+
+
+async def test_a_busy_ledger_file_does_not_stop_the_event_loop(lab, tmp_path):
+    path = tmp_path / "spending.db"
+    spending = Spending(max_images=5, path=path)
+    server = lab()
+    busy = sqlite3.connect(path, isolation_level=None)
+    busy.execute("BEGIN IMMEDIATE")
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            ticks += 1
+        busy.execute("ROLLBACK")
+        busy.close()
+
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        _, prediction = await asyncio.gather(tick(), client.describe(encoded()))
+
+    assert ticks == 20
+    assert prediction.metadata["images_billed"] == 1
+
+
+def test_less_than_nothing_cannot_be_set_aside():
+    spending = Spending(max_images=2)
+
+    with pytest.raises(ConfigurationError, match="fewer than 0"):
+        spending.reserve(-5)
+
+    assert spending.snapshot().images_reserved == 0

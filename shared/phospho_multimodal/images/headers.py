@@ -10,7 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 
-__all__ = ["CleanImage", "clean_image", "is_endless_jpeg", "sniff"]
+__all__ = ["CleanImage", "clean_image", "is_empty_jpeg", "is_endless_jpeg", "sniff"]
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -132,6 +132,28 @@ def is_endless_jpeg(data: bytes) -> bool:
     return False
 
 
+def is_empty_jpeg(data: bytes, width: int, height: int) -> bool:
+    """Tell whether a JPEG has less data than any picture of its size: decoders make it up in grey.
+
+    Args:
+        data: The file.
+        width: In pixels.
+        height: In pixels.
+
+    Returns:
+        Whether its scans have less than a bit for each block of 8 × 8 pixels.
+    """
+    scanned = 0
+    marker = _SEGMENT_MARKER.search(data, 2)
+    while marker is not None and marker[1] != b"\xd9":
+        end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        following = _SEGMENT_MARKER.search(data, end)
+        if marker[1] == b"\xda":
+            scanned += (len(data) if following is None else following.start()) - end
+        marker = following
+    return not _is_filled(width, height, scanned)
+
+
 def clean_image(data: bytes, max_side: int) -> CleanImage | None:
     """Tell whether a file can be sent byte for byte.
 
@@ -173,7 +195,8 @@ def _clean_jpeg(data: bytes) -> CleanImage | None:
             scanned += position - scan
             if data[position + 1] == 0xD9:  # noqa: PLR2004 - end of image
                 whole = position + 2 == len(data) and tables >= _JPEG_NEEDED
-                return found if whole and _is_filled(found, scanned) else None
+                filled = found is not None and _is_filled(found.width, found.height, scanned)
+                return found if whole and filled else None
             continue
         elif marker in _JPEG_TABLES:
             tables.add(marker)
@@ -182,12 +205,9 @@ def _clean_jpeg(data: bytes) -> CleanImage | None:
         position += 2 + length
 
 
-def _is_filled(frame: CleanImage | None, scanned: int) -> bool:
+def _is_filled(width: int, height: int, scanned: int) -> bool:
     """Tell whether the data of all scans can be enough: a block of 8 × 8 takes a bit at least."""
-    if frame is None:
-        return False
-    blocks = -(-frame.width // 8) * -(-frame.height // 8)
-    return scanned * 8 >= blocks
+    return scanned * 8 >= -(-width // 8) * -(-height // 8)
 
 
 def _next_marker(data: bytes, start: int) -> int:

@@ -22,7 +22,7 @@ from PIL import (
 
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.images.colours import Flattening, to_srgb
-from phospho_multimodal.images.headers import is_endless_jpeg, sniff
+from phospho_multimodal.images.headers import is_empty_jpeg, is_endless_jpeg, sniff
 
 __all__ = [
     "MAX_MEGAPIXELS",
@@ -116,15 +116,17 @@ def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXEL
 
 
 def _check_unfolding(image: Image.Image, data: bytes) -> None:
-    """Refuse a small file that makes very much work."""
-    if isinstance(
-        image, JpegImagePlugin.JpegImageFile
-    ):  # decoded at a fraction of its size, but in passes
+    """Refuse a small file that makes very much work, or too small a one."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # It is decoded at a fraction of its size, but in passes.
         if is_endless_jpeg(data):
             message = (
                 "The JPEG file is made of far more parts than a picture needs, as a decompression"
                 " bomb is. Save it anew."
             )
+            raise ImageError(message)
+        if is_empty_jpeg(data, image.width, image.height):
+            message = "The JPEG file is broken or cut off: it has next to no data for its pixels."
             raise ImageError(message)
         return
     of_video = image.format in {"AVIF", "HEIF"}
