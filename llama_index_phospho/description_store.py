@@ -14,8 +14,15 @@ from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.processes import is_alive, name_of_process
+from phospho_multimodal.sqlite_file import open_database
 
 __all__ = ["Description", "DescriptionStore"]
+
+# A row without a text is a claim.
+_TABLES = [
+    """CREATE TABLE IF NOT EXISTS descriptions
+    (key TEXT PRIMARY KEY, owner TEXT, text TEXT, model TEXT, image_sha256 TEXT)""",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ class DescriptionStore:
         # A connection must not cross a fork: SQLite's locks belong to the process.
         if self._connection is None or self._process != os.getpid():
             self._process = os.getpid()
-            self._connection = _open_database(self.path)
+            self._connection = open_database(self.path, _TABLES)
             weakref.finalize(self, _close, self._connection, self._process)
         return self._connection
 
@@ -158,21 +165,3 @@ class DescriptionStore:
 def _close(database: sqlite3.Connection, process: int) -> None:
     if os.getpid() == process:
         database.close()
-
-
-def _open_database(path: Path | None) -> sqlite3.Connection:
-    database = sqlite3.connect(
-        ":memory:" if path is None else path,
-        timeout=30.0,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    # With a write-ahead log a step costs no waiting for the disk, and no kill can tear it.
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = NORMAL")
-    # A row without a text is a claim.
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS descriptions"
-        " (key TEXT PRIMARY KEY, owner TEXT, text TEXT, model TEXT, image_sha256 TEXT)"
-    )
-    return database

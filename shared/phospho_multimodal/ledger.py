@@ -17,8 +17,17 @@ from typing import Protocol
 
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.processes import after_fork, is_alive, name_of_process
+from phospho_multimodal.sqlite_file import open_database
 
 __all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
+
+_TABLES = [
+    """CREATE TABLE IF NOT EXISTS totals
+    (one INTEGER PRIMARY KEY CHECK (one = 1), billed INTEGER, in_doubt INTEGER)""",
+    "INSERT OR IGNORE INTO totals VALUES (1, 0, 0)",
+    """CREATE TABLE IF NOT EXISTS reservations
+    (ticket INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL)""",
+]
 
 
 class Outcome(Enum):
@@ -191,25 +200,8 @@ class LedgerFile:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = _open_file(self.path)
+            self._connection = open_database(self.path, _TABLES)
         return self._connection
-
-
-def _open_file(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-    # With a write-ahead log a step costs no waiting for the disk, and no kill can tear it.
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = NORMAL")
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS totals"
-        " (one INTEGER PRIMARY KEY CHECK (one = 1), billed INTEGER, in_doubt INTEGER)"
-    )
-    database.execute("INSERT OR IGNORE INTO totals VALUES (1, 0, 0)")
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS reservations"
-        " (ticket INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL)"
-    )
-    return database
 
 
 def _read(database: sqlite3.Connection) -> Counts:
