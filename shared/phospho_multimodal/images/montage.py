@@ -20,6 +20,8 @@ _LABELS_IN_A_SIDE = 42
 _SMALLEST_LABEL = 16
 _SMALLEST_TILE = 32
 """Longest side of a tile, in pixels, below which nothing can be seen on it."""
+_HALVINGS = 16
+"""Steps to the common factor: exact to a pixel on any sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class _Layout:
         tiles = []
         for i in row:
             original_width, original_height = self.sizes[i]
-            scale = min(1.0, height / original_height)
+            # A float just below a whole number is that number: 145 × 0.2 is 29 pixels.
+            scale = min(1.0, height / original_height) * (1 + 1e-12)
             tiles.append((int(original_width * scale), int(original_height * scale)))
         return tiles
 
@@ -126,25 +129,69 @@ def lay_out(sizes: Sequence[tuple[int, int]], max_side: int) -> tuple[list[Tile]
     Raises:
         UnsupportedContentError: The sheet is too small for that many.
     """
-    layouts = [_Layout(sizes, rows, _label(max_side)) for rows in _breaks(sizes)]
+    label = _label(max_side)
+    layouts = [_Layout(sizes, rows, label) for rows in _breaks(sizes)]
     layout = max(layouts, key=lambda layout: layout.shrinking(layout.widest(max_side)))
-    tiles: list[Tile] = []
-    top = _GAP
-    for row in layout.tile_sizes(layout.widest(max_side)):
-        left = _GAP
-        top += layout.label
-        for width, height in row:
-            tiles.append(Tile(left, top, width, height))
-            left += width + _GAP
-        top += max(height for _, height in row) + _GAP
+    tiles, sheet = _placed(layout.tile_sizes(layout.widest(max_side)), label)
     if not all(map(_can_be_seen, tiles, sizes)):
+        # Rows of equal width press a speck between giants out of sight.
+        tiles, sheet = _placed(_shelves(sizes, max_side, label), label)
+    if max(sheet) > max_side or not all(map(_can_be_seen, tiles, sizes)):
         message = (
             f"{len(sizes)} images do not fit on a sheet of {max_side} pixels. Nothing was sent."
             " Raise max_image_side=, or choose multi_image='each'."
         )
         raise UnsupportedContentError(message)
+    return tiles, sheet
+
+
+def _placed(
+    rows: Sequence[Sequence[tuple[int, int]]], label: int
+) -> tuple[list[Tile], tuple[int, int]]:
+    """Put rows of tile sizes under each other; the tiles, and the size of the sheet."""
+    tiles: list[Tile] = []
+    top = _GAP
+    for row in rows:
+        left = _GAP
+        top += label
+        for width, height in row:
+            tiles.append(Tile(left, top, width, height))
+            left += width + _GAP
+        top += max(height for _, height in row) + _GAP
     right = max(tile.left + tile.width for tile in tiles) + _GAP
     return tiles, (right, top)
+
+
+def _shelves(
+    sizes: Sequence[tuple[int, int]], max_side: int, label: int
+) -> list[list[tuple[int, int]]]:
+    """Shrink all by one factor, as little as the sheet allows, but none out of sight."""
+    low, high = 0.0, 1.0
+    best = _shelved(sizes, low, max_side)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        rows = _shelved(sizes, middle, max_side)
+        if max(_placed(rows, label)[1]) <= max_side:
+            low, best = middle, rows
+        else:
+            high = middle
+    return best
+
+
+def _shelved(
+    sizes: Sequence[tuple[int, int]], scale: float, max_side: int
+) -> list[list[tuple[int, int]]]:
+    rows: list[list[tuple[int, int]]] = []
+    left = max_side  # more than any tile leaves room for, so that the first one opens a row
+    for width, height in sizes:
+        factor = min(1.0, max(scale, _SMALLEST_TILE / max(width, height)))
+        tile = (max(1, round(width * factor)), max(1, round(height * factor)))
+        if left + tile[0] + _GAP > max_side:
+            rows.append([])
+            left = _GAP
+        rows[-1].append(tile)
+        left += tile[0] + _GAP
+    return rows
 
 
 def _can_be_seen(tile: Tile, size: tuple[int, int]) -> bool:
