@@ -165,6 +165,8 @@ def _answer(
         description = engine.describe(picture, question)
         answer = PredictResponse(predictions=[PredictOutput(description=description)])
         return answer.model_dump_json().encode()
+    except failures.Refusal:  # the picture's, whose pixels are decoded when the engine wants them
+        raise
     except Exception as failure:  # noqa: BLE001 - whatever an engine raises is the contract's 500
         logger.error("The engine %s failed.\n%s", engine.name, _places(failure))  # noqa: TRY400
         raise failures.prediction_failed() from None

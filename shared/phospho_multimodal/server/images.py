@@ -1,11 +1,15 @@
 """From the contract's `image_url` to a picture that an engine can look at."""
 
 import binascii
+import contextlib
+from collections.abc import Iterator
 
 import pybase64
+from PIL import Image
 
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.images.fetch import fetch_image
+from phospho_multimodal.images.headers import clean_image
 from phospho_multimodal.images.pixels import open_image, to_rgb
 from phospho_multimodal.server import failures
 from phospho_multimodal.server.engines import Picture
@@ -31,15 +35,35 @@ def read_image(image_url: str, *, max_megapixels: int, allow_urls: bool = False)
         Refusal: A 422 that says what to change.
     """
     data = _fetch(image_url) if allow_urls and _is_url(image_url) else _decode(image_url)
-    try:
+    with _refused():
         image = open_image(data, max_megapixels=max_megapixels)
-        width, height = image.size
-        pixels = to_rgb(image)
-        if pixels.mode != "RGB":  # it may be grey; converting RGB to RGB would copy 300 MB
-            pixels = pixels.convert("RGB")
-        return Picture(data, image.format or "", width, height, pixels)
+    width, height = image.size
+
+    def decode() -> Image.Image:
+        with _refused():
+            # Opened anew: two threads that decode one picture must not share a reader.
+            return _pixels(open_image(data, max_megapixels=max_megapixels))
+
+    # What is whole by its structure needs no decoding to be taken in; the rest is tried here, so
+    # that a broken file is refused whatever the engine. A PNG is told whole by unpacking it, and
+    # then it may as well be decoded.
+    whole = image.format == "JPEG" and clean_image(data, max(width, height)) is not None
+    pixels = decode if whole else decode()
+    return Picture(data, image.format or "", width, height, pixels)
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
     except ImageError as unreadable:
         raise failures.refused_image(str(unreadable), kind="image_unreadable") from None
+
+
+def _pixels(image: Image.Image) -> Image.Image:
+    pixels = to_rgb(image)
+    # It may be grey; converting RGB to RGB would copy 300 MB.
+    return pixels if pixels.mode == "RGB" else pixels.convert("RGB")
 
 
 def _is_url(image_url: str) -> bool:

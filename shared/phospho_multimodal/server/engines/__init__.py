@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from phospho_multimodal.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
     from phospho_multimodal.wire import GenerationParameters
@@ -20,20 +22,40 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "Engine", "Picture", "Question", "load_engine"]
 
 
-@dataclass(frozen=True)
 class Picture:
-    """The image of a request, checked and decoded."""
+    """The image of a request, checked; its pixels are decoded when an engine first wants them.
 
-    data: bytes
-    """The file as it was received, after base64."""
-    format: str
-    """The file's type, as Pillow names it."""
-    width: int
-    """Columns, as the file stores them."""
-    height: int
-    """Rows, as the file stores them."""
-    pixels: Image
-    """First frame, upright, RGB in sRGB, transparency on white."""
+    Attributes:
+        data: The file as it was received, after base64.
+        format: The file's type, as Pillow names it.
+        width: Columns, as the file stores them.
+        height: Rows, as the file stores them.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        format: str,  # noqa: A002 - Pillow's own word for it
+        width: int,
+        height: int,
+        pixels: Image | Callable[[], Image],
+    ) -> None:
+        self.data = data
+        self.format = format
+        self.width = width
+        self.height = height
+        self._pixels = pixels
+
+    @property
+    def pixels(self) -> Image:
+        """First frame, upright, RGB in sRGB, transparency on white.
+
+        Decoding is the dearest part of a request, and an engine that hands the file on, or only
+        looks at its bytes, can do without. Two threads at once may both decode: the same pixels.
+        """
+        if callable(self._pixels):
+            self._pixels = self._pixels()
+        return self._pixels
 
 
 @dataclass(frozen=True)
