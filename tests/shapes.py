@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes
 
+import numpy as np
 from llama_index.core.base.llms.types import (
     AudioBlock,
     BaseContentBlock,
@@ -640,7 +641,14 @@ BLOCKS = [
         Fails("'resource_link'"),
     ),
     # Others
-    Shape("a PIL image in a block", {"type": "image", "image": draw()}, Picture(DRAWN)),
+    # An object is known to a framework's cache by its place in memory alone.
+    Shape("a PIL image in a block", {"type": "image", "image": draw()}, Fails("type Image")),
+    Shape("a file in a block", {"type": "image", "image": io.BytesIO(PICTURE)}, Fails("BytesIO")),
+    Shape(
+        "an array in a block",
+        {"type": "image", "image": np.zeros((64, 64, 3), np.uint8)},
+        Fails("type ndarray"),
+    ),
     Shape("Vercel's file", {"type": "file", "mediaType": "image/png", "data": BASE64}, Picture()),
     Shape("a path in a block", {"type": "image", "path": "/etc/passwd"}, Fails("names a path")),
     Shape(
@@ -648,7 +656,7 @@ BLOCKS = [
         {"type": "image", "image": Path("/etc/passwd")},
         Fails("names a path"),
     ),
-    Shape("a number for an image", {"type": "image", "image": 7}, Fails("int is not", ImageError)),
+    Shape("a number for an image", {"type": "image", "image": 7}, Fails("type int")),
     Shape(
         "an unknown type", {"type": "hologram", "x": 1}, Fails(r"'hologram' \(keys: 'type', 'x'\)")
     ),

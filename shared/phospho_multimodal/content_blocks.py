@@ -260,6 +260,16 @@ def _read_image(block: Block) -> Part:
     # A path that came with a message is a file that it can steal, in whatever form it is written.
     if image is None or isinstance(image, os.PathLike):
         raise _without_image(block, "path" if image else None)
+    if not isinstance(image, (str, bytes, bytearray)):
+        # A framework's cache knows an object by its repr, its place in memory: the next picture
+        # that is put there would be given the answer of this one.
+        reason = (
+            f"A block of type {shortened(_kind(block))} holds an object of type"
+            f" {type(image).__name__}, which a cache cannot tell from another one"
+        )
+        raise _unsupported(
+            reason, "Give the image as base64, a data: URL, an http(s) URL or bytes."
+        )
     return image_source(image)
 
 
