@@ -447,3 +447,19 @@ class TestStructuredOutput:
         with pytest.raises(PhosphoError) as raised:
             predict(llm)
         assert type(raised.value) is NoToolCallError
+
+
+@pytest.mark.parametrize("predict", [_predict, _apredict, _stream_predict, _astream_predict])
+class TestStructuredOutputByTextAlone:
+    """The same with `is_function_calling_model=False`."""
+
+    def test_an_object_comes(self, predict: Any, make: Any, script: Any, picture: bytes) -> None:
+        script('{"name": "cat", "legs": 4}')
+        assert predict(make(default_image=picture)) == Animal(name="cat")
+
+    def test_prose_is_an_error_of_ours(
+        self, predict: Any, make: Any, script: Any, picture: bytes
+    ) -> None:
+        script("It is a cat.")
+        with pytest.raises(NoToolCallError):
+            predict(make(default_image=picture))
