@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
 from langchain_core.messages import AIMessage, convert_to_messages
@@ -20,12 +19,12 @@ from langchain_phospho.eyes import NOT_FOR_AGENTS, QUIET
 from langchain_phospho.pictures import message_about, prepared, shown_pictures
 from phospho_multimodal import PhosphoError
 from phospho_multimodal.fence import fenced
+from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
 
 __all__ = ["DescribeImageInput", "DescribeImageTool", "image_number"]
 
 _NUMBER = re.compile(r"\s*(?:image)?\s*#?\s*(\d{1,6})\s*", re.IGNORECASE)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class DescribeImageInput(BaseModel):
@@ -139,7 +138,7 @@ class DescribeImageTool(BaseTool):
         return await self.model.ainvoke([message_about(image, question)], config)
 
     def _linked(self, url: str) -> tuple[str, ImageSource]:
-        if not self._allows(url):
+        if not is_allowed(url, self.allowed_hosts):
             hosts = ", ".join(self.allowed_hosts)
             allowed = f"Allowed hosts: {hosts}." if hosts else "No URL is allowed here."
             message = f"A URL of this host cannot be looked at. {allowed} Name an image by number."
@@ -147,23 +146,6 @@ class DescribeImageTool(BaseTool):
         with langchain_errors():
             picture = image_source(url)
         return f"The image at {picture.url_origin}", picture
-
-    def _allows(self, url: str) -> bool:
-        if not url.isascii() or not url.isprintable():
-            return False
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            return False
-        # Before an @ stands a name to Python; to whom opens the URL a backslash ends the host.
-        if "@" in parts.netloc:
-            return False
-        allowed = {entry.lower() for entry in self.allowed_hosts}
-        default = _DEFAULT_PORTS.get(parts.scheme)
-        return f"{host}:{port or default}" in allowed or (
-            port in {None, default} and host in allowed
-        )
 
 
 def image_number(image: int | str | None) -> int | str | None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from llama_index.core.tools import FunctionTool, ToolMetadata
 from llama_index.core.tools.tool_spec.base import SPEC_FUNCTION_TYPE, BaseToolSpec
@@ -14,8 +13,10 @@ from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ConfigurationError, ImageError, PhosphoError
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import FATAL_ERRORS
+from phospho_multimodal.fence import fenced
+from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.prepare import storable_image
-from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.images.source import ImageSource, image_source
 
 __all__ = ["PhosphoToolSpec"]
 
@@ -35,7 +36,8 @@ class PhosphoToolSpec(BaseToolSpec):
     """Two tools: describe an image, and ask about one.
 
     The agent names a picture that it was given, or the URL of one at an allowed host. It never
-    passes a picture itself: a model that writes base64 makes it up. What is wrong with one picture
+    passes a picture itself: a model that writes base64 makes it up. The answer comes in a fence,
+    marked as untrusted: a picture can say anything. What is wrong with one picture
     comes back as text, for the agent to go on with; what would be wrong with all of them is raised
     (a setting, a spending cap, 401, 402, 403, 404, 405 and 410), which core's agents turn into the
     tool's answer.
@@ -65,8 +67,8 @@ class PhosphoToolSpec(BaseToolSpec):
             llm: Who looks at them; its `spending` is the cap.
             images: Pictures by the names that the agent uses: paths, bytes, PIL images, nodes,
                 blocks, or whatever else the llm takes. They are opened when they are asked about.
-            allowed_hosts: Hosts whose http(s) URLs the agent may name, each spelled out. The
-                default is none.
+            allowed_hosts: Hosts whose http(s) URLs the agent may name, each spelled out:
+                `"example.com"`, or `"example.com:8443"` for that port. The default is none.
 
         Raises:
             ImageError: Something is no image.
@@ -77,7 +79,7 @@ class PhosphoToolSpec(BaseToolSpec):
             raise ConfigurationError(message)
         self._llm = llm
         self._images = {name: _source(name, image) for name, image in (images or {}).items()}
-        self._allowed_hosts = frozenset(host.lower().rstrip(".") for host in allowed_hosts)
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
     def describe_image(self, image: _ImageName) -> str:
         """Describe an image: what it shows, and the text in it."""
@@ -113,27 +115,29 @@ class PhosphoToolSpec(BaseToolSpec):
 
     def _answer(self, image: str, question: str) -> str:
         try:
-            response = self._llm.complete(question, image_documents=[self._ready(image)])
+            title, ready = self._ready(image)
+            response = self._llm.complete(question, image_documents=[ready])
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
             return _told(error)
-        return str(response.text)
+        return fenced(response.text, title=title)
 
     async def _aanswer(self, image: str, question: str) -> str:
         try:
-            ready = await asyncio.to_thread(self._ready, image)
+            title, ready = await asyncio.to_thread(self._ready, image)
             response = await self._llm.acomplete(question, image_documents=[ready])
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
             return _told(error)
-        return str(response.text)
+        return fenced(response.text, title=title)
 
-    def _ready(self, image: str) -> str:
-        """Make of an agent's argument a URL or base64, which core's events can hold."""
+    def _ready(self, image: str) -> tuple[str, str]:
+        """Make of an agent's argument a title, and a URL or base64, which core's events hold."""
         image = str(image)  # whatever a model wrote
-        source: object = self._images.get(image)
+        title = f"The image {image!r}"
+        source = self._images.get(image)
         if source is None:
             if not image.lower().startswith(_SCHEMES):
                 quoted = image if len(image) <= _QUOTED else f"{image[:_QUOTED]}…"
@@ -142,24 +146,14 @@ class PhosphoToolSpec(BaseToolSpec):
                     f" path is taken. {self._choices()}"
                 )
                 raise ImageError(message)
-            if not self._is_allowed(image):
+            if not is_allowed(image, self._allowed_hosts):
                 message = f"This URL is not allowed. {self._choices()}"
                 raise ImageError(message)
-            source = image
-        return storable_image(
+            source = image_source(image)
+            title = f"The image at {source.url_origin}"
+        return title, storable_image(
             source, max_image_side=self._llm.max_image_side, prepare=self._llm.prepare
         )
-
-    def _is_allowed(self, url: str) -> bool:
-        # A backslash, a user name or an odd character: readers of URLs differ about the host.
-        if "\\" in url or not url.isascii() or not url.isprintable() or " " in url:
-            return False
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            return False
-        host = (parts.hostname or "").rstrip(".")
-        return "@" not in parts.netloc and host in self._allowed_hosts
 
     def _choices(self) -> str:
         names = ", ".join(repr(name) for name in self._images) or "none"

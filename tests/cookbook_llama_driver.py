@@ -41,7 +41,7 @@ class ScriptedDriver(CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         # One observation stands in the instructions, as an example; it names no price.
-        prices = re.findall(r"^Wheat (\d\.\d\d)$", prompt, re.MULTILINE)
+        prices = re.findall(r"^\| Wheat (\d\.\d\d)$", prompt, re.MULTILINE)
         if len(prices) < len(MILLS):
             return CompletionResponse(text=ACTION.format(mill=MILLS[len(prices)]))
         (low, cheap), (high, dear) = sorted(zip(prices, MILLS, strict=True))

@@ -26,12 +26,13 @@ from phospho_multimodal import (
     Spending,
     SpendingLimitError,
 )
+from phospho_multimodal.fence import fenced
 from pictures import draw, encoded
 
 KEY = "sk-secret-0123456789"
 PNG = encoded(draw(), "PNG")
 BASE64 = base64.b64encode(PNG).decode()
-HOSTS = ["images.example.com", "127.0.0.1"]
+HOSTS = ["images.example.com", "127.0.0.1:9"]
 URL = "https://images.example.com/a%20b.png?sig=x"
 
 Make = Callable[..., Any]
@@ -80,10 +81,8 @@ def test_an_image_is_asked_about_by_its_name(
     spec = PhosphoToolSpec(llm, images={"the receipt": image(path)})
     asked = call(spec, "ask_about_image", image="the receipt", question="What is the total?")
     described = call(spec, "describe_image", image="the receipt")
-    assert (asked, described) == (
-        "You asked: What is the total?",
-        "You asked: Describe this image.",
-    )
+    assert asked == fenced("You asked: What is the total?", title="The image 'the receipt'")
+    assert described == fenced("You asked: Describe this image.", title="The image 'the receipt'")
     assert {request.image for request in server.requests} == {PNG}
 
 
@@ -91,8 +90,10 @@ def test_a_url_of_an_allowed_host_is_passed_on_as_it_is(
     call: Any, llm: Any, server: FaultServer
 ) -> None:
     spec = PhosphoToolSpec(llm, allowed_hosts=HOSTS)
-    for url in (URL, "http://127.0.0.1:9/a.png", "https://IMAGES.example.com./a.png"):
-        assert call(spec, "describe_image", image=url) == "You asked: Describe this image."
+    for url in (URL, "http://127.0.0.1:9/a.png", "https://IMAGES.example.com/a.png"):
+        told = call(spec, "describe_image", image=url)
+        assert told.startswith(f"The image at {url[: url.index('/', 8)].lower()}, as another model")
+        assert "| You asked: Describe this image." in told
         assert server.requests[-1].item["image_url"] == url
 
 
@@ -110,6 +111,9 @@ def test_a_url_of_an_allowed_host_is_passed_on_as_it_is(
         "https://images.exämple.com/a.png",
         "https://[images.example.com/a.png",
         "https:///a.png",
+        "https://images.example.com./a.png",
+        "https://images.example.com:8443/a.png",
+        "http://127.0.0.1:22/a.png",
         "http://localhost/a.png",
         "http://169.254.169.254/latest/meta-data",
     ],
@@ -121,7 +125,7 @@ def test_any_other_url_is_refused_in_words(
     told = call(spec, "describe_image", image=url)
     assert "This URL is not allowed." in told
     assert "Images by name: 'cat'." in told
-    assert "127.0.0.1, images.example.com" in told
+    assert "127.0.0.1:9, images.example.com" in told
     assert PhosphoToolSpec(llm).describe_image(URL).startswith("The image could not be looked at.")
     assert server.requests == []
 
@@ -208,7 +212,7 @@ def test_the_agent_reads_what_it_can_look_at(llm: Any) -> None:
     describe, ask = (tool.metadata for tool in spec.to_tool_list())
     assert describe.description == (
         "Describe an image: what it shows, and the text in it. Images by name: 'cat', 'dog'."
-        " Hosts whose http(s) URLs are allowed: 127.0.0.1, images.example.com."
+        " Hosts whose http(s) URLs are allowed: 127.0.0.1:9, images.example.com."
     )
     assert ask.description.startswith("Ask one question about an image. Images by name: 'cat',")
     image = "The name of an image, or its URL where URLs are allowed. Never its base64."
@@ -245,7 +249,7 @@ def test_nothing_that_is_written_down_holds_the_key(llm: Any, events: Any) -> No
     assert [text for text in written if KEY in text] == []
     assert len(events.seen) == 4
     twin = pickle.loads(pickle.dumps(spec))  # noqa: S301 - our own
-    assert twin.describe_image("cat") == "You asked: Describe this image."
+    assert "| You asked: Describe this image." in twin.describe_image("cat")
     twin._llm.close()
 
 
@@ -273,7 +277,7 @@ def test_a_react_agent_looks_at_pictures(make: Make, server: FaultServer) -> Non
         texts = [request.item["text"] for request in driving.requests]
         assert "Images by name: 'cat'." in texts[0]
         assert "There is no image named 'dog'" in texts[1]
-        assert "Observation: It is grey." in texts[2]
+        assert "| It is grey." in texts[2]
         driver.close()
     (asked,) = server.requests
     assert (asked.item["text"], asked.image) == ("Which colour is it?", PNG)
