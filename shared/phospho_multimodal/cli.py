@@ -92,7 +92,12 @@ def serve(
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Open image URLs, with safeguards.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Requests answered at once. [default: the engine's]", show_default=False
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; the next is a 503.")
     ] = 16,

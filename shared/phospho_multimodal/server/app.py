@@ -1,10 +1,11 @@
 """The application: the contract's three routes around an engine."""
 
 import functools
+import inspect
 import logging
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -15,9 +16,18 @@ from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import failures
 from phospho_multimodal.server.auth import BillingCheck, KeyCheck, LocalCheck
 from phospho_multimodal.server.connections import OneLength
-from phospho_multimodal.server.engines import Engine, Picture, Question
+from phospho_multimodal.server.engines import (
+    AT_ONCE,
+    Engine,
+    EngineBusy,
+    EngineFailed,
+    Picture,
+    Question,
+    running,
+    state,
+)
 from phospho_multimodal.server.images import read_image
-from phospho_multimodal.server.limits import ClientGoneError, Intake, WorkQueue
+from phospho_multimodal.server.limits import ClientGoneError, Intake, Places, WorkQueue
 from phospho_multimodal.server.requests import check_media_type, read_request
 from phospho_multimodal.wire import (
     DEFAULT_MODEL,
@@ -60,7 +70,7 @@ def create_app(
     api_key: str | None = None,
     billing: bool = True,
     allow_urls: bool = False,
-    workers: int = 2,
+    workers: int | None = None,
     max_queue: int = 16,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_megapixels: int = 100,
@@ -74,8 +84,8 @@ def create_app(
             addressed to an IP address or a local name is answered.
         billing: Whether to play an account with a billing method; without one, all is a 402.
         allow_urls: Whether to fetch images from public URLs; no other URL is opened.
-        workers: How many requests are answered at once, each on a thread.
-        max_queue: How many more may wait for a thread; the next is a 503.
+        workers: How many requests are answered at once; without it, as many as the engine says.
+        max_queue: How many more may wait for their turn; the next is a 503.
         max_body_bytes: The largest request; a larger one is a 413.
         max_megapixels: The largest image; a larger one is a 422.
         max_receive_seconds: How long a request's body may take to arrive; longer is a 408.
@@ -86,8 +96,12 @@ def create_app(
     Raises:
         ConfigurationError: An option is out of range.
     """
+    if workers is None:
+        workers = getattr(engine, "at_once", AT_ONCE)
     _check_options(workers=workers, max_queue=max_queue)
-    app = FastAPI(title="phospho-multimodal", version=__version__)
+    app = FastAPI(
+        title="phospho-multimodal", version=__version__, lifespan=lambda _: running(engine)
+    )
     app.add_middleware(OneLength)
     failures.install(app)
     queue = WorkQueue(workers=workers, max_waiting=max_queue)
@@ -98,9 +112,11 @@ def create_app(
     paid = Depends(BillingCheck(billing=billing))
 
     @app.get(HEALTH_PATH)
-    async def health() -> dict[str, str]:
-        """Say that the server is up."""
-        return {"status": "ok", "engine": engine.name}
+    async def health(response: Response) -> dict[str, str]:
+        """Say that the server is up; a 503 while its engine is still loading."""
+        now = state(engine)
+        response.status_code = 200 if now == "ok" else 503
+        return {"status": now, "engine": engine.name}
 
     @app.get(MODELS_PATH, dependencies=[key], responses=failures.documented(401, 403))
     async def models() -> dict[str, Any]:
@@ -141,35 +157,42 @@ class _Predictions:
                 body = await read(request)
                 wanted, model = await run_in_threadpool(read_request, body)
                 del body  # as large as the image: not to be held twice while it waits
-                work = functools.partial(_answer, self._engine, wanted, model, self._read)
+                work = functools.partial(self._work, wanted, model)
                 answer = await self._queue.run(request, work)
         except (ClientDisconnect, ClientGoneError):
             return Response(status_code=_CLIENT_GONE)
         return Response(answer, media_type="application/json")
+
+    async def _work(self, wanted: PredictInput, model: str, places: Places) -> bytes:
+        engine = self._engine
+        read = functools.partial(self._read, wanted.image_url)
+        parameters = GenerationParameters(**wanted.model_dump(exclude={"text", "image_url"}))
+        question = Question(text=wanted.text, model=model, parameters=parameters)
+        try:
+            if state(engine) != "ok":
+                raise EngineBusy  # noqa: TRY301 - as the engine itself would
+            if inspect.iscoroutinefunction(engine.describe):
+                describe = cast("Callable[..., Awaitable[str]]", engine.describe)
+                description = await places.read_and_wait(read, lambda pic: describe(pic, question))
+            else:
+                ask = cast("Callable[..., str]", engine.describe)
+                description = await places.on_thread(lambda: ask(read(), question))
+            answer = PredictResponse(predictions=[PredictOutput(description=description)])
+            return answer.model_dump_json().encode()
+        except failures.Refusal:  # the picture's: its pixels are decoded when the engine wants them
+            raise
+        except EngineBusy as busy:
+            raise failures.engine_busy(busy.retry_after) from None
+        except Exception as failure:  # noqa: BLE001 - whatever an engine raises is the contract's 500
+            said = str(failure) if isinstance(failure, EngineFailed) else _places(failure)
+            logger.error("The engine %s failed.\n%s", engine.name, said)  # noqa: TRY400
+            raise failures.prediction_failed() from None
 
 
 def _check_options(*, workers: int, max_queue: int) -> None:
     if workers < 1 or max_queue < 0:
         message = f"It takes one worker at least ({workers}) and no negative queue ({max_queue})."
         raise ConfigurationError(message)
-
-
-def _answer(
-    engine: Engine, wanted: PredictInput, model: str, read: Callable[[str], Picture]
-) -> bytes:
-    """Do the blocking part of a request, on a worker's thread."""
-    picture = read(wanted.image_url)
-    parameters = GenerationParameters(**wanted.model_dump(exclude={"text", "image_url"}))
-    question = Question(text=wanted.text, model=model, parameters=parameters)
-    try:
-        description = engine.describe(picture, question)
-        answer = PredictResponse(predictions=[PredictOutput(description=description)])
-        return answer.model_dump_json().encode()
-    except failures.Refusal:  # the picture's, whose pixels are decoded when the engine wants them
-        raise
-    except Exception as failure:  # noqa: BLE001 - whatever an engine raises is the contract's 500
-        logger.error("The engine %s failed.\n%s", engine.name, _places(failure))  # noqa: TRY400
-        raise failures.prediction_failed() from None
 
 
 def _places(failure: BaseException) -> str:

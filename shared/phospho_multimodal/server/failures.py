@@ -21,6 +21,7 @@ __all__ = [
     "body_too_large",
     "body_too_slow",
     "documented",
+    "engine_busy",
     "foreign_host",
     "install",
     "invalid_form",
@@ -47,7 +48,7 @@ _WHEN = {
     413: "The body is too large.",
     422: "The body is not of the request's form, or its image is not one this server takes.",
     500: "The engine failed, or there is not exactly one input.",
-    503: "Too many requests are waiting.",
+    503: "Too many requests are waiting, or the engine is busy or still loading.",
 }
 
 _MOST_ITEMS = 20  # a body of a million wrong inputs does not deserve a million explanations
@@ -172,6 +173,12 @@ def prediction_failed() -> Refusal:
 def queue_full(retry_after: int) -> Refusal:
     """As many requests wait as may."""
     detail = f"Too many requests are waiting. Try again after {retry_after} s."
+    return Refusal(503, detail, headers={"Retry-After": str(retry_after)})
+
+
+def engine_busy(retry_after: int) -> Refusal:
+    """The engine is still loading, or what it asks in turn is overloaded or away."""
+    detail = f"The engine cannot answer now. Try again after {retry_after} s."
     return Refusal(503, detail, headers={"Retry-After": str(retry_after)})
 
 

@@ -1,6 +1,7 @@
 """How much a request may bring, and how many requests may be at work or waiting."""
 
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -10,12 +11,15 @@ from fastapi import Request
 
 from phospho_multimodal.server import failures
 
-__all__ = ["ClientGoneError", "Intake", "WorkQueue"]
+__all__ = ["ClientGoneError", "Intake", "Places", "WorkQueue"]
 
 _RETRY_AFTER = 1  # seconds; an answer of the slowest engine takes about that long
 _LARGEST_BODIES = 4  # so many may be held at once, or as many bytes in smaller ones
 
+_READERS = 4  # pictures that are decoded at the same time, for an engine that needs no thread
+
 Answer = TypeVar("Answer")
+Read = TypeVar("Read")
 
 
 class ClientGoneError(Exception):
@@ -65,25 +69,46 @@ class Intake:
             self._free += held
 
 
-class WorkQueue:
-    """A fixed number of worker threads, and a fixed number of requests waiting for one.
+class Places:
+    """What the requests at work share: threads, and turns of those that work without one."""
 
-    Who waits can leave at any time. Work that has begun is finished, and its thread counts as
-    taken until then, since a thread cannot be stopped from outside.
+    def __init__(self, workers: int) -> None:
+        self._turns = anyio.CapacityLimiter(workers)
+        # A picture at the door may be 300 MB once it is decoded: few at a time.
+        self._readers = anyio.CapacityLimiter(min(workers, _READERS))
+
+    async def on_thread(self, work: Callable[[], Answer]) -> Answer:
+        """Run all of a request's work on a thread, in its turn."""
+        return await anyio.to_thread.run_sync(work, limiter=self._turns)
+
+    async def read_and_wait(
+        self, read: Callable[[], Read], wait: Callable[[Read], Awaitable[Answer]]
+    ) -> Answer:
+        """Run the first part of a request's work on a thread, and await the rest."""
+        async with self._turns:
+            # No name for what was read: it shall live no longer than who waits needs it.
+            return await wait(await anyio.to_thread.run_sync(read, limiter=self._readers))
+
+
+class WorkQueue:
+    """A fixed number of requests at work, and a fixed number waiting for their turn.
+
+    Who waits can leave at any time. Work that has begun on a thread is finished, and its thread
+    counts as taken until then, since a thread cannot be stopped from outside.
     """
 
     def __init__(self, *, workers: int, max_waiting: int) -> None:
         self._workers = workers
-        self._places = workers + max_waiting
-        self._threads: anyio.CapacityLimiter | None = None
+        self._free = workers + max_waiting
+        self._places: Places | None = None
 
-    async def run(self, request: Request, work: Callable[[], Answer]) -> Answer:
-        """Run work on a thread as soon as one is free.
+    async def run(self, request: Request, work: Callable[[Places], Awaitable[Answer]]) -> Answer:
+        """Do work as soon as there is a place.
 
         Args:
             request: The request it is for, its body read; once its client is gone, work that has
                 not begun never will.
-            work: What blocks.
+            work: What to do, in places that it is given.
 
         Returns:
             What the work returned.
@@ -93,21 +118,19 @@ class WorkQueue:
             ClientGoneError: The client hung up.
         """
         # Made here because a limiter belongs to an event loop, and an app is made before its own.
-        if self._threads is None:
-            self._threads = anyio.CapacityLimiter(self._workers)
+        if self._places is None:
+            self._places = Places(self._workers)
         # A count of our own: the limiter's does not have those who are just about to wait.
-        if self._places == 0:
+        if self._free == 0:
             raise failures.queue_full(_RETRY_AFTER)
-        self._places -= 1
+        self._free -= 1
         try:
-            return await _unless_gone(request, work, self._threads)
+            return await _unless_gone(request, functools.partial(work, self._places))
         finally:
-            self._places += 1
+            self._free += 1
 
 
-async def _unless_gone(
-    request: Request, work: Callable[[], Answer], threads: anyio.CapacityLimiter
-) -> Answer:
+async def _unless_gone(request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:
     answers: list[Answer] = []
     failure: Exception | None = None
 
@@ -120,7 +143,7 @@ async def _unless_gone(
 
         tasks.start_soon(watch)
         try:
-            answers.append(await anyio.to_thread.run_sync(work, limiter=threads))
+            answers.append(await work())
         except Exception as error:  # noqa: BLE001 - raised below: a group would wrap it
             failure = error
         tasks.cancel_scope.cancel()

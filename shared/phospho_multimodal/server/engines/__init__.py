@@ -6,20 +6,34 @@ when it is asked for, so that one engine's packages are no other engine's burden
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from phospho_multimodal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from PIL.Image import Image
 
     from phospho_multimodal.wire import GenerationParameters
 
-__all__ = ["ENGINES", "Engine", "Picture", "Question", "load_engine"]
+__all__ = [
+    "AT_ONCE",
+    "ENGINES",
+    "Engine",
+    "EngineBusy",
+    "EngineFailed",
+    "Picture",
+    "Question",
+    "State",
+    "load_engine",
+    "running",
+    "state",
+]
 
 
 class Picture:
@@ -70,17 +84,52 @@ class Question:
     """The generation parameters; `None` where the request left one out."""
 
 
+class EngineBusy(Exception):  # noqa: N818 - a state, which passes
+    """The engine cannot answer now, and will be able to: a 503 with Retry-After.
+
+    Attributes:
+        retry_after: Seconds until another try makes sense.
+    """
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+class EngineFailed(Exception):  # noqa: N818 - what happened, said by the engine itself
+    """The engine has no answer: the contract's 500.
+
+    Unlike any other exception, its text is logged: it must quote neither prompt, picture nor key.
+    """
+
+
+State = Literal["loading", "ok"]
+
+
 class Engine(Protocol):
-    """Turns one picture and one question into one answer."""
+    """Turns one picture and one question into one answer.
+
+    `name` and `describe` are all that an engine must have. These it may have besides:
+
+    - `async def start(self)` and `async def close(self)`: awaited on the server's event loop
+      before the first request and after the last. What takes long is begun in `start`, not
+      finished there, and `state` tells when it is done. A failed start ends the server.
+    - `state`: `"loading"` or `"ok"`, for `/health`; while it loads, questions are a 503.
+    - `at_once`: how many questions it is given at the same time, unless the user says.
+    """
 
     @property
     def name(self) -> str:
         """The name it is chosen by."""
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: Picture, question: Question) -> str | Awaitable[str]:
         """Answer, on a worker thread; several threads may be in here at once.
 
-        Whatever is raised becomes the contract's 500, and only its place in the code is logged.
+        If it is an `async def` instead, it is awaited on the server's event loop, and cancelled
+        when the client leaves.
+
+        `EngineBusy` becomes a 503. Whatever else is raised becomes the contract's 500, and only
+        its place in the code is logged, unless it is `EngineFailed`.
         """
 
 
@@ -90,18 +139,22 @@ ENGINES = {
 }
 """Name of an engine → its module and its class."""
 
+AT_ONCE = 2
+"""How many questions an engine is given at the same time if neither it nor the user says."""
 
-def load_engine(name: str) -> Engine:
+
+def load_engine(name: str, **options: Any) -> Engine:
     """Make an engine.
 
     Args:
         name: One of `ENGINES`.
+        **options: The engine's own, as its constructor names them; `None` is one that was not set.
 
     Returns:
-        The engine, ready to answer.
+        The engine.
 
     Raises:
-        ConfigurationError: There is no engine of that name.
+        ConfigurationError: There is no engine of that name, or it knows no such option.
         ImportError: A package it needs is not installed; the message names the extra.
     """
     if name not in ENGINES:
@@ -109,4 +162,28 @@ def load_engine(name: str) -> Engine:
         raise ConfigurationError(message)
     module_name, class_name = ENGINES[name]
     engine_class = getattr(importlib.import_module(module_name), class_name)
-    return cast("Engine", engine_class())
+    given = {option: value for option, value in options.items() if value is not None}
+    unknown = given.keys() - inspect.signature(engine_class).parameters.keys()
+    if unknown:
+        flags = ", ".join(sorted(f"--{option.replace('_', '-')}" for option in unknown))
+        message = f"The engine {name!r} has no use for {flags}."
+        raise ConfigurationError(message)
+    return cast("Engine", engine_class(**given))
+
+
+@contextlib.asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[None]:
+    """Start an engine, and close it in the end, if it wants to be."""
+    start, close = getattr(engine, "start", None), getattr(engine, "close", None)
+    try:
+        if start is not None:
+            await start()
+        yield
+    finally:
+        if close is not None:
+            await close()
+
+
+def state(engine: Engine) -> State:
+    """Tell whether an engine is ready to answer."""
+    return cast("State", getattr(engine, "state", "ok"))
