@@ -32,8 +32,9 @@ _DESCRIPTION = "image_description"
 _PROMPT = "image_description_prompt"
 _MODEL = "image_description_model"
 _SHA256 = "image_sha256"
+_KEY = "image_description_key"
 _ERROR = "image_description_error"
-_BOOKKEEPING = (_PROMPT, _MODEL, _SHA256, _ERROR)
+_BOOKKEEPING = (_PROMPT, _MODEL, _SHA256, _KEY, _ERROR)
 
 _NEVER_THE_SAME = "never_the_same"
 
@@ -46,10 +47,13 @@ class ImageDescriptionExtractor(BaseExtractor):
     has been paid for is kept at once: a run that was stopped, or killed, goes on where it was.
 
     Metadata gets `image_description`, and beside it `image_description_prompt`,
-    `image_description_model` and `image_sha256`, which embeddings and prompts do not see; the last
-    is of the picture as it was sent, and a URL that is passed on has none. A picture that fails
-    gets `image_description_error` and does not stop the others. What would fail for all of them
-    stops the run: a wrong setting, a spending cap, 401, 402, 403, 404, 405 and 410.
+    `image_description_model`, `image_sha256` and `image_description_key`, which embeddings and
+    prompts do not see. The digest is of the picture as it was sent, and a URL that is passed on has
+    none; the key is of all that decides about a description, so that the cache of a pipeline does
+    not take two pictures for one in the steps that follow. A picture that fails, or whose
+    description is empty, gets `image_description_error` and does not stop the others. What would
+    fail for all of them stops the run: a wrong setting, a spending cap, 401, 402, 403, 404, 405 and
+    410.
 
     Example:
         ```python
@@ -157,12 +161,13 @@ class ImageDescriptionExtractor(BaseExtractor):
         **kwargs: Any,
     ) -> list[BaseNode]:
         """Describe the pictures among some nodes; see `BaseExtractor`."""
+        described = [node.metadata.get(_DESCRIPTION) for node in nodes]
         processed = await super().aprocess_nodes(
             nodes, excluded_embed_metadata_keys, excluded_llm_metadata_keys, **kwargs
         )
-        for node in processed:
+        for node, earlier in zip(processed, described, strict=True):
             if _is_picture(node):
-                self._finish(node)
+                self._finish(node, earlier)
         return processed
 
     @override
@@ -182,12 +187,14 @@ class ImageDescriptionExtractor(BaseExtractor):
 
     async def _metadata_of(self, node: BaseNode, run: PaidOnce) -> dict[str, Any]:
         node.metadata.pop(_ERROR, None)  # of an earlier run
+        key = node.node_id  # where there is no picture, nothing else tells two failures apart
         try:
-            description = await run.describe(node)
+            picture, key = await run.identify(node)
+            description = await run.describe(picture, key)
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
-            return {_ERROR: f"{type(error).__name__}: {error}"}
+            return {_ERROR: f"{type(error).__name__}: {error}", _KEY: key}
         if description is None:
             return {}
         told = {
@@ -195,18 +202,25 @@ class ImageDescriptionExtractor(BaseExtractor):
             _PROMPT: self.prompt,
             _MODEL: description.model,
             _SHA256: description.image_sha256,
+            _KEY: key,
         }
-        return {key: value for key, value in told.items() if value is not None}
+        return {name: value for name, value in told.items() if value is not None}
 
-    def _finish(self, node: BaseNode) -> None:
-        """Keep what is bookkeeping out of embeddings and prompts; fill in the text."""
+    def _finish(self, node: BaseNode, earlier: str | None) -> None:
+        """Keep what is bookkeeping out of embeddings and prompts; fill in the text.
+
+        Args:
+            node: A picture with its new metadata.
+            earlier: How it was described in an earlier run.
+        """
+        if _ERROR in node.metadata:  # of this run: what an earlier one said is not true of it
+            for name in (_DESCRIPTION, _PROMPT, _MODEL, _SHA256):
+                node.metadata.pop(name, None)
         description = node.metadata.get(_DESCRIPTION)
         hidden = [*_BOOKKEEPING]
-        if self.into_text and description is not None:
+        if self.into_text:
             hidden.append(_DESCRIPTION)  # it would be there twice
-            text = node.get_content(MetadataMode.NONE)
-            if description not in text:
-                node.set_content(f"{text}\n\n{description}" if text else description)
+            _write_into(node, description, earlier)
         for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
             keys.extend(key for key in hidden if key in node.metadata and key not in keys)
 
@@ -251,6 +265,17 @@ class ImageDescriptionExtractor(BaseExtractor):
         # Core leaves out what does not pickle, with a line in the log: there would be no llm.
         pickle.dumps(self.llm)
         return super().__getstate__()
+
+
+def _write_into(node: BaseNode, description: str | None, earlier: str | None) -> None:
+    """End a node's text with a description, in place of an earlier one."""
+    before = text = node.get_content(MetadataMode.NONE)
+    if earlier and earlier != description:
+        text = text.removesuffix(earlier).rstrip()
+    if description is not None and description not in text:
+        text = f"{text}\n\n{description}" if text else description
+    if text != before:
+        node.set_content(text)
 
 
 def _is_picture(node: BaseNode) -> bool:

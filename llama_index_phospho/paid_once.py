@@ -12,7 +12,7 @@ from llama_index_phospho.configuration import PARAMETERS
 from llama_index_phospho.content import prompt_turns
 from llama_index_phospho.description_store import Description, DescriptionStore
 from llama_index_phospho.llms import Phospho
-from phospho_multimodal import PhosphoError
+from phospho_multimodal import PhosphoError, UnexpectedReplyError
 from phospho_multimodal.images.fetch import fetch_image
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.settings import checked_parameters
@@ -39,11 +39,28 @@ class PaidOnce:
     stopped_by: Exception | None = None
     _failures: dict[str, PhosphoError] = field(default_factory=dict)
 
-    async def describe(self, node: BaseNode) -> Description | None:
-        """Find a description, or wait for the one that is under way, or pay for it.
+    async def identify(self, node: BaseNode) -> tuple[SendableImage, str]:
+        """Make of a node's picture what is sent, by which two of them are the same or not.
 
         Args:
             node: A node with a picture.
+
+        Returns:
+            The picture, and the key under which its description is kept: a digest of all that
+            decides about it.
+
+        Raises:
+            PhosphoError: There is no picture to be had.
+        """
+        picture = await asyncio.to_thread(self._ready, node)
+        return picture, self._key(picture)
+
+    async def describe(self, picture: SendableImage, key: str) -> Description | None:
+        """Find a description, or wait for the one that is under way, or pay for it.
+
+        Args:
+            picture: What is sent.
+            key: Its key.
 
         Returns:
             The description; `None` if the pass has been stopped.
@@ -51,8 +68,6 @@ class PaidOnce:
         Raises:
             PhosphoError: There is no description to be had.
         """
-        picture = await asyncio.to_thread(self._ready, node)
-        key = self._key(picture)
         # Without await: who is cancelled on the way would leave a claim that nobody gives up.
         while not self.store.claim(key):
             description = self.store.find(key)
@@ -74,7 +89,6 @@ class PaidOnce:
         return description
 
     def _ready(self, node: BaseNode) -> SendableImage:
-        """Make of a node's picture what is sent, by which two of them are the same or not."""
         (turn,) = prompt_turns("", formatted=None, image_documents=[node])
         (source,) = turn.images
         fetched = None
@@ -105,5 +119,8 @@ class PaidOnce:
         # since core's events hold the arguments, and have to be written down by who reads them.
         image = picture.url if isinstance(picture, LinkedImage) else ImageBlock(image=picture.data)
         response = await self.llm.acomplete(self.prompt, image_documents=[image])
+        if not response.text.strip():
+            message = "The description is empty; it was billed. Ask another prompt, or ask again."
+            raise UnexpectedReplyError(message)
         (shown,) = response.raw["images"]
         return Description(response.text, response.raw["model_name"], shown.get("sha256"))

@@ -17,6 +17,7 @@ WRITES = {
     "image_description",
     "image_description_prompt",
     "image_description_model",
+    "image_description_key",
     "image_sha256",
 }
 """What a described picture has in its metadata."""

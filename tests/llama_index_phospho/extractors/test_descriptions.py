@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from llama_index.core.schema import (
 from pydantic import AnyUrl
 
 from describing import WRITES, describe, described, nodes_of, told
-from fault_server import Connection, FaultServer, Received, answer
+from fault_server import Connection, FaultServer, Received, answer, status
 from internet import Internet, picture
 from llama_index_phospho import ImageDescriptionExtractor
 from llama_index_phospho.extractors import DESCRIPTION_PROMPT
@@ -38,6 +39,7 @@ Make = Callable[..., Any]
 def test_a_picture_gets_its_description(extractor: Extractor, pictures: list[Path]) -> None:
     (node,) = extractor()(nodes_of(pictures[:1]))
     data = pictures[0].read_bytes()
+    assert re.fullmatch("[0-9a-f]{64}", node.metadata.pop("image_description_key"))
     assert told(node) == {
         "image_description": described(data),
         "image_description_prompt": DESCRIPTION_PROMPT,
@@ -90,6 +92,20 @@ def test_into_text_keeps_what_is_there_and_says_it_once(
     text = described(pictures[0].read_bytes())
     assert node.get_content(MetadataMode.EMBED) == f"Figure 3\n\n{text}"
     assert len(node.excluded_llm_metadata_keys) == len(set(node.excluded_llm_metadata_keys))
+
+
+def test_another_description_takes_the_place_of_an_earlier_one(
+    extractor: Extractor, make: Make, server: FaultServer, pictures: list[Path]
+) -> None:
+    node = ImageNode(image_path=str(pictures[0]), text="Figure 3")
+    for prompt, text in (("What?", "a cat"), ("Which colour?", "grey")):
+        server.script = [answer(text)]
+        extractor(into_text=True, prompt=prompt)([node])
+        assert node.get_content(MetadataMode.NONE) == f"Figure 3\n\n{text}"
+    server.script = [status(422)]
+    extractor(make(max_retries=0), into_text=True, prompt="Where?")([node])
+    assert told(node).keys() == {"image_description_error", "image_description_key"}
+    assert node.get_content(MetadataMode.NONE) == "Figure 3"
 
 
 def test_copies_are_described_where_the_originals_are_to_stay(

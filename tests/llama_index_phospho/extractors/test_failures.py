@@ -69,7 +69,7 @@ def test_a_picture_that_fails_is_marked_and_the_others_go_on(
     describer(nodes)
     assert [told(node).keys() == WRITES for node in nodes] == [True, False, True, False]
     for node in (nodes[1], nodes[3]):
-        assert told(node).keys() == {"image_description_error"}
+        assert told(node).keys() == {"image_description_error", "image_description_key"}
         assert node.metadata["image_description_error"].startswith(f"{says}: ")
         assert "image_description_error" in node.excluded_embed_metadata_keys
     assert len(server.requests) == 3
@@ -77,6 +77,19 @@ def test_a_picture_that_fails_is_marked_and_the_others_go_on(
     describer(nodes)  # and once it is mended, the mark goes
     assert all(told(node).keys() == WRITES for node in nodes)
     assert len(server.requests) == 4
+
+
+def test_an_empty_description_is_a_failure_and_not_kept(
+    extractor: Extractor, server: FaultServer, pictures: list[Path]
+) -> None:
+    nodes = nodes_of(pictures[:1])
+    describer = extractor()
+    server.script = [answer(" \n")]
+    describer(nodes)
+    assert nodes[0].metadata["image_description_error"].startswith("UnexpectedReplyError: ")
+    server.script = [describe]
+    describer(nodes)
+    assert told(nodes[0]).keys() == WRITES
 
 
 def test_what_is_no_picture_is_marked_without_a_request(

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import (
+    ImageNode,
     TextNode,
     TransformComponent,
 )
 from pydantic import ValidationError
 
 from describing import described, nodes_of
-from fault_server import FaultServer
+from fault_server import FaultServer, answer, status
 from llama_index_phospho import ImageDescriptionExtractor
 from phospho_multimodal import (
     ConfigurationError,
@@ -57,6 +58,27 @@ def test_the_cache_of_a_pipeline_mixes_pictures_up_and_never_ours(
     assert descriptions_by_pipeline(Careless(), pictures[:2]) == [right[0]] * 2
     assert descriptions_by_pipeline(extractor(), pictures[:2]) == right
     assert server.billed == 2
+
+
+class Named(TransformComponent):
+    """A costly step behind the extractor, whose results the cache of the pipeline keeps."""
+
+    def __call__(self, nodes: Any, **kwargs: Any) -> Any:
+        for node in nodes:
+            node.metadata["url"] = node.image_url
+        return nodes
+
+
+@pytest.mark.parametrize("behaviour", [answer("a far picture"), status(422)])
+def test_the_cache_does_not_mix_pictures_up_in_the_steps_that_follow(
+    extractor: Extractor, server: FaultServer, behaviour: Any
+) -> None:
+    """Of URLs that are passed on nothing is known, and two can be described alike."""
+    server.script = [behaviour]
+    pipeline = IngestionPipeline(transformations=[extractor(), Named()])
+    urls = [f"http://127.0.0.1:9/{name}.png" for name in "ab"]
+    nodes = [pipeline.run(nodes=[ImageNode(image_url=url)])[0] for url in urls]
+    assert [node.metadata["url"] for node in nodes] == urls
 
 
 @pytest.mark.parametrize("how", ["run", "arun"])
