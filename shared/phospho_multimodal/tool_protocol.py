@@ -6,7 +6,7 @@ reply means is read in `tool_replies`. It is a convention with the model, not a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,37 @@ _ANY = {True, "any", "required"}
 _NOISE = {"title", "$schema"}
 _BY_NAME = {"properties", "$defs", "definitions", "patternProperties"}
 _VALUES = {"required", "enum", "const", "default", "examples"}
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]  # it is what is asked
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool) or str(value).lower() in _TRUTHS
+
+
+_TRUTHS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "on", "off", "t", "f", "y", "n"}
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "array": lambda value: isinstance(value, list),
+    "boolean": _is_truth,
+    "integer": _is_number,
+    "null": lambda value: value is None,
+    "number": _is_number,
+    "object": lambda value: isinstance(value, Mapping),
+    "string": lambda value: not isinstance(value, (list, Mapping)),
+}
+
+
+def _is_of(value: object, schema: object) -> bool:
+    """Tell whether a value can be of a schema's type; a schema without one takes anything."""
+    named = schema.get("type") if isinstance(schema, Mapping) else None
+    names = named if isinstance(named, list) else [named]
+    return any(_CHECKS[name](value) if name in _CHECKS else True for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +107,23 @@ class Tool:
     def required(self) -> frozenset[str]:
         """Names of the arguments that it cannot do without."""
         return frozenset(self.parameters.get("required") or ())
+
+    def misfits(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Find the arguments that are of another type than the tool takes.
+
+        The types alone, and only where a reader as lenient as pydantic would refuse: the tool
+        checks its arguments itself, and this is to end a loop of calls that it never accepts.
+
+        Args:
+            arguments: By name.
+
+        Returns:
+            Their names, sorted.
+        """
+        properties = self.parameters.get("properties") or {}
+        return sorted(
+            name for name, value in arguments.items() if not _is_of(value, properties.get(name))
+        )
 
     def to_text(self) -> str:
         """Write it as one line for the model."""

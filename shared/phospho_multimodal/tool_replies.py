@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from phospho_multimodal.conversation import ToolCall, Turn
 from phospho_multimodal.errors import NoToolCallError, quote
 from phospho_multimodal.loose_json import FoundObject, found_objects, json_text
-from phospho_multimodal.tool_protocol import Tool, ToolProtocol
+from phospho_multimodal.tool_protocol import RE_ASKS, Tool, ToolProtocol
 
 if TYPE_CHECKING:
     from phospho_multimodal.prediction import Prediction
@@ -90,7 +90,7 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
     if len(intents) > 1:
         metadata["tool_calls_omitted"] = len(intents) - 1
         logger.warning("The model made %d calls at once: the first is taken.", len(intents))
-    problem = _problem(intent, protocol)
+    problem = _problem(intent, protocol, turns)
     if problem is not None:
         metadata["tool_call_problem"] = problem
         if not _is_handed_on(intent, protocol, turns):
@@ -156,7 +156,7 @@ def _fits(value: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
     return value.keys() >= set(schema.get("required") or ())
 
 
-def _problem(intent: _Intent, protocol: ToolProtocol) -> str | None:
+def _problem(intent: _Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> str | None:
     """Tell why a call cannot be run as it is."""
     tool = protocol.tool(intent.name)
     if protocol.only not in {None, intent.name}:
@@ -169,7 +169,11 @@ def _problem(intent: _Intent, protocol: ToolProtocol) -> str | None:
             " allows the longest answer)"
         )
     missing = sorted(tool.required - intent.arguments.keys())
-    return f"its call of {tool.name} lacks {', '.join(missing)}" if missing else None
+    if missing:
+        return f"its call of {tool.name} lacks {', '.join(missing)}"
+    # Of a whole call the tool tells what is wrong with it, unless that does not help.
+    wrong = tool.misfits(intent.arguments) if _in_vain(turns, protocol) >= RE_ASKS else ()
+    return f"its call of {tool.name} gives a wrong type of {', '.join(wrong)}" if wrong else None
 
 
 def _is_handed_on(intent: _Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:
@@ -195,7 +199,11 @@ def _in_vain(turns: Sequence[Turn], protocol: ToolProtocol) -> int:
 
 
 def _runs(call: ToolCall, tool: Tool | None) -> bool:
-    return tool is not None and tool.required <= call.arguments.keys()
+    return (
+        tool is not None
+        and tool.required <= call.arguments.keys()
+        and not tool.misfits(call.arguments)
+    )
 
 
 def _answer_text(raw: str, found: Sequence[FoundObject], protocol: ToolProtocol) -> str:

@@ -224,9 +224,18 @@ def test_a_structured_answer_that_was_wrong_once(
         ([PARIS_WEATHER[:-8]] * 3, 3),
         ([call("nope")] * 3, 3),
         ([call("Weather"), call("nope"), PARIS_WEATHER[:-8]], 3),
+        ([call("Weather", place="Paris", degrees="mild")] * 3, 3),
         ([call("Weather"), "It is sunny."], 2),
     ],
-    ids=["prose", "prose later", "always cut off", "never a tool", "all of it", "prose at last"],
+    ids=[
+        "prose",
+        "prose later",
+        "always cut off",
+        "never a tool",
+        "all of it",
+        "always of a wrong type",
+        "prose at last",
+    ],
 )
 @pytest.mark.parametrize("retries", [0, 3])
 def test_a_model_that_never_makes_the_forced_call_costs_three_images_at_most(
