@@ -46,6 +46,11 @@ types: $(STAMP)  ## Check the types
 	@echo "== types"
 	@$(RUN) mypy
 
+.PHONY: test-browser
+test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
+	@$(RUN) pip install -qq --disable-pip-version-check --group browser
+	@$(RUN) pytest --override-ini norecursedirs= tests/browser
+
 .PHONY: wheel-test
 wheel-test: $(STAMP)  ## Build, then test the wheel with the source out of reach
 	@.ci/wheel-test $(PARTS)

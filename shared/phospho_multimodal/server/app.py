@@ -28,6 +28,7 @@ from phospho_multimodal.server.engines import (
 )
 from phospho_multimodal.server.images import read_image
 from phospho_multimodal.server.limits import ClientGoneError, Intake, Places, WorkQueue
+from phospho_multimodal.server.playground import add_playground
 from phospho_multimodal.server.requests import check_media_type, read_request
 from phospho_multimodal.wire import (
     DEFAULT_MODEL,
@@ -104,6 +105,7 @@ def create_app(
     )
     app.add_middleware(OneLength)
     failures.install(app)
+    add_playground(app)
     queue = WorkQueue(workers=workers, max_waiting=max_queue)
     intake = Intake(max_body_bytes=max_body_bytes, max_seconds=max_receive_seconds)
     read = functools.partial(read_image, max_megapixels=max_megapixels, allow_urls=allow_urls)
