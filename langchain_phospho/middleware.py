@@ -28,13 +28,14 @@ from langchain_phospho.errors import langchain_errors
 from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight
 from langchain_phospho.pictures import shown_pictures, with_words
 from langchain_phospho.tools import DescribeImageInput, DescribeImageTool, image_number
-from phospho_multimodal import PhosphoError
+from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.fence import fenced, single_line
 
 __all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
 
 _WITH_A_QUESTION = "Describe this image. It is looked at because of this request:\n{request}"
 _LONGEST_REQUEST = 2000
+"""Characters of a request that are in view."""
 
 
 class SeenImage(TypedDict):
@@ -143,8 +144,19 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         Args:
             model: Who looks.
             look_again: Bring the tool; `False` for a driving model that calls no tools.
+
+        Raises:
+            ConfigurationError: The model is none of ours, or one with something around it.
         """
         super().__init__()
+        given: object = model  # whatever the annotation says
+        if not isinstance(given, ChatPhospho):
+            message = (
+                f"VisionMiddleware takes a ChatPhospho, not a {type(given).__name__}: give it the"
+                " model itself, without bind, with_retry or with_fallbacks around it."
+            )
+            with langchain_errors():
+                raise ConfigurationError(message)
         self.model = model
         self._eyes = Eyes(model)
         self.tools = [LookAgainTool(model=model, eyes=self._eyes)] if look_again else []
@@ -264,7 +276,11 @@ def _question(messages: Sequence[BaseMessage], index: int) -> str:
         last += 1
     texts = [message.text.strip() for message in messages[first : last + 1]]
     request = "\n".join(text for text in texts if text)
-    return _WITH_A_QUESTION.format(request=request[:_LONGEST_REQUEST]) if request else ""
+    if len(request) > _LONGEST_REQUEST:
+        # The question stands at either end of a pasted document.
+        half = _LONGEST_REQUEST // 2
+        request = f"{request[:half]}\n[…]\n{request[-half:]}"
+    return _WITH_A_QUESTION.format(request=request) if request else ""
 
 
 def _words(

@@ -187,7 +187,10 @@ def test_pictures_of_tools_history_and_instructions_are_described_too(
         ([HumanMessage(["PICTURE"])], "Describe this image."),
         ([HumanMessage("?"), AIMessage("Yes"), HumanMessage(["PICTURE"])], "Describe this image."),
         ([AIMessage(["PICTURE"])], "Describe this image."),
-        ([HumanMessage(["x" * 5000, "PICTURE"])], IN_VIEW + "x" * 2000),
+        (
+            [HumanMessage(["x" * 5000 + "Which?", "PICTURE"])],
+            IN_VIEW + "x" * 1000 + "\n[…]\n" + "x" * 994 + "Which?",
+        ),
     ],
     ids=["before", "after", "around", "none", "of an older turn", "nobody", "endless"],
 )
@@ -552,3 +555,11 @@ def test_a_text_only_agent_answers_about_the_text_in_a_picture(
         outcome = driver.invoke(agent, ask(question, block), config=thread())
         assert outcome["messages"][-1].text == "The total is 42.50."
     assert paid == ["/v2/predict"]
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model.with_retry(), lambda model: model.bind(stop=["."])]
+)
+def test_a_model_with_something_around_it_is_refused_at_once(model: ChatPhospho, wrap: Any) -> None:
+    with pytest.raises(ConfigurationError, match="without bind, with_retry or with_fallbacks"):
+        VisionMiddleware(wrap(model))
