@@ -77,7 +77,26 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")
     ] = 8000,
-    engine: Annotated[str, typer.Option(help="What answers: ocr, echo.")] = "ocr",
+    engine: Annotated[str, typer.Option(help="What answers: ocr, openai, echo.")] = "ocr",
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="For openai: the URL of the OpenAI-compatible server that is asked. Its key, if it"
+            " wants one, is read from PHOSPHO_UPSTREAM_API_KEY.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(show_default=False, help="For openai: the model's name there.")
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="For openai: vllm, sglang, llama.cpp, lmstudio, ollama, generic."
+            " [default: found out]",
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -114,7 +133,7 @@ def serve(
         listener = bind(host, port, api_key=key)
         with contextlib.closing(listener):
             application = create_app(
-                load_engine(engine),
+                load_engine(engine, upstream=upstream, model=model, dialect=dialect),
                 api_key=key,
                 billing=not no_billing,
                 allow_urls=allow_urls,

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "DEFAULT_MAX_NEW_TOKENS",
     "DEFAULT_MODEL",
+    "DEFAULT_REPETITION_PENALTY",
+    "DEFAULT_TOP_P",
     "HEALTH_PATH",
     "MAX_NEW_TOKENS",
     "MODELS_PATH",
@@ -48,6 +51,11 @@ DEFAULT_MODEL = MODEL_PREFIX
 
 MAX_NEW_TOKENS = 250
 """The longest answer that can be asked for, in tokens."""
+
+DEFAULT_MAX_NEW_TOKENS = 200
+DEFAULT_REPETITION_PENALTY = 1.15
+DEFAULT_TOP_P = 1.0
+"""What an endpoint uses where a request leaves a parameter out; the temperature is its own."""
 
 _NOT_WORDS = re.compile(r"<(script|style|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")

@@ -264,7 +264,8 @@ class TestEcho:
 
 @pytest.mark.parametrize("name", list(ENGINES))
 def test_an_engine_bears_the_name_it_is_chosen_by(name):
-    assert load_engine(name).name == name
+    options = {"openai": {"upstream": "http://127.0.0.1:1", "model": "a-model"}}
+    assert load_engine(name, **options.get(name, {})).name == name
 
 
 def test_an_unknown_engine_is_refused_with_the_ones_there_are():

@@ -136,6 +136,7 @@ class Engine(Protocol):
 ENGINES = {
     "ocr": ("phospho_multimodal.server.engines.ocr", "OcrEngine"),
     "echo": ("phospho_multimodal.server.engines.echo", "EchoEngine"),
+    "openai": ("phospho_multimodal.server.engines.openai", "OpenAIEngine"),
 }
 """Name of an engine → its module and its class."""
 
