@@ -1,12 +1,13 @@
 """The command line: `phospho-multimodal serve | describe | check | demo`."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 try:
     import typer
@@ -112,41 +113,58 @@ def serve(
         bool, typer.Option("--allow-urls", help="Open image URLs, with safeguards.")
     ] = False,
     workers: Annotated[
+        int, typer.Option(min=1, help="Processes behind the one address, each with its engine.")
+    ] = 1,
+    at_once: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Requests answered at once. [default: the engine's]", show_default=False
+            min=1,
+            help="Requests that a process answers at once. [default: the engine's]",
+            show_default=False,
         ),
     ] = None,
     queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; the next is a 503.")
     ] = 16,
     max_megapixels: Annotated[int, typer.Option(min=1, help="The largest picture.")] = 100,
+    access_log: Annotated[
+        Literal["plain", "json", "none"],
+        typer.Option(help="How requests are logged: never a prompt, a picture or a key."),
+    ] = "plain",
 ) -> None:
     """Serve the contract of phospho's endpoint from this machine."""
     with _failures_told():
         # Here, because the server is an extra of its own that the other commands do without.
-        from phospho_multimodal.server import create_app  # noqa: PLC0415
-        from phospho_multimodal.server.engines import load_engine  # noqa: PLC0415
         from phospho_multimodal.server.serve import base_url, bind, run  # noqa: PLC0415
+        from phospho_multimodal.server.workers import application, run_workers  # noqa: PLC0415
 
         key = api_key or None  # an empty variable means none
         listener = bind(host, port, api_key=key)
         with contextlib.closing(listener):
-            application = create_app(
-                load_engine(engine, upstream=upstream, model=model, dialect=dialect),
+            engine_options = {"upstream": upstream, "model": model, "dialect": dialect}
+            make = functools.partial(
+                application,
+                engine,
+                engine_options,
                 api_key=key,
                 billing=not no_billing,
                 allow_urls=allow_urls,
-                workers=workers,
+                workers=at_once,
                 max_queue=queue,
                 max_megapixels=max_megapixels,
+                access_log=access_log == "json",
             )
+            app_alone = make() if workers == 1 else None  # before it is said to serve
             asks = "asking for its key" if key else "asking for no key"
             _output.print(
                 Text(f"Serving {base_url(listener)} with the engine {engine!r}, {asks}."),
                 soft_wrap=True,
             )
-            run(application, listener)
+            plain = access_log == "plain"
+            if app_alone is not None:
+                run(app_alone, listener, access_log=plain)
+            else:
+                run_workers(make, listener, count=workers, access_log=plain)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from phospho_multimodal._version import __version__
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import failures
+from phospho_multimodal.server.access_log import AccessLog
 from phospho_multimodal.server.auth import BillingCheck, KeyCheck, LocalCheck
 from phospho_multimodal.server.connections import OneLength
 from phospho_multimodal.server.engines import (
@@ -28,6 +29,7 @@ from phospho_multimodal.server.engines import (
 )
 from phospho_multimodal.server.images import read_image
 from phospho_multimodal.server.limits import ClientGoneError, Intake, Places, WorkQueue
+from phospho_multimodal.server.metrics import METRICS_PATH, Measured, Metrics
 from phospho_multimodal.server.playground import add_playground
 from phospho_multimodal.server.requests import check_media_type, read_request
 from phospho_multimodal.wire import (
@@ -76,6 +78,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_megapixels: int = 100,
     max_receive_seconds: float = MAX_RECEIVE_SECONDS,
+    access_log: bool = False,
 ) -> FastAPI:
     """Make a server that speaks the contract.
 
@@ -90,6 +93,7 @@ def create_app(
         max_body_bytes: The largest request; a larger one is a 413.
         max_megapixels: The largest image; a larger one is a 422.
         max_receive_seconds: How long a request's body may take to arrive; longer is a 408.
+        access_log: Whether to write a line of JSON for each request to the standard output.
 
     Returns:
         The ASGI application.
@@ -103,13 +107,17 @@ def create_app(
     app = FastAPI(
         title="phospho-multimodal", version=__version__, lifespan=lambda _: running(engine)
     )
+    metrics = Metrics()
     app.add_middleware(OneLength)
+    app.add_middleware(Measured, metrics=metrics)
+    if access_log:
+        app.add_middleware(AccessLog)
     failures.install(app)
     add_playground(app)
     queue = WorkQueue(workers=workers, max_waiting=max_queue)
     intake = Intake(max_body_bytes=max_body_bytes, max_seconds=max_receive_seconds)
     read = functools.partial(read_image, max_megapixels=max_megapixels, allow_urls=allow_urls)
-    predictions = _Predictions(engine, intake, queue, read)
+    predictions = _Predictions(engine, intake, queue, read, metrics)
     key = Depends(LocalCheck() if api_key is None else KeyCheck(api_key))
     paid = Depends(BillingCheck(billing=billing))
 
@@ -124,6 +132,11 @@ def create_app(
     async def models() -> dict[str, Any]:
         """List the one model."""
         return _list_of_models()
+
+    @app.get(METRICS_PATH, dependencies=[key], include_in_schema=False)
+    def counts() -> Response:
+        """Tell Prometheus what was counted."""
+        return Response(metrics.page(), headers={"Content-Type": metrics.content_type})
 
     # The body is read by hand: FastAPI would read it whole before the key is looked at.
     @app.post(
@@ -144,8 +157,14 @@ class _Predictions:
     """One engine behind its limits."""
 
     def __init__(
-        self, engine: Engine, intake: Intake, queue: WorkQueue, read: Callable[[str], Picture]
+        self,
+        engine: Engine,
+        intake: Intake,
+        queue: WorkQueue,
+        read: Callable[[str], Picture],
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
         self._engine = engine
         self._intake = intake
         self._queue = queue
@@ -159,15 +178,23 @@ class _Predictions:
                 body = await read(request)
                 wanted, model = await run_in_threadpool(read_request, body)
                 del body  # as large as the image: not to be held twice while it waits
-                work = functools.partial(self._work, wanted, model)
-                answer = await self._queue.run(request, work)
+                with self._metrics.queued() as begin:
+                    work = functools.partial(self._work, wanted, model, begin)
+                    answer = await self._queue.run(request, work)
         except (ClientDisconnect, ClientGoneError):
             return Response(status_code=_CLIENT_GONE)
+        self._metrics.images.inc()
         return Response(answer, media_type="application/json")
 
-    async def _work(self, wanted: PredictInput, model: str, places: Places) -> bytes:
+    async def _work(
+        self, wanted: PredictInput, model: str, begin: Callable[[], None], places: Places
+    ) -> bytes:
         engine = self._engine
-        read = functools.partial(self._read, wanted.image_url)
+
+        def read() -> Picture:
+            begin()  # whoever reads the picture has got a place
+            return self._read(wanted.image_url)
+
         parameters = GenerationParameters(**wanted.model_dump(exclude={"text", "image_url"}))
         question = Question(text=wanted.text, model=model, parameters=parameters)
         try:

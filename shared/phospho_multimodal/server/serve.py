@@ -65,19 +65,20 @@ def base_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: FastAPI, listener: socket.socket) -> None:
+def run(app: FastAPI, listener: socket.socket, *, access_log: bool = True) -> None:
     """Serve until told to stop by a signal; what is being answered then is finished first.
 
     Args:
         app: The application.
         listener: Where to listen; closed in the end.
+        access_log: Whether uvicorn writes its own access log.
     """
     # uvicorn raises the signal again once it has shut down, for the handler that was there before.
     # Python's own for SIGTERM kills the process, and an orderly end would look like a failure.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            _server(app).run(sockets=[listener])
+            _server(app, access_log=access_log).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
 
