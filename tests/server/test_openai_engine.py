@@ -156,7 +156,7 @@ class TestWhatTheUpstreamRefuses:
         assert response.status_code == 500
         assert response.json() == {"detail": "An error occurred while generating predictions."}
         assert PROMPT not in caplog.text
-        assert "Traceback" not in caplog.text
+        assert 'File "' not in caplog.text  # foreseen: no places in our code
         return caplog.text
 
     def test_llama_cpp_without_a_projector_is_a_500_whose_log_names_it(self, caplog):

@@ -51,6 +51,8 @@ _PREPARING = 4  # pictures at once
 _MOST_NAMES = 10  # of an upstream's models, in a log
 _REFUSED = frozenset({401, 403})
 
+_REASONS = ("stop", "length", "content_filter", "tool_calls")  # no set: what came may be a list
+
 _MARK = b"{picture}"
 _HERE = {"type": "image_url", "image_url": {"url": _MARK.decode()}}
 
@@ -234,9 +236,8 @@ def _content(reply: Reply) -> str:
         raise EngineFailed(message) from None
     if not isinstance(content, str) or not content.strip():
         reason = choice.get("finish_reason")
-        known = (
-            reason if reason in {"stop", "length", "content_filter", "tool_calls"} else "unknown"
-        )
+        # One of these alone is repeated: anything else could be the picture's or the prompt's.
+        known = reason if reason in _REASONS else "unknown"
         message = (
             f"The upstream's answer is empty (finish_reason: {known}). A model that thinks first"
             " can use up max_new_tokens on it: serve one that does not, or turn that off."

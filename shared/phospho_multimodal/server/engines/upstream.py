@@ -116,7 +116,7 @@ class Upstream:
                 step = Send(method, url, self._headers(body), body, None)
                 request = build_request(step, Timeouts(read=seconds), None)
                 return await read_async_reply(await self._pool.handle_async_request(request))
-            except httpx.TransportError as lost:
+            except httpx.RequestError as lost:
                 reason = type(lost).__name__
         # Outside the handler: httpx's error holds the request, and with it the key.
         raise self._away(reason)
@@ -154,7 +154,8 @@ def _addresses(url: str) -> tuple[str, str]:
             problem = f"it carries no credentials; the key goes into {KEY_VARIABLE}"
         elif parts.query or parts.fragment:
             problem = "it has neither a query nor a fragment"
-    except ValueError:
+        httpx.URL(url)  # which refuses more: a host that no name server could know
+    except (ValueError, httpx.InvalidURL):
         problem = "it is no URL"
     if problem is not None:
         # The URL itself may hold a password.
@@ -166,7 +167,7 @@ def _addresses(url: str) -> tuple[str, str]:
 
 def _checked_key(api_key: str | None) -> str | None:
     key = (api_key or "").strip()
-    if not (key.isascii() and (key.isprintable())):
+    if not (key.isascii() and key.isprintable()):
         message = f"The key in {KEY_VARIABLE} holds characters that no HTTP header can carry."
         raise ConfigurationError(message)
     return key or None
