@@ -49,7 +49,7 @@ types: $(STAMP)  ## Check the types
 .PHONY: test-browser
 test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
 	@$(RUN) pip install -qq --disable-pip-version-check --group browser
-	@$(RUN) pytest --override-ini norecursedirs= tests/browser
+	@$(RUN) pytest --override-ini 'norecursedirs=.*' tests/browser
 
 .PHONY: wheel-test
 wheel-test: $(STAMP)  ## Build, then test the wheel with the source out of reach
