@@ -6,13 +6,14 @@ reply means is read in `tool_replies`. It is a convention with the model, not a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phospho_multimodal.conversation import Turn
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.tool_arguments import can_be, fitted
 
 __all__ = ["RE_ASKS", "Tool", "ToolProtocol"]
 
@@ -26,37 +27,6 @@ _ANY = {True, "any", "required"}
 _NOISE = {"title", "$schema"}
 _BY_NAME = {"properties", "$defs", "definitions", "patternProperties"}
 _VALUES = {"required", "enum", "const", "default", "examples"}
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(value)  # type: ignore[arg-type]  # it is what is asked
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
-def _is_truth(value: object) -> bool:
-    return isinstance(value, bool) or str(value).lower() in _TRUTHS
-
-
-_TRUTHS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "on", "off", "t", "f", "y", "n"}
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "array": lambda value: isinstance(value, list),
-    "boolean": _is_truth,
-    "integer": _is_number,
-    "null": lambda value: value is None,
-    "number": _is_number,
-    "object": lambda value: isinstance(value, Mapping),
-    "string": lambda value: not isinstance(value, (list, Mapping)),
-}
-
-
-def _is_of(value: object, schema: object) -> bool:
-    """Tell whether a value can be of a schema's type; a schema without one takes anything."""
-    named = schema.get("type") if isinstance(schema, Mapping) else None
-    names = named if isinstance(named, list) else [named]
-    return any(_CHECKS[name](value) if name in _CHECKS else True for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +79,10 @@ class Tool:
         return frozenset(self.parameters.get("required") or ())
 
     def misfits(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Find the arguments that are of another type than the tool takes.
+        """Find the arguments that the tool can never take.
 
-        The types alone, and only where a reader as lenient as pydantic would refuse: the tool
-        checks its arguments itself, and this is to end a loop of calls that it never accepts.
+        By their types and listed values alone: the tool checks its arguments itself, and this is
+        to end a loop of calls that it never accepts.
 
         Args:
             arguments: By name.
@@ -122,8 +92,27 @@ class Tool:
         """
         properties = self.parameters.get("properties") or {}
         return sorted(
-            name for name, value in arguments.items() if not _is_of(value, properties.get(name))
+            name
+            for name, value in arguments.items()
+            if not can_be(value, properties.get(name), self.parameters)
         )
+
+    def fitted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Write as text what stands as a number where the tool takes text alone.
+
+        A model writes `{"zip": 75001}` again and again, and pydantic refuses it each time.
+
+        Args:
+            arguments: By name.
+
+        Returns:
+            The arguments to call it with.
+        """
+        properties = self.parameters.get("properties") or {}
+        return {
+            name: fitted(value, properties.get(name), self.parameters)
+            for name, value in arguments.items()
+        }
 
     def to_text(self) -> str:
         """Write it as one line for the model."""

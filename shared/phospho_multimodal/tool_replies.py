@@ -97,7 +97,10 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
             if protocol.forced and not protocol.tells:
                 raise _no_call(problem, prediction, turns)
             return Answer(raw, metadata, broken=intent.name)
-    call = ToolCall(intent.name, intent.arguments or {}, f"call_{uuid.uuid4().hex}")
+    tool = protocol.tool(intent.name)
+    arguments = intent.arguments or {}
+    arguments = arguments if tool is None else tool.fitted(arguments)
+    call = ToolCall(intent.name, arguments, f"call_{uuid.uuid4().hex}")
     return Answer("", metadata, call)
 
 
@@ -172,8 +175,10 @@ def _problem(intent: _Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> 
     if missing:
         return f"its call of {tool.name} lacks {', '.join(missing)}"
     # Of a whole call the tool tells what is wrong with it, unless that does not help.
-    wrong = tool.misfits(intent.arguments) if _in_vain(turns, protocol) >= RE_ASKS else ()
-    return f"its call of {tool.name} gives a wrong type of {', '.join(wrong)}" if wrong else None
+    looping = _in_vain(turns, protocol) >= RE_ASKS
+    wrong = tool.misfits(tool.fitted(intent.arguments)) if looping else ()
+    what = f"gives a wrong type or value of {', '.join(wrong)}"
+    return f"its call of {tool.name} {what}" if wrong else None
 
 
 def _is_handed_on(intent: _Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from langchain.agents import create_agent
@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import NoToolCallError
@@ -257,6 +257,55 @@ def test_a_model_that_never_makes_the_forced_call_costs_three_images_at_most(
     with pytest.raises(NoToolCallError, match="Images billed: 1"):
         driver.invoke(agent, asked(red))
     assert len(endpoint.received) == images
+
+
+class Part(BaseModel):
+    """A part of something."""
+
+    number: int
+
+
+class Choice(BaseModel):
+    """One value, of the kind that a test is about."""
+
+    value: Any
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (int | None, "mild"),
+        (int | str, [1]),
+        (int, 21.5),
+        (Literal["sun", "rain"], "fog"),
+        (list[int], ["mild"]),
+        (dict[str, int], {"noon": "mild"}),
+        (Part, {"number": "one"}),
+        (Part, {}),
+        (list[Part], [{"number": 1}, {"number": "two"}]),
+    ],
+    ids=str,
+)
+def test_arguments_that_a_schema_can_never_take_end_the_loop_after_three_images(
+    kind: Any, value: Any, *, driver: Any, model: ChatPhospho, endpoint: Any, script: Any, red: Any
+) -> None:
+    wanted = create_model("Wanted", __base__=Choice, value=(kind, ...))
+    script(*[call("Wanted", value=value)] * 3)
+    agent = create_agent(model, response_format=ToolStrategy(wanted))
+    with pytest.raises(NoToolCallError, match="a wrong type or value of value"):
+        driver.invoke(agent, asked(red))
+    assert len(endpoint.received) == 3
+
+
+def test_a_number_that_a_tool_takes_as_text_is_given_as_text(
+    driver: Any, model: ChatPhospho, endpoint: Any, script: Any, red: Any
+) -> None:
+    script(call("get_weather", place=75001), "Sunny.")
+    outcome = driver.invoke(create_agent(model, [get_weather]), asked(red))
+    _, first, result, _ = outcome["messages"]
+    assert result.content == "It is sunny in 75001."
+    assert first.response_metadata["raw_reply"] == call("get_weather", place=75001)
+    assert len(endpoint.received) == 2
 
 
 def test_a_structured_answer_by_the_provider(
