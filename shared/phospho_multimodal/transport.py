@@ -183,6 +183,9 @@ class ConnectionPool(httpx.BaseTransport):
 
     def _give_back(self, connection: _Connection) -> None:
         connection.leave()
+        if _has_more(connection.transport):
+            connection.close()
+            return
         self._free.put(connection)
         for old in self._free.expired():
             old.close()
@@ -219,6 +222,9 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
             await transport.aclose()
 
     async def _give_back(self, transport: httpx.AsyncHTTPTransport) -> None:
+        if _has_more(transport):
+            await transport.aclose()
+            return
         self._free.put(transport)
         for old in self._free.expired():
             await old.aclose()
@@ -254,6 +260,24 @@ class _AsyncPooledStream(httpx.AsyncByteStream):
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             await give_back()
+
+
+def _has_more(transport: object) -> bool:
+    """Tell whether something came after an answer, which would be taken for the next one.
+
+    httpcore looks for it at the socket, but what came in the same piece has been read already. It
+    waits in the parser, to which there is no public way: past the pool, its connection, and those
+    that a proxy wraps around it.
+    """
+    pool = getattr(transport, "_pool", None)
+    for connection in getattr(pool, "connections", ()):
+        inner = connection
+        while hasattr(inner, "_connection"):
+            inner = inner._connection  # noqa: SLF001 - see above
+        parser = getattr(inner, "_h11_state", None)
+        if parser is not None and parser.trailing_data[0]:
+            return True
+    return False
 
 
 def _factory(transport_class: Callable[..., T], settings: Settings) -> Callable[[], T]:

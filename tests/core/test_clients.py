@@ -15,7 +15,7 @@ import pybase64
 import pytest
 
 from drivers import Driver
-from fault_server import answer, raw, status
+from fault_server import answer, prediction, raw, status
 from phospho_multimodal import (
     AsyncPhosphoClient,
     ConfigurationError,
@@ -40,6 +40,11 @@ def _half_read(path: pathlib.Path) -> io.BytesIO:
     file = io.BytesIO(path.read_bytes())
     file.read()
     return file
+
+
+def _whole(text: str) -> bytes:
+    body = prediction(text)
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
 def test_an_answer_tells_what_was_sent_and_what_it_cost(driver: Driver, lab):
@@ -393,6 +398,20 @@ def test_connections_are_kept_and_used_again(driver: Driver, lab):
 
     assert [r.description for r in results] == [f"You asked: {n}" for n in range(5)]
     assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "after",
+    [_whole("GHOST"), b"\r\n", b"junkjunk", b"HTTP/1.1 100 Continue\r\n\r\n"],
+    ids=["a second answer", "a line", "junk", "an interim answer"],
+)
+def test_what_follows_an_answer_is_never_taken_for_the_next_one(driver: Driver, lab, after: bytes):
+    server = lab(raw(_whole("first") + after, then="keep"), answer())
+
+    first, second = driver.run({"base_url": server.base_url}, (PICTURE, "one"), (PICTURE, "two"))
+
+    assert (first.description, second.description) == ("first", "You asked: two")
+    assert (len(server.requests), server.connections) == (2, 2)
 
 
 def test_a_forgotten_client_closes_its_connections(lab):

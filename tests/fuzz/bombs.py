@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 
@@ -63,9 +64,9 @@ def _tiff_entries(tag: int) -> list[bytes]:
     return [struct.pack("<HH", tag, kind) for kind in (3, 4)]
 
 
-def _saved(mode: str, side: int, kind: str) -> bytes:
+def _saved(mode: str, side: int, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, (side, side)).save(buffer, kind)
+    Image.new(mode, (side, side)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -111,6 +112,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "AVIF of 36 black megapixels": lambda: _saved("RGB", 6_000, "AVIF"),
     "AVIF of 20 black megapixels": lambda: _saved("RGB", 4_470, "AVIF"),
     "WebP of 36 black megapixels": lambda: _saved("RGB", 6_000, "WEBP"),
+    "WebP of 36 transparent megapixels": lambda: _saved("RGBA", 6_000, "WEBP", lossless=True),
+    "WebP of 20 transparent megapixels": lambda: _saved("RGBA", 4_470, "WEBP", lossless=True),
+    "SVG of 800 comments": lambda: b"<!---->" * 800 + b"\xff",
     "TIFF of 36 black megapixels, packed": lambda: _packed_tiff(6_000),
     **{f"{kind} that says 30,000 by 30,000": (lambda kind=kind: _sized(kind, 30_000))
        for kind in ("GIF", "BMP", "JPEG", "TIFF")},

@@ -41,7 +41,10 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", "a JPEG XL image"),
 )
 
-_SVG = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<svg\b", re.DOTALL)
+# A comment ends at its first end mark: where it could end at any, many of them take for ever.
+_SVG = re.compile(
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*|<!DOCTYPE[^>]*>\s*)*<svg\b", re.DOTALL
+)
 
 # In entropy-coded data a marker is 0xFF and neither a stuffed zero nor a restart.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")

@@ -52,8 +52,8 @@ SUPPORTED = tuple(_READERS)
 
 LARGE_PIXELS = 36_000_000
 """A screen of 8K has 33 million."""
-LARGE_PIXELS_OF_VIDEO = 20_000_000
-"""AVIF and HEIC are frames of video, which take nine bytes a pixel to decode."""
+_LARGE_PIXELS_OF = {"AVIF": 20_000_000, "HEIF": 20_000_000, "WEBP": 16_000_000}
+"""AVIF and HEIC are frames of video, which take nine bytes a pixel to decode; WebP takes 16."""
 PIXELS_PER_BYTE = 100
 """What is larger than that and has less than a byte for 100 pixels is a bomb: drawings and scans
 have ten times that, photos a hundred times."""
@@ -129,8 +129,7 @@ def _check_unfolding(image: Image.Image, data: bytes) -> None:
             message = "The JPEG file is broken or cut off: it has next to no data for its pixels."
             raise ImageError(message)
         return
-    of_video = image.format in {"AVIF", "HEIF"}
-    large = LARGE_PIXELS_OF_VIDEO if of_video else LARGE_PIXELS
+    large = _LARGE_PIXELS_OF.get(image.format or "", LARGE_PIXELS)
     if image.width * image.height > max(large, len(data) * PIXELS_PER_BYTE):
         message = (
             f"The image's {len(data):,} bytes would unfold to {image.width} × {image.height}"
