@@ -19,15 +19,16 @@ from llama_index.core.evaluation.multi_modal import (
 
 from consumers import (
     PROSE,
+    Animal,
     Ask,
+    Sentence,
     agent,
-    apredict,
     asked,
-    astructured,
     chat_engine,
     citation,
     code_act,
     evaluator,
+    function,
     index_engine,
     of_the_settings,
     predict,
@@ -58,6 +59,8 @@ class Consumer:
         replies: What the model answers, the last one for all further requests.
         ends: What comes out where something was asked; the last reply if not given.
         note: The text among the nodes: `short`, `long` or none.
+        at_once: Whether core's asynchronous ways start several requests at once, which arrive in
+            any order unless the model sends one at a time.
         options: Further options of the model.
     """
 
@@ -67,6 +70,7 @@ class Consumer:
     replies: tuple[str, ...] = (PROSE,)
     ends: str | None = None
     note: str | None = None
+    at_once: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,6 +88,9 @@ REACT = (
     'Thought: I look it up.\nAction: look_up\nAction Input: {"word": "cat"}',
     f"Thought: I can answer.\nAnswer: {PROSE}",
 )
+TOOLS = {"is_function_calling_model": True}
+BY_TOOL = (json.dumps({"name": "Animal", "arguments": {"name": "cat"}}),)
+CALLED = (json.dumps({"name": "look_up", "arguments": {"word": "cat"}}), PROSE)
 CODE = ("I count.\n<execute>print(1)</execute>", PROSE)
 
 _WITH = {None: "", "short": ", a short text among them", "long": ", a long text among them"}
@@ -108,8 +115,10 @@ def _modes() -> Iterator[Consumer]:
         },
     }
     for mode, by_note in cells.items():
+        at_once = mode in {"accumulate", "compact_accumulate", "tree_summarize"}
         for note, requests in by_note.items():
-            yield Consumer(f"`{mode}`{_WITH[note]}", query_engine(mode), requests, note=note)
+            name = f"`{mode}`{_WITH[note]}"
+            yield Consumer(name, query_engine(mode), requests, note=note, at_once=at_once)
     yield Consumer("`generation`", query_engine("generation"), DEFAULT, note="short")
     for mode in ("no_text", "context_only"):  # core has no way to tell these two the model
         yield Consumer(f"`{mode}`", of_the_settings(mode), NEVER, note="short")
@@ -119,10 +128,17 @@ CONSUMERS = [
     *_modes(),
     Consumer(
         "`compact` with `output_cls`",
-        asked(structured_engine, streams=False),
+        structured_engine(Animal),
         EACH,
         JSON,
         '{"name":"cat"}',
+    ),
+    Consumer(
+        "`compact` with `output_cls` that has an `answer`",
+        structured_engine(Sentence),
+        EACH,
+        (json.dumps({"answer": PROSE}),),
+        PROSE,
     ),
     Consumer("`Settings.llm`", of_the_settings("compact"), EACH),
     Consumer("`CitationQueryEngine`", asked(citation, streams=True), EACH),
@@ -149,11 +165,18 @@ CONSUMERS = [
         ("ddd", "1d1", "2d2", "2d2"),
     ),
     Consumer("`as_chat_engine(BEST)`", chat_engine(ChatMode.BEST), DEFAULT, note="short"),
+    Consumer("`as_structured_llm`", structured(), TOGETHER, JSON, "cat"),
     Consumer(
-        "`as_structured_llm`", {"chat": structured, "achat": astructured}, TOGETHER, JSON, "cat"
+        "`as_structured_llm`, tools by prompt",
+        structured(),
+        TOGETHER,
+        BY_TOOL,
+        "cat",
+        options=TOOLS,
     ),
+    Consumer("`structured_predict`", predict(), TOGETHER, JSON, "cat"),
     Consumer(
-        "`structured_predict`", {"predict": predict, "apredict": apredict}, TOGETHER, JSON, "cat"
+        "`structured_predict`, tools by prompt", predict(), TOGETHER, BY_TOOL, "cat", options=TOOLS
     ),
     Consumer("`MultiModalLLMCompletionProgram`", {"call": program}, TOGETHER, JSON, "cat"),
     Consumer(
@@ -171,7 +194,16 @@ CONSUMERS = [
         "True",
     ),
     Consumer("`ReActAgent`, two steps", agent(react), TWICE, REACT, PROSE),
+    Consumer("`FunctionAgent`, two steps", agent(function), TWICE, CALLED, PROSE, options=TOOLS),
     Consumer("`AgentWorkflow`, two steps", agent(workflow), TWICE, REACT, PROSE),
+    Consumer(
+        "`AgentWorkflow`, tools by prompt, two steps",
+        agent(workflow),
+        TWICE,
+        CALLED,
+        PROSE,
+        options=TOOLS,
+    ),
     Consumer("`CodeActAgent`, two steps", agent(code_act), TWICE, CODE, PROSE),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llama_index.core import ChatPromptTemplate, Settings
-from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, ReActAgent
+from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.embeddings import MockEmbedding
@@ -35,6 +35,12 @@ class Animal(BaseModel):
     """What is asked for where the answer is an object."""
 
     name: str
+
+
+class Sentence(BaseModel):
+    """An object that a query engine can stream: core hands on its field `answer` alone."""
+
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -123,11 +129,18 @@ def citation(llm: Any, material: Material, **options: Any) -> Any:
     )
 
 
-def structured_engine(llm: Any, material: Material, **_: Any) -> Any:
-    retriever = FixedRetriever(material.nodes)
-    return RetrieverQueryEngine.from_args(
-        retriever, llm=llm, multimodal=True, response_mode="compact", output_cls=Animal
-    )
+def structured_engine(output_cls: type[BaseModel]) -> dict[str, Ask]:
+    def engine(llm: Any, material: Material, **options: Any) -> Any:
+        return RetrieverQueryEngine.from_args(
+            FixedRetriever(material.nodes),
+            llm=llm,
+            multimodal=True,
+            response_mode="compact",
+            output_cls=output_cls,
+            **options,
+        )
+
+    return asked(engine, streams="answer" in output_cls.model_fields)
 
 
 def simple(llm: Any, material: Material, **_: Any) -> Any:
@@ -190,20 +203,44 @@ def of_the_settings(mode: str) -> dict[str, Ask]:
 # Structured output
 
 
-def structured(llm: Any, material: Material) -> str:
-    return _name(llm.as_structured_llm(Animal).chat([material.message]).raw)
+def structured() -> dict[str, Ask]:
+    def model(llm: Any) -> Any:
+        return llm.as_structured_llm(Animal)
+
+    def chat(llm: Any, material: Material) -> str:
+        return _name(model(llm).chat([material.message]).raw)
+
+    async def achat(llm: Any, material: Material) -> str:
+        return _name((await model(llm).achat([material.message])).raw)
+
+    def stream(llm: Any, material: Material) -> str:
+        return _name([chunk.raw for chunk in model(llm).stream_chat([material.message])][-1])
+
+    async def astream(llm: Any, material: Material) -> str:
+        chunks = await model(llm).astream_chat([material.message])
+        return _name([chunk.raw async for chunk in chunks][-1])
+
+    return {"chat": chat, "achat": achat, "stream": stream, "astream": astream}
 
 
-async def astructured(llm: Any, material: Material) -> str:
-    return _name((await llm.as_structured_llm(Animal).achat([material.message])).raw)
+def predict() -> dict[str, Ask]:
+    def of(material: Material) -> ChatPromptTemplate:
+        return ChatPromptTemplate([material.message])
 
+    def predict(llm: Any, material: Material) -> str:
+        return _name(llm.structured_predict(Animal, of(material)))
 
-def predict(llm: Any, material: Material) -> str:
-    return _name(llm.structured_predict(Animal, ChatPromptTemplate([material.message])))
+    async def apredict(llm: Any, material: Material) -> str:
+        return _name(await llm.astructured_predict(Animal, of(material)))
 
+    def stream(llm: Any, material: Material) -> str:
+        return _name(list(llm.stream_structured_predict(Animal, of(material)))[-1])
 
-async def apredict(llm: Any, material: Material) -> str:
-    return _name(await llm.astructured_predict(Animal, ChatPromptTemplate([material.message])))
+    async def astream(llm: Any, material: Material) -> str:
+        objects = await llm.astream_structured_predict(Animal, of(material))
+        return _name([item async for item in objects][-1])
+
+    return {"predict": predict, "apredict": apredict, "stream": stream, "astream": astream}
 
 
 def program(llm: Any, material: Material) -> str:
@@ -261,6 +298,10 @@ def agent(make: Callable[..., Any]) -> dict[str, Ask]:
 
 def react(llm: Any, **options: Any) -> Any:
     return ReActAgent(llm=llm, tools=[look_up], **options)
+
+
+def function(llm: Any, **options: Any) -> Any:
+    return FunctionAgent(llm=llm, tools=[look_up], **options)
 
 
 def code_act(llm: Any, **options: Any) -> Any:
