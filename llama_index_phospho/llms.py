@@ -22,6 +22,11 @@ from typing_extensions import override
 from llama_index_phospho.configuration import PARAMETERS, PhosphoConfiguration
 from llama_index_phospho.content import prompt_turns
 from llama_index_phospho.results import chat_response, completion_response
+from llama_index_phospho.synthesizers import (
+    check_filtered_answer,
+    check_streamed_object,
+    is_filter,
+)
 from llama_index_phospho.tool_calls import (
     called_message_turns,
     chat_with_tools_keywords,
@@ -69,6 +74,7 @@ class _Chat:
     turns: list[Turn]
     protocol: ToolProtocol
     asked: dict[str, Any]
+    filters: bool
 
     @property
     def shown(self) -> list[Turn]:
@@ -76,6 +82,8 @@ class _Chat:
 
     def response(self, prediction: Prediction, *, streamed: bool = False) -> ChatResponse:
         answer = read_answer(prediction, self.protocol, self.turns)
+        if self.filters:
+            check_filtered_answer(prediction.description)
         return chat_response(answer, streamed=streamed)
 
 
@@ -202,7 +210,7 @@ class Phospho(PhosphoConfiguration):
             raise ConfigurationError(_NO_TOOLS)
         asked = self._asked(rest)
         asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
-        return _Chat(called_message_turns(messages), protocol, asked)
+        return _Chat(called_message_turns(messages), protocol, asked, is_filter(messages))
 
     def _asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Put together what a client is asked with: this call's values over the model's.
@@ -286,7 +294,12 @@ class Phospho(PhosphoConfiguration):
         """Do as `structured_predict`, as a stream of one object: the endpoint has no other.
 
         Core's own would make an empty object of prose, which was paid for.
+
+        Raises:
+            NoToolCallError: The answer holds no such object.
+            ConfigurationError: A query engine asks, which would stream nothing of it.
         """
+        check_streamed_object(output_cls, prompt, prompt_args)
         yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
 
     @override
@@ -298,6 +311,7 @@ class Phospho(PhosphoConfiguration):
         **prompt_args: Any,
     ) -> AsyncGenerator[_Object, None]:
         """Do as `stream_structured_predict`, with await."""
+        check_streamed_object(output_cls, prompt, prompt_args)
 
         async def answer() -> AsyncGenerator[_Object, None]:
             yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)

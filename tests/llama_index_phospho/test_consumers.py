@@ -15,7 +15,8 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
-from llama_index.core.schema import ImageNode
+from llama_index.core.schema import BaseNode, ImageNode, TextNode
+from pydantic import BaseModel
 
 from consumer_matrix import CONSUMERS, PICTURES, Consumer, table
 from consumers import Animal, FixedRetriever, Material
@@ -24,6 +25,7 @@ from llama_index_phospho import Phospho, PhosphoMultiModal
 from phospho_multimodal import (
     APIStatusError,
     AuthenticationError,
+    ConfigurationError,
     EndpointGoneError,
     InvalidRequestError,
     MissingImageError,
@@ -179,9 +181,15 @@ def test_an_engine_does_not_swallow_an_error(
         engine.query("What is in the picture?")
 
 
+@pytest.mark.parametrize("how", ["query", "aquery"])
 @pytest.mark.parametrize("options", [{"output_cls": Animal}, {"structured_answer_filtering": True}])
 def test_prose_instead_of_an_object_is_no_empty_response(
-    make: Callable[..., Any], server: FaultServer, image_node: ImageNode, options: dict[str, Any]
+    make: Callable[..., Any],
+    *,
+    server: FaultServer,
+    image_node: ImageNode,
+    options: dict[str, Any],
+    how: str,
 ) -> None:
     """It was paid for, and core takes a ValueError of its own parser for nothing found."""
     server.script = [answer("It is a cat.")]
@@ -189,19 +197,112 @@ def test_prose_instead_of_an_object_is_no_empty_response(
     synthesizer = get_response_synthesizer(llm=llm, multimodal=True, **options)
     engine = RetrieverQueryEngine(FixedRetriever([image_node]), synthesizer)
     with pytest.raises(NoToolCallError, match="had to call a tool"):
-        engine.query("Which animal?")
+        queried(engine, how)
     assert server.billed == 1
 
 
+def queried(engine: RetrieverQueryEngine, how: str) -> Any:
+    question = "Which animal?"
+    return asyncio.run(engine.aquery(question)) if how == "aquery" else engine.query(question)
+
+
+def filtering(llm: Any, node: BaseNode, *, multimodal: bool) -> RetrieverQueryEngine:
+    synthesizer = get_response_synthesizer(
+        llm=llm, multimodal=multimodal, structured_answer_filtering=True
+    )
+    return RetrieverQueryEngine(FixedRetriever([node]), synthesizer)
+
+
+@pytest.mark.parametrize("how", ["query", "aquery"])
+@pytest.mark.parametrize("multimodal", [True, False], ids=["pictures", "texts"])
+class TestFilteringOfAnswersByText:
+    """`structured_answer_filtering` with `is_function_calling_model=False`."""
+
+    @pytest.mark.parametrize("reply", ["It is a cat.", '{"answer": "a cat"}', '{"query_sat'])
+    def test_prose_is_no_empty_response(
+        self,
+        make: Callable[..., Any],
+        *,
+        server: FaultServer,
+        image_node: ImageNode,
+        picture: bytes,
+        multimodal: bool,
+        how: str,
+        reply: str,
+    ) -> None:
+        server.script = [answer(reply)]
+        node = image_node if multimodal else TextNode(text="Cats are nice.")
+        engine = filtering(make(default_image=picture), node, multimodal=multimodal)
+        with pytest.raises(NoToolCallError, match="holds no StructuredRefineResponse"):
+            queried(engine, how)
+        assert server.billed == 1
+
+    @pytest.mark.parametrize(
+        ("satisfied", "says"), [("true", "a cat"), ("false", "Empty Response")]
+    )
+    def test_an_answer_is_taken_or_filtered_out(
+        self,
+        make: Callable[..., Any],
+        *,
+        server: FaultServer,
+        image_node: ImageNode,
+        picture: bytes,
+        multimodal: bool,
+        how: str,
+        satisfied: str,
+        says: str,
+    ) -> None:
+        server.script = [answer(f'{{"query_satisfied": {satisfied}, "answer": "a cat"}}')]
+        node = image_node if multimodal else TextNode(text="Cats are nice.")
+        engine = filtering(make(default_image=picture), node, multimodal=multimodal)
+        assert str(queried(engine, how)) == says
+
+
+class Count(BaseModel):
+    """How many there are."""
+
+    answer: int
+
+
+@pytest.mark.parametrize("how", ["query", "aquery"])
+@pytest.mark.parametrize("mode", ["compact", "refine"])
+@pytest.mark.parametrize("multimodal", [True, False], ids=["pictures", "texts"])
+@pytest.mark.parametrize("output_cls", [Animal, Count])
+def test_an_object_that_core_cannot_stream_is_refused_before_it_is_paid_for(
+    make: Callable[..., Any],
+    *,
+    server: FaultServer,
+    image_node: ImageNode,
+    picture: bytes,
+    output_cls: type[BaseModel],
+    multimodal: bool,
+    mode: str,
+    how: str,
+) -> None:
+    """Core's synthesizers stream the field `answer` alone, and would end in "Empty Response"."""
+    server.script = [answer('{"name": "cat", "answer": 3}')]
+    engine = RetrieverQueryEngine.from_args(
+        FixedRetriever([image_node if multimodal else TextNode(text="Cats are nice.")]),
+        llm=make(default_image=picture),
+        multimodal=multimodal,
+        response_mode=mode,
+        output_cls=output_cls,
+        streaming=True,
+    )
+    with pytest.raises(ConfigurationError, match=f"streaming=False.*{output_cls.__name__}"):
+        queried(engine, how)
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("how", ["query", "aquery"])
 def test_prose_instead_of_an_object_by_text_is_no_empty_response_either(
     make: Callable[..., Any],
+    *,
     server: FaultServer,
     image_node: ImageNode,
     mode: str,
-    *,
-    asynchronous: bool,
+    how: str,
 ) -> None:
     server.script = [answer("It is a cat.")]
     engine = RetrieverQueryEngine.from_args(
@@ -212,12 +313,8 @@ def test_prose_instead_of_an_object_by_text_is_no_empty_response_either(
         output_cls=Animal,
     )
 
-    def ask() -> Any:
-        question = "Which animal?"
-        return asyncio.run(engine.aquery(question)) if asynchronous else engine.query(question)
-
     with pytest.raises(NoToolCallError, match="holds no Animal"):
-        ask()
+        queried(engine, how)
     assert server.billed == 1
 
 
