@@ -51,6 +51,11 @@ test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
 	@$(RUN) pip install -qq --disable-pip-version-check --group browser
 	@$(RUN) pytest --override-ini 'norecursedirs=.*' tests/browser
 
+# The peers are installed when somebody measures, and only then: no check needs them.
+.PHONY: bench
+bench: .venv/.bench  ## Measure beside the peers, some minutes; WRITE=1 keeps the table and the plot
+	@.venv/bin/python tests/benchmarks $(if $(SCALE),--scale $(SCALE)) $(if $(WRITE),--write)
+
 .PHONY: wheel-test
 wheel-test: $(STAMP)  ## Build, then test the wheel with the source out of reach
 	@.ci/wheel-test $(PARTS)
@@ -78,3 +83,7 @@ $(STAMP): pyproject.toml shared/phospho_multimodal/_version.py
 	@$(RUN) pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
 	@$(RUN) pip install -qq --disable-pip-version-check --group dev --editable ".[all]"
 	@printf '%s\n%s\n' "$(CURDIR)" "$(PYTHON)" > $@
+
+.venv/.bench: $(STAMP)
+	@$(RUN) pip install -qq --disable-pip-version-check --editable ".[all,bench]"
+	@touch $@

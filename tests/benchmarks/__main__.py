@@ -2,7 +2,7 @@
 
     make bench
 
-measures whatever is installed; `pip install "phospho-multimodal[bench]"` brings the peers. It needs
+installs the peers (extra `bench`) into .venv and measures what is there. It needs
 Linux, takes some minutes, ends with 1 if a target was missed, and writes `results.md` (the table of
 the README) and `overhead.svg` beside this file if `--write` is given.
 """
