@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
 from langchain_phospho.configuration import PARAMETERS
@@ -29,6 +28,9 @@ from phospho_multimodal import ConfigurationError
 from phospho_multimodal.tool_protocol import ToolProtocol
 from phospho_multimodal.tool_replies import Answer, read_answer
 from phospho_multimodal.wire import MAX_NEW_TOKENS
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
 
 __all__ = ["ChatPhospho"]
 
@@ -83,7 +85,7 @@ class ChatPhospho(TokenCounts):
 
     def bind_tools(
         self,
-        tools: Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool],
+        tools: "Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool]",
         *,
         tool_choice: str | bool | Mapping[str, Any] | None = None,
         **kwargs: Any,

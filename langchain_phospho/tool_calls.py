@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_phospho.content import read_messages
 from phospho_multimodal.conversation import ToolCall, Turn
 from phospho_multimodal.tool_protocol import ToolProtocol
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
 
 __all__ = ["PROTOCOL_KEYWORDS", "TELLS", "bound_tools", "read_called_messages", "take_protocol"]
 
@@ -24,7 +26,7 @@ TELLS = "tells_of_missing_calls"
 
 
 def bound_tools(
-    tools: Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool], tool_choice: Any
+    tools: "Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool]", tool_choice: Any
 ) -> dict[str, Any]:
     """Make the keywords that bind tools.
 

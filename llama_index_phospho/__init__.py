@@ -1,12 +1,13 @@
 """The phospho multimodal endpoint as an LLM of LlamaIndex, for ingestion and as tools."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from phospho_multimodal import __version__
 
 try:
-    from llama_index_phospho.extractors import ImageDescriptionExtractor
     from llama_index_phospho.llms import Phospho
     from llama_index_phospho.multi_modal_llms import PhosphoMultiModal
-    from llama_index_phospho.tools import PhosphoToolSpec
 except ModuleNotFoundError as missing:
     # Only the framework's own absence: a broken installation has to tell what is broken.
     if missing.name not in {"llama_index", "llama_index.core"}:
@@ -17,6 +18,10 @@ except ModuleNotFoundError as missing:
     )
     raise ImportError(message) from missing
 
+if TYPE_CHECKING:
+    from llama_index_phospho.extractors import ImageDescriptionExtractor
+    from llama_index_phospho.tools import PhosphoToolSpec
+
 __all__ = [
     "ImageDescriptionExtractor",
     "Phospho",
@@ -24,3 +29,17 @@ __all__ = [
     "PhosphoToolSpec",
     "__version__",
 ]
+
+# Loaded when asked for: an LLM needs neither LlamaIndex's extractors nor SQLite nor a way to fetch.
+_ON_DEMAND = {"ImageDescriptionExtractor": "extractors", "PhosphoToolSpec": "tools"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -10,8 +10,6 @@ from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import anyio
-import anyio.to_thread
 import httpx
 
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
@@ -45,6 +43,7 @@ from phospho_multimodal.transport import (
 )
 
 if TYPE_CHECKING:
+    from anyio import CancelScope
     from typing_extensions import Self, Unpack
 
 __all__ = ["AsyncPhosphoClient"]
@@ -255,10 +254,10 @@ class AsyncPhosphoClient:
         if isinstance(step, AwaitTurn):
             return await self._await_turn(step.deadline)
         if isinstance(step, Work):
-            return await anyio.to_thread.run_sync(step.run) if step.heavy else step.run()
+            return await _on_a_thread(step.run) if step.heavy else step.run()
         if isinstance(step, Together):
             return await self._run_together(step.conversations)
-        return await anyio.sleep(step.seconds)
+        return await asyncio.sleep(step.seconds)
 
     async def _run_together(self, conversations: Sequence[Generator[Step, Any, T]]) -> list[Any]:
         tasks = [asyncio.ensure_future(self._run_to_outcome(one)) for one in conversations]
@@ -281,14 +280,14 @@ class AsyncPhosphoClient:
         if deadline is None:
             await slots.take_async()
         else:
-            with anyio.move_on_after(_seconds_left(deadline)) as scope:
+            with _until(deadline) as scope:
                 await slots.take_async()
             if scope.cancelled_caught:
                 return None
         try:
             wait = self._shared.rate.reserve(time.monotonic(), latest=deadline)
             if wait:
-                await anyio.sleep(wait)
+                await asyncio.sleep(wait)
         except BaseException:
             slots.give_back()
             raise
@@ -301,7 +300,7 @@ class AsyncPhosphoClient:
         request = build_request(step, self._settings.timeouts, self._http_client)
         if step.deadline is None:
             return await self._reply(request)
-        with anyio.move_on_after(_seconds_left(step.deadline)):
+        with _until(step.deadline):
             return await self._reply(request)
         raise DeadlineError
 
@@ -325,5 +324,17 @@ class AsyncPhosphoClient:
         return state
 
 
-def _seconds_left(deadline: float) -> float:
-    return max(0.0, deadline - time.monotonic())
+# anyio is loaded by whoever needs it first: an import of this package has no use for it.
+
+
+async def _on_a_thread(work: Callable[[], Any]) -> Any:
+    from anyio import to_thread  # noqa: PLC0415
+
+    return await to_thread.run_sync(work)
+
+
+def _until(deadline: float) -> CancelScope:
+    """Cancel what is done in this scope once the deadline has passed."""
+    from anyio import move_on_after  # noqa: PLC0415
+
+    return move_on_after(max(0.0, deadline - time.monotonic()))

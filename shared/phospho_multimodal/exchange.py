@@ -62,7 +62,7 @@ T = TypeVar("T")
 MAX_REPLY_BYTES = 10 * 1024 * 1024
 """What is read of a reply; an answer has a few hundred bytes."""
 
-_WHOLE_BODY = 1024 * 1024
+_WHOLE_BODY = 2 * 1024 * 1024
 _SLICE = 256 * 1024
 _OK = 200
 _FREE_SERVER_ERRORS = frozenset({500, 503})

@@ -7,17 +7,18 @@ settle each once, and count.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.processes import after_fork, is_alive, name_of_process
-from phospho_multimodal.sqlite_file import open_database
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
 
@@ -184,6 +185,8 @@ class LedgerFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # noqa: PLC0415 - a ledger in memory needs none of it
+
         with self._lock:
             try:
                 database = self._open()
@@ -199,6 +202,8 @@ class LedgerFile:
                 raise ConfigurationError(message) from None
 
     def _open(self) -> sqlite3.Connection:
+        from phospho_multimodal.sqlite_file import open_database  # noqa: PLC0415 - loads sqlite3
+
         if self._connection is None:
             self._connection = open_database(self.path, _TABLES)
         return self._connection

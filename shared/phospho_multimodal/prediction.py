@@ -11,7 +11,6 @@ from typing import Any
 from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
 from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask, with_ledger
-from phospho_multimodal.images.fetch import fetch_image
 from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
@@ -193,6 +192,8 @@ def _handed_over(
 def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any, _HandedOver]:
     if source.url is None:
         return _HandedOver(source)
+    from phospho_multimodal.images.fetch import fetch_image  # noqa: PLC0415 - loads httpcore
+
     given_up = threading.Event()
     fetch = partial(fetch_image, source.url, deadline=deadline, given_up=given_up.is_set)
     try:

@@ -1,0 +1,288 @@
+"""What a call and an import may cost, counted: modules, calls, copies, connections.
+
+Times belong to the benchmarks. What is counted here is the same on a busy machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from random import Random
+from typing import Any
+
+import pybase64
+import pytest
+from langchain_core.messages import HumanMessage
+from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
+from PIL import Image
+
+from fault_server import prediction
+from fresh_python import in_fresh_python
+from langchain_phospho import ChatPhospho
+from llama_index_phospho import Phospho
+from phospho_multimodal import AsyncPhosphoClient, PhosphoClient
+
+OURS = {"langchain_phospho", "llama_index_phospho", "phospho_multimodal"}
+URL = "https://example.com/receipt.jpg"
+SLACK = 1.15
+"""Pythons differ: one inlines comprehensions, another writes dataclasses in other functions."""
+
+
+class CountingServer:
+    """Answers everything, and counts; it reads into one buffer, so that no copy here is counted."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @contextmanager
+    def running(self) -> Iterator[CountingServer]:
+        """Serve for the length of a `with` block."""
+        accepting = threading.Thread(target=self._accept, daemon=True)
+        accepting.start()
+        try:
+            yield self
+        finally:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            accepting.join(10)
+
+    def _accept(self) -> None:
+        serving = []
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                break
+            self.connections += 1
+            serving.append(threading.Thread(target=self._serve, args=(client,), daemon=True))
+            serving[-1].start()
+        for thread in serving:
+            thread.join(10)
+
+    def _serve(self, client: socket.socket) -> None:
+        buffer = bytearray(65536)
+        body = prediction("A receipt.")
+        reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        with client:
+            client.settimeout(20)
+            while self._read_request(client, buffer):
+                self.requests += 1
+                client.sendall(reply)
+
+    @staticmethod
+    def _read_request(client: socket.socket, buffer: bytearray) -> bool:
+        filled = 0
+        while (end := buffer.find(b"\r\n\r\n", 0, filled)) < 0:
+            read = client.recv_into(memoryview(buffer)[filled:])
+            if not read:
+                return False
+            filled += read
+        length = buffer[:end].lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+        missing = int(length) - (filled - end - 4)
+        while missing > 0:
+            missing -= client.recv_into(buffer, min(missing, len(buffer)))
+        return True
+
+
+@pytest.fixture
+def server() -> Iterator[CountingServer]:
+    with CountingServer().running() as running:
+        yield running
+
+
+def own_calls(ask: Callable[[], Any]) -> int:
+    """Count the calls of functions of ours, and steps of our generators, on this thread."""
+    count = 0
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        nonlocal count
+        if event == "call":
+            count += frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        ask()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def peak(ask: Callable[[], Any]) -> int:
+    """Measure by how many bytes Python's memory grows at most."""
+    tracemalloc.start()
+    try:
+        begin, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        ask()
+        return tracemalloc.get_traced_memory()[1] - begin
+    finally:
+        tracemalloc.stop()
+
+
+def langchain_message(image: str) -> HumanMessage:
+    block = {"type": "image_url", "image_url": {"url": image}}
+    return HumanMessage([{"type": "text", "text": "What is the total?"}, block])
+
+
+def llama_index_message(image: str) -> ChatMessage:
+    return ChatMessage(blocks=[TextBlock(text="What is the total?"), ImageBlock(url=image)])
+
+
+# A model of LangChain's own and httpx, and LlamaIndex's classes and httpx: the least that there is.
+FLOORS = {
+    "langchain_phospho": """
+import httpx
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+""",
+    "llama_index_phospho": """
+import httpx
+import llama_index.core.llms
+import llama_index.core.multi_modal_llms
+""",
+}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_an_import_loads_the_framework_and_httpx_and_two_fast_libraries_more(package: str) -> None:
+    ran = in_fresh_python(
+        f"import json, sys\n{FLOORS[package]}\nfloor = set(sys.modules)\nimport {package}\n"
+        "print(json.dumps(sorted(set(sys.modules) - floor)))"
+    )
+    assert ran.returncode == 0, ran.stderr
+    more = json.loads(ran.stdout)
+    others = {name for name in more if name.partition(".")[0] not in OURS}
+    assert {name.partition(".")[0] for name in others} <= {"orjson", "pybase64"}
+    assert len(more) - len(others) <= 42
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda base_url: ChatPhospho(base_url=base_url), 82),
+        (lambda base_url: Phospho(base_url=base_url), 76),
+    ],
+    ids=["ChatPhospho", "Phospho"],
+)
+def test_a_model_is_made_in_few_calls(make: Callable[[str], Any], most: int) -> None:
+    make("http://127.0.0.1:9")
+    assert own_calls(lambda: make("http://127.0.0.1:9")) <= most * SLACK
+
+
+def test_a_question_takes_few_calls(server: CountingServer) -> None:
+    model, llm = ChatPhospho(base_url=server.base_url), Phospho(base_url=server.base_url)
+    for_langchain, for_llama_index = langchain_message(URL), llama_index_message(URL)
+    with PhosphoClient(base_url=server.base_url) as client:
+        ways: dict[str, tuple[Callable[[], Any], int]] = {
+            "describe": (lambda: client.describe(URL), 140),
+            "invoke": (lambda: model.invoke([for_langchain]), 206),
+            "chat": (lambda: llm.chat([for_llama_index]), 196),
+        }
+        counts = {}
+        for name, (ask, most) in ways.items():
+            ask()  # the first one opens a connection
+            counts[name] = (own_calls(ask), most)
+    model.close()
+    llm.close()
+    assert {name: count for name, (count, most) in counts.items() if count > most * SLACK} == {}
+
+
+def noise(size: int) -> bytes:
+    """Draw a picture of about so many bytes that is sent as it is: nothing compresses noise."""
+    side = int((size / 1.88) ** 0.5)
+    file = BytesIO()
+    dots = Random(0).randbytes(3 * side * side)  # noqa: S311 - the same in every run, is the point
+    drawn = Image.frombytes("RGB", (side, side), dots)
+    drawn.save(file, "JPEG", quality=90, subsampling=0)
+    return file.getvalue()
+
+
+def test_a_large_picture_is_held_as_its_base64_and_little_more(server: CountingServer) -> None:
+    """Its base64 alone, where the bytes were there; those and the base64, where they were not."""
+    picture = noise(9_600_000)
+    base64 = pybase64.b64encode_as_string(picture)
+    assert len(picture) > 5_000_000
+    message = langchain_message(f"data:image/jpeg;base64,{base64}")
+    more: Any = {"base_url": server.base_url, "max_image_side": 4096}
+    model = ChatPhospho(**more)
+    with PhosphoClient(**more) as client:
+        ways: dict[str, Callable[[], Any]] = {
+            "describe": lambda: client.describe(picture),
+            "describe base64": lambda: client.describe(base64),
+            "invoke": lambda: model.invoke([message]),
+        }
+        ratios = {}
+        for name, ask in ways.items():
+            ask()
+            ratios[name] = peak(ask) / len(base64)
+    model.close()
+    most = {"describe": 1.2, "describe base64": 2.0, "invoke": 2.0}
+    assert {name: ratio for name, ratio in ratios.items() if ratio > most[name]} == {}
+
+
+def test_questions_in_a_row_take_one_connection(server: CountingServer) -> None:
+    with PhosphoClient(base_url=server.base_url) as client:
+        for _ in range(5):
+            client.describe(URL)
+    assert (server.requests, server.connections) == (5, 1)
+
+    async def ask_in_a_row() -> None:
+        async with AsyncPhosphoClient(base_url=server.base_url) as client:
+            for _ in range(5):
+                await client.describe(URL)
+
+    asyncio.run(ask_in_a_row())
+    assert (server.requests, server.connections) == (10, 2)
+
+
+_PROBE = """
+import ssl
+
+made = []
+make = ssl.SSLContext.__new__
+
+def count(cls, *args, **kwargs):
+    made.append(cls)
+    return make(cls, *args, **kwargs)
+
+ssl.SSLContext.__new__ = count
+from langchain_phospho import ChatPhospho
+from llama_index_phospho import Phospho
+from phospho_multimodal import PhosphoError
+
+options = {"base_url": "https://127.0.0.1:1", "max_retries": 0}
+models = [ChatPhospho(**options), ChatPhospho(**options)]
+llms = [Phospho(**options)]
+before = len(made)
+for model in models:
+    try:
+        model.invoke([{"role": "user", "content": [{"type": "image_url", "image_url": URL}]}])
+    except PhosphoError:
+        pass
+for llm in llms:
+    try:
+        llm.chat([ChatMessage(blocks=[ImageBlock(url=URL)])])
+    except PhosphoError:
+        pass
+print(before, len(made))
+"""
+
+
+def test_one_tls_context_does_for_all_models_and_none_is_made_before_the_first_call() -> None:
+    needed = f"from llama_index.core.llms import ChatMessage, ImageBlock\nURL = {URL!r}\n"
+    ran = in_fresh_python(needed + _PROBE)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["0", "1"]
