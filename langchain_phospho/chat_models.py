@@ -11,7 +11,8 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
+from typing_extensions import Self
 
 from langchain_phospho.configuration import PARAMETERS
 from langchain_phospho.errors import langchain_errors
@@ -252,6 +253,17 @@ class ChatPhospho(TokenCounts):
         if limit is not None:
             params["ls_max_tokens"] = limit
         return params
+
+    @model_validator(mode="after")
+    def _check_profile_keys(self) -> Self:
+        """Have LangChain check a profile's keys, if it is another than the one below.
+
+        It evaluates the annotations of all keys for each model made; those of ours are tested.
+        """
+        if self.profile == self._resolve_model_profile():
+            return self
+        check: Callable[[], Self] | None = getattr(super(), "_check_profile_keys", None)
+        return self if check is None else check()
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         return {

@@ -180,7 +180,7 @@ class PhosphoConfiguration(BaseChatModel):
                     self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
                 )
             self._policy()
-            self._clients()
+            self._clients(settings)
         self._checked = True
         return self
 
@@ -259,11 +259,11 @@ class PhosphoConfiguration(BaseChatModel):
             default_prompt=self.default_prompt,
         )
 
-    def _clients(self) -> ModelClients:
+    def _clients(self, settings: Settings | None = None) -> ModelClients:
         with _making:
             if self._made_clients is None:
                 self._made_clients = ModelClients.make(
-                    self._client_options(),
+                    settings or Settings.resolve(**self._client_options()),
                     spending=self.spending,
                     http_client=self.http_client,
                     http_async_client=self.http_async_client,

@@ -162,16 +162,16 @@ class PhosphoConfiguration(FunctionCallingLLM):
                 self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
             )
         ImagePolicy(multi_image=self.multi_image, max_images=self.max_images)
-        self._clients()
+        self._clients(settings)
 
     def _client_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _CLIENT_OPTIONS}
 
-    def _clients(self) -> ModelClients:
+    def _clients(self, settings: Settings | None = None) -> ModelClients:
         with _making:
             if self._made_clients is None:
                 self._made_clients = ModelClients.make(
-                    self._client_options(),
+                    settings or Settings.resolve(**self._client_options()),
                     spending=self.spending,
                     http_client=self.http_client,
                     http_async_client=self.http_async_client,

@@ -172,8 +172,8 @@ def test_an_import_loads_the_framework_and_httpx_and_two_fast_libraries_more(pac
 @pytest.mark.parametrize(
     ("make", "most"),
     [
-        (lambda base_url: ChatPhospho(base_url=base_url), 82),
-        (lambda base_url: Phospho(base_url=base_url), 76),
+        (lambda base_url: ChatPhospho(base_url=base_url), 67),
+        (lambda base_url: Phospho(base_url=base_url), 59),
     ],
     ids=["ChatPhospho", "Phospho"],
 )

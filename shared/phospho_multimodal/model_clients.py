@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
 from phospho_multimodal.client import PhosphoClient
 from phospho_multimodal.exchange import Exchange
-from phospho_multimodal.settings import ClientOptions, Settings
+from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending import Spending
 
 __all__ = ["ModelClients"]
@@ -25,7 +24,7 @@ class ModelClients:
     @classmethod
     def make(
         cls,
-        options: Mapping[str, Any],
+        settings: Settings,
         *,
         spending: Spending | None,
         http_client: Any,
@@ -34,7 +33,7 @@ class ModelClients:
         """Make both.
 
         Args:
-            options: What `Settings.resolve` takes, by name.
+            settings: Of both.
             spending: The ledger of both; without one, spending is counted and not limited.
             http_client: An `httpx.Client` to borrow.
             http_async_client: An `httpx.AsyncClient` to borrow.
@@ -43,9 +42,8 @@ class ModelClients:
             The clients.
 
         Raises:
-            ConfigurationError: A setting is out of range or contradicts another one.
+            ConfigurationError: A borrowed client contradicts a setting.
         """
-        settings = Settings.resolve(**cast("ClientOptions", options))
         shared = Exchange.of(settings, spending)
         return cls(
             PhosphoClient.sharing(shared, http_client),

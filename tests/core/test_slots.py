@@ -14,6 +14,7 @@ from phospho_multimodal.conversation import ImagePolicy, Turn
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.model_clients import ModelClients
 from phospho_multimodal.pacing import Slots
+from phospho_multimodal.settings import Settings
 from pictures import encoded
 
 PICTURE = encoded()
@@ -22,7 +23,7 @@ PICTURE = encoded()
 def test_threads_and_event_loops_share_the_limit_of_a_model(lab):
     server = lab(hang(0.1))
     clients = ModelClients.make(
-        {"base_url": server.base_url, "max_concurrency": 2, "timeout": 0.05},
+        Settings.resolve(base_url=server.base_url, max_concurrency=2, timeout=0.05),
         spending=None,
         http_client=None,
         http_async_client=None,

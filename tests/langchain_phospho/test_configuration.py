@@ -10,11 +10,12 @@ import logging
 import pickle
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.language_models import ModelProfile
 from langchain_core.load import dumpd, dumps, load
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -405,3 +406,15 @@ def test_the_identifying_params_are_plain_data(red: Any) -> None:
     assert params["base_url"] == NOWHERE
     assert len(params["default_image"]) == 64
     json.dumps(dict(params))
+
+
+def test_every_key_of_the_profile_is_one_that_langchain_knows() -> None:
+    profile = ChatPhospho(base_url=NOWHERE).profile
+    assert profile is not None
+    assert profile.keys() <= get_type_hints(ModelProfile).keys()
+
+
+def test_a_profile_of_ones_own_is_checked_by_langchain() -> None:
+    unknown: Any = {"sees_ghosts": True}
+    with pytest.warns(UserWarning, match="sees_ghosts"):
+        ChatPhospho(base_url=NOWHERE, profile=unknown)
