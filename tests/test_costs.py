@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from random import Random
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pybase64
 import pytest
 from langchain_core.messages import HumanMessage
@@ -187,9 +188,9 @@ def test_a_question_takes_few_calls(server: CountingServer) -> None:
     for_langchain, for_llama_index = langchain_message(URL), llama_index_message(URL)
     with PhosphoClient(base_url=server.base_url) as client:
         ways: dict[str, tuple[Callable[[], Any], int]] = {
-            "describe": (lambda: client.describe(URL), 140),
-            "invoke": (lambda: model.invoke([for_langchain]), 206),
-            "chat": (lambda: llm.chat([for_llama_index]), 196),
+            "describe": (lambda: client.describe(URL), 128),
+            "invoke": (lambda: model.invoke([for_langchain]), 192),
+            "chat": (lambda: llm.chat([for_llama_index]), 184),
         }
         counts = {}
         for name, (ask, most) in ways.items():
@@ -231,6 +232,36 @@ def test_a_large_picture_is_held_as_its_base64_and_little_more(server: CountingS
     model.close()
     most = {"describe": 1.2, "describe base64": 2.0, "invoke": 2.0}
     assert {name: ratio for name, ratio in ratios.items() if ratio > most[name]} == {}
+
+
+class Weighing(httpx.BaseTransport):
+    """Takes a body as a socket does, and then tells what Python's memory holds."""
+
+    held = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in cast("httpx.SyncByteStream", request.stream):
+            pass
+        del _
+        self.held = tracemalloc.get_traced_memory()[0]
+        return httpx.Response(200, content=prediction("A receipt."))
+
+
+@pytest.mark.parametrize("size", [1_000_000, 9_600_000])
+def test_who_waits_for_an_answer_holds_the_base64_and_nothing_else(size: int) -> None:
+    base64 = pybase64.b64encode_as_string(noise(size))
+    weighing = Weighing()
+    with httpx.Client(transport=weighing) as http_client:
+        client = PhosphoClient(
+            base_url="http://127.0.0.1:9", http_client=http_client, max_image_side=4096
+        )
+        client.describe(base64)
+        tracemalloc.start()
+        try:
+            client.describe(base64)
+        finally:
+            tracemalloc.stop()
+    assert weighing.held / len(base64) < 1.1
 
 
 def test_questions_in_a_row_take_one_connection(server: CountingServer) -> None:

@@ -67,23 +67,25 @@ class Turn:
         name: Of a tool: its name.
         calls: Of the assistant: the tools it called. They are no part of the text; the tool
             protocol shows them where there are tools.
+        images: The images among the parts, in their order.
     """
 
     role: Role
     parts: tuple[Part, ...] = field(repr=False)
     name: str | None = None
     calls: tuple[ToolCall, ...] = ()
+    images: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        images: list[ImageSource] = []
         for part in cast("tuple[object, ...]", self.parts):
-            if not isinstance(part, (str, ImageSource)):
+            if isinstance(part, ImageSource):
+                images.append(part)
+            elif not isinstance(part, str):
                 message = f"A prompt is text, and this is a {type(part).__name__}."
                 raise UnsupportedContentError(message)
-
-    @property
-    def images(self) -> tuple[ImageSource, ...]:
-        """The images of this turn, in their order."""
-        return tuple(part for part in self.parts if isinstance(part, ImageSource))
+        # Picked out once: every step of a question asks for them.
+        object.__setattr__(self, "images", tuple(images))
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ def predict(
 
     heavy = clean is None and _have_bytes(handed_over)
     call, shown = yield Work(make_ready, heavy=heavy)
+    clean = None  # or its bytes would wait for the answer, beside the base64 of them
     description = yield from ask(shared, call)
     metadata = _metadata(shared, plan, asking, [call], shown)
     return Prediction(cut_at_stop(description, asking.stop), metadata)
