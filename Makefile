@@ -51,6 +51,12 @@ test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
 	@$(RUN) pip install -qq --disable-pip-version-check --group browser
 	@$(RUN) pytest --override-ini 'norecursedirs=.*' tests/browser
 
+.PHONY: test-engines
+test-engines: $(STAMP)  ## Test the engine that runs a model, with PyTorch and a tiny one
+	@$(RUN) pip install -qq --disable-pip-version-check --group engines
+	@TEST_ENGINES=1 $(RUN) pytest --override-ini 'norecursedirs=.*' tests/engines\
+	 tests/server/test_held_questions.py
+
 # The peers are installed when somebody measures, and only then: no check needs them.
 .PHONY: bench
 bench: .venv/.bench  ## Measure beside the peers, some minutes; WRITE=1 keeps the table and the plot

@@ -21,7 +21,18 @@ from phospho_multimodal import _version, errors
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["langchain_phospho", "llama_index_phospho", "phospho_multimodal"]
-EXTRAS = ["agents", "all", "bench", "cli", "heif", "langchain", "llama-index", "ocr", "server"]
+EXTRAS = [
+    "agents",
+    "all",
+    "bench",
+    "cli",
+    "heif",
+    "langchain",
+    "llama-index",
+    "ocr",
+    "server",
+    "transformers",
+]
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 OCR = {"cv2", "onnxruntime", "rapidocr"}
 SERVER = {"fastapi", "phospho_multimodal.server", "starlette", "uvicorn"}

@@ -78,7 +78,9 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")
     ] = 8000,
-    engine: Annotated[str, typer.Option(help="What answers: ocr, openai, echo.")] = "ocr",
+    engine: Annotated[
+        str, typer.Option(help="What answers: ocr, openai, transformers, echo.")
+    ] = "ocr",
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +90,12 @@ def serve(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(show_default=False, help="For openai: the model's name there.")
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="For openai: the model's name there. For transformers: a model's folder, or its"
+            " name on the model hub.",
+        ),
     ] = None,
     dialect: Annotated[
         str | None,
@@ -96,6 +103,24 @@ def serve(
             show_default=False,
             help="For openai: vllm, sglang, llama.cpp, lmstudio, ollama, generic."
             " [default: found out]",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="For transformers: auto, cpu, cuda. [default: auto]"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="For transformers: auto, float32, bfloat16, float16. [default: auto]",
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            show_default=False,
+            help="For transformers: questions answered in one go. [default: 8]",
         ),
     ] = None,
     api_key: Annotated[
@@ -141,7 +166,14 @@ def serve(
         key = api_key or None  # an empty variable means none
         listener = bind(host, port, api_key=key)
         with contextlib.closing(listener):
-            engine_options = {"upstream": upstream, "model": model, "dialect": dialect}
+            engine_options = {
+                "upstream": upstream,
+                "model": model,
+                "dialect": dialect,
+                "device": device,
+                "dtype": dtype,
+                "max_batch": max_batch,
+            }
             make = functools.partial(
                 application,
                 engine,

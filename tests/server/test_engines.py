@@ -262,7 +262,8 @@ class TestEcho:
         assert result.stdout == "set()\n", result.stderr
 
 
-@pytest.mark.parametrize("name", list(ENGINES))
+# PyTorch is not here; tests/engines has the test of its engine's name.
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "transformers"])
 def test_an_engine_bears_the_name_it_is_chosen_by(name):
     options = {"openai": {"upstream": "http://127.0.0.1:1", "model": "a-model"}}
     assert load_engine(name, **options.get(name, {})).name == name
@@ -271,3 +272,14 @@ def test_an_engine_bears_the_name_it_is_chosen_by(name):
 def test_an_unknown_engine_is_refused_with_the_ones_there_are():
     with pytest.raises(ConfigurationError, match=r"'llava'.*echo, ocr"):
         load_engine("llava")
+
+
+def test_the_engine_transformers_names_its_extra_where_there_is_no_pytorch():
+    result = in_fresh_python(
+        "import sys; sys.modules['torch'] = None\n"
+        "from phospho_multimodal.server.engines import load_engine\n"
+        "load_engine('transformers', model='any')"
+    )
+    assert result.returncode == 1
+    assert "ImportError: The engine 'transformers' needs 'torch'" in result.stderr
+    assert "phospho-multimodal[transformers]" in result.stderr

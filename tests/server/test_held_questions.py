@@ -11,10 +11,15 @@ import base64
 import contextlib
 import functools
 import io
+import os
 import re
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
@@ -62,11 +67,23 @@ def running_openai() -> Iterator[Engine]:
         yield OpenAIEngine(upstream=upstream.url, model="a-model")
 
 
+@contextlib.contextmanager
+def running_transformers() -> Iterator[Engine]:
+    """The engine `transformers`, with a model of random weights."""
+    from tiny_llava import save_tiny_llava  # noqa: PLC0415 - PyTorch is not part of `make test`
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield load_engine("transformers", model=str(save_tiny_llava(Path(folder))))
+
+
 HELD: dict[str, tuple[Callable[[], contextlib.AbstractContextManager[Engine]], bool]] = {
     "ocr": (running_ocr, True),
     "openai": (running_openai, True),
 }
 """Name of an engine → how to run it, and whether it reads."""
+
+if "TEST_ENGINES" in os.environ:  # as `make test-engines` says
+    HELD["transformers"] = (running_transformers, False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,8 @@ class Door:
 def door(request: pytest.FixtureRequest) -> Iterator[Door]:
     run, reads = HELD[request.param]
     with run() as engine, serve(create_app(engine)) as base_url:
+        while httpx.get(f"{base_url}/health").json()["status"] == "loading":
+            time.sleep(0.05)
         yield Door(base_url, reads)
 
 

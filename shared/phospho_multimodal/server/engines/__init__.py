@@ -137,6 +137,7 @@ ENGINES = {
     "ocr": ("phospho_multimodal.server.engines.ocr", "OcrEngine"),
     "echo": ("phospho_multimodal.server.engines.echo", "EchoEngine"),
     "openai": ("phospho_multimodal.server.engines.openai", "OpenAIEngine"),
+    "transformers": ("phospho_multimodal.server.engines.transformers", "TransformersEngine"),
 }
 """Name of an engine → its module and its class."""
 
