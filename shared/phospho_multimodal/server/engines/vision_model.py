@@ -25,7 +25,12 @@ except ModuleNotFoundError as missing:
 
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server.engines import EngineFailed
-from phospho_multimodal.wire import MAX_NEW_TOKENS
+from phospho_multimodal.wire import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_REPETITION_PENALTY,
+    DEFAULT_TOP_P,
+    MAX_NEW_TOKENS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +42,6 @@ __all__ = ["DEVICES", "DTYPES", "VisionModel"]
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-DEFAULT_NEW_TOKENS = 200
-DEFAULT_REPETITION_PENALTY = 1.15
 
 _INDEX = "model.safetensors.index.json"
 _EMPTY = "The model's answer is empty: its first token was its last."
@@ -197,14 +199,14 @@ def _generation(parameters: GenerationParameters) -> dict[str, Any]:
     """
     penalty = parameters.repetition_penalty
     options: dict[str, Any] = {
-        "max_new_tokens": min(parameters.max_new_tokens or DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS),
+        "max_new_tokens": min(parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, MAX_NEW_TOKENS),
         "repetition_penalty": DEFAULT_REPETITION_PENALTY if penalty is None else penalty,
         "do_sample": parameters.temperature is not None or parameters.top_p is not None,
         "num_beams": 1,
     }
     if options["do_sample"]:
         options["temperature"] = 1.0 if parameters.temperature is None else parameters.temperature
-        options["top_p"] = 1.0 if parameters.top_p is None else parameters.top_p
+        options["top_p"] = DEFAULT_TOP_P if parameters.top_p is None else parameters.top_p
         options["top_k"] = 0  # the contract has none
     return options
 
