@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.processes import is_alive, name_of_process
-from phospho_multimodal.sqlite_file import open_database
+from phospho_multimodal.sqlite_file import open_database, transaction
 
 __all__ = ["Description", "DescriptionStore"]
 
@@ -142,13 +142,8 @@ class DescriptionStore:
         with self._lock:
             try:
                 database = self._open()
-                database.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(database):
                     yield database
-                except BaseException:
-                    database.execute("ROLLBACK")
-                    raise
-                database.execute("COMMIT")
             except sqlite3.Error as failure:
                 message = f"The store of descriptions {self.path} cannot be used: {failure}."
                 raise ConfigurationError(message) from None

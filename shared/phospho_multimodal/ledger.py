@@ -185,18 +185,16 @@ class LedgerFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3  # noqa: PLC0415 - a ledger in memory needs none of it
+        # A ledger in memory needs none of it.
+        import sqlite3  # noqa: PLC0415
+
+        from phospho_multimodal.sqlite_file import transaction  # noqa: PLC0415
 
         with self._lock:
             try:
                 database = self._open()
-                database.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(database):
                     yield database
-                except BaseException:
-                    database.execute("ROLLBACK")
-                    raise
-                database.execute("COMMIT")
             except sqlite3.Error as failure:
                 message = f"The ledger {self.path} cannot be used: {failure}."
                 raise ConfigurationError(message) from None

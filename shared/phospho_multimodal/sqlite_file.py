@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["open_database"]
+__all__ = ["open_database", "transaction"]
 
 _PATIENCE = 30.0
 """Seconds to wait for other processes; each of their transactions takes milliseconds."""
@@ -36,15 +37,36 @@ def open_database(path: Path | None, tables: Sequence[str]) -> sqlite3.Connectio
         # With a write-ahead log a step costs no waiting for the disk, and no kill can tear it.
         _use_write_ahead_log(database)
         database.execute("PRAGMA synchronous = NORMAL")
-        # Taking the write lock first: SQLite does not wait for a lock that a reader asks for late.
-        database.execute("BEGIN IMMEDIATE")
-        for statement in tables:
-            database.execute(statement)
-        database.execute("COMMIT")
+        with transaction(database):
+            for statement in tables:
+                database.execute(statement)
     except BaseException:
         database.close()
         raise
     return database
+
+
+@contextlib.contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Make what is done in a `with` block whole, or not done at all.
+
+    Args:
+        database: From `open_database`.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        sqlite3.Error: Others held the file for too long, or it cannot be written.
+    """
+    # Taking the write lock first: SQLite does not wait for a lock that a reader asks for late.
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
 
 
 def _use_write_ahead_log(database: sqlite3.Connection) -> None:
