@@ -59,14 +59,16 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
     Raises:
         sqlite3.Error: Others held the file for too long, or it cannot be written.
     """
-    # Taking the write lock first: SQLite does not wait for a lock that a reader asks for late.
-    database.execute("BEGIN IMMEDIATE")
     try:
+        # Taking the write lock first: SQLite does not wait for a lock that a reader asks for late.
+        # Inside, since a Ctrl-C while it waits is raised when it has the lock.
+        database.execute("BEGIN IMMEDIATE")
         yield
+        database.execute("COMMIT")
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")
 
 
 def _use_write_ahead_log(database: sqlite3.Connection) -> None:

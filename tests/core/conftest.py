@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -41,3 +42,16 @@ def real_delays(no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo `no_waiting` for a test of the figures themselves."""
     monkeypatch.setattr(retry, "_FIRST_DELAY", 0.5)
     monkeypatch.setattr(retry, "_LONGEST_DELAY", 8.0)
+
+
+@pytest.fixture
+def interrupt_after() -> Iterator[Callable[[float], object]]:
+    """Raise KeyboardInterrupt in this thread after some seconds, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

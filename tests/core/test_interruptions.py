@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import threading
 import time
 from textwrap import dedent
@@ -122,19 +121,6 @@ async def test_a_timeout_around_a_call_is_a_cancellation_like_any_other(lab):
             await asyncio.wait_for(client.describe(PICTURE), 0.1)
 
     assert spending.snapshot().images_in_doubt == 1
-
-
-@pytest.fixture
-def interrupt_after():
-    """Raise KeyboardInterrupt in this thread after some seconds, as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def test_ctrl_c_while_an_answer_is_awaited(lab, interrupt_after):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from phospho_multimodal.sqlite_file import open_database
+from phospho_multimodal.sqlite_file import open_database, transaction
 
 TABLES = ["CREATE TABLE IF NOT EXISTS notes (text TEXT)"]
 
@@ -40,3 +40,23 @@ def test_a_file_that_is_no_database_is_told_and_closed(tmp_path: Path):
 
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         open_database(path, TABLES)
+
+
+def test_ctrl_c_while_the_file_is_held_leaves_it_free(tmp_path: Path, interrupt_after):
+    path = tmp_path / "notes.db"
+    database = open_database(path, TABLES)
+    other = open_database(path, TABLES)
+    other.execute("BEGIN IMMEDIATE")
+    free_again = threading.Timer(0.3, other.execute, ("ROLLBACK",))
+    free_again.start()
+
+    interrupt_after(0.1)
+    with pytest.raises(KeyboardInterrupt), transaction(database):
+        pass
+    free_again.join()
+
+    assert not database.in_transaction
+    with transaction(other):
+        other.execute("INSERT INTO notes VALUES ('here')")
+    database.close()
+    other.close()
