@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ __all__ = [
     "Together",
     "Work",
     "ask",
+    "set_aside",
     "with_ledger",
 ]
 
@@ -297,11 +299,52 @@ def with_ledger(shared: Exchange, work: Callable[[], T]) -> Generator[Step, Any,
     return cast("T", (yield Work(work, heavy=True)))
 
 
+def set_aside(
+    shared: Exchange, images: int = 1
+) -> Generator[Step, Any, tuple[Reservation, ...]]:
+    """Reserve money, and leave none reserved if the call ends before it has the reservations.
+
+    Args:
+        shared: What the client's calls share.
+        images: How many.
+
+    Yields:
+        The work, if it does not belong on an event loop.
+
+    Returns:
+        A reservation for each.
+
+    Raises:
+        SpendingLimitError: The cap does not allow it. Nothing was reserved.
+    """
+    spending = shared.spending
+    made: list[Reservation] = []
+    given_up = threading.Event()
+
+    def make() -> tuple[Reservation, ...]:
+        if not given_up.is_set():
+            made.extend(spending.reserve(images))
+        if given_up.is_set():
+            for reservation in made:
+                reservation.release()
+        return tuple(made)
+
+    try:
+        return (yield from with_ledger(shared, make))
+    except BaseException:
+        # A cancelled task does not wait for the thread that works for it, and is not told what it
+        # made: whoever comes second, the thread or this, releases it.
+        given_up.set()
+        for reservation in made:
+            spending.settle_soon(reservation.release)
+        raise
+
+
 def _reservation(shared: Exchange, call: Call) -> Generator[Step, Any, Reservation]:
     reservation, call.reservation = call.reservation, None
     if reservation is not None:
         return reservation
-    (reservation,) = yield from with_ledger(shared, shared.spending.reserve)
+    (reservation,) = yield from set_aside(shared)
     return reservation
 
 

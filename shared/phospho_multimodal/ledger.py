@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -20,7 +22,7 @@ from phospho_multimodal.processes import after_fork, is_alive, name_of_process
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
+__all__ = ["Backlog", "Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
 
 _TABLES = [
     """CREATE TABLE IF NOT EXISTS totals
@@ -205,6 +207,43 @@ class LedgerFile:
         if self._connection is None:
             self._connection = open_database(self.path, _TABLES)
         return self._connection
+
+
+class Backlog:
+    """What is still to be written by those who cannot wait for a file that others hold.
+
+    A thread writes it, at once if it can: the interpreter does not end before. Who wants to see the
+    ledger clears it first, and so finds all of it written.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
+        # The parent's thread, which writes the parent's, is not in a forked child.
+        self._left: deque[Callable[[], object]] = deque()
+        self._clearing = threading.RLock()  # what is called in it may look at the ledger too
+        self._writer: ThreadPoolExecutor | None = None
+
+    def add(self, work: Callable[[], object]) -> None:
+        """Have something done without waiting for it; to do it twice must not matter."""
+        self._left.append(work)
+        try:
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, thread_name_prefix="phospho-ledger")
+            self._writer.submit(self.clear)
+        except RuntimeError:  # there are no threads any more: the interpreter ends
+            self.clear()
+
+    def clear(self) -> None:
+        """Do what is left, and wait for what is being done."""
+        with self._clearing:
+            while self._left:
+                work = self._left[0]
+                work()
+                with contextlib.suppress(ValueError):
+                    self._left.remove(work)  # not before: a Ctrl-C may have stopped it
 
 
 def _read(database: sqlite3.Connection) -> Counts:

@@ -10,7 +10,7 @@ from typing import Any
 
 from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
-from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask, with_ledger
+from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask, set_aside
 from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
@@ -128,7 +128,7 @@ def _ask_each(
 
     ready = yield Work(make_ready, heavy=_have_bytes(handed_over))
     # For all or for none: half an answer for half the money is not what was asked for.
-    reservations = yield from with_ledger(shared, partial(shared.spending.reserve, len(ready)))
+    reservations = yield from set_aside(shared, len(ready))
     calls = [call for _, call in ready]
     for call, reservation in zip(calls, reservations, strict=True):
         call.reservation = reservation
@@ -138,7 +138,7 @@ def _ask_each(
     finally:
         for call in calls:  # what a call has taken it settles itself
             if call.reservation is not None:
-                call.reservation.release()
+                shared.spending.settle_soon(call.reservation.release)
     failures = [outcome for outcome in outcomes if isinstance(outcome, PhosphoError)]
     if len(failures) == len(outcomes):
         first = refusals[0] if refusals else failures[0]

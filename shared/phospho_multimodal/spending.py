@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
-from phospho_multimodal.ledger import Counts, Ledger, LedgerFile, LedgerInMemory, Outcome
+from phospho_multimodal.ledger import (
+    Backlog,
+    Counts,
+    Ledger,
+    LedgerFile,
+    LedgerInMemory,
+    Outcome,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +139,7 @@ class Spending:
         self.max_images = max_images
         self.path = None if path is None else Path(path)
         self._ledger: Ledger = LedgerInMemory() if self.path is None else LedgerFile(self.path)
+        self._backlog = Backlog()
         self._on_nearly_spent = on_nearly_spent
         self._told = threading.Lock()  # taken once, by whoever crosses the line first
 
@@ -159,6 +167,7 @@ class Spending:
             if self.max_usd is not None and total * self.usd_per_image > self.max_usd:
                 raise self._refusal(images, f"${self.max_usd}", counts)
 
+        self._backlog.clear()
         return tuple(Reservation(self, ticket) for ticket in self._ledger.reserve(images, check))
 
     def settle(self, billed: int | None = None) -> SpendingSnapshot:
@@ -173,12 +182,26 @@ class Spending:
         Raises:
             ConfigurationError: There are not that many in doubt.
         """
+        self._backlog.clear()
         self._ledger.resolve(billed)
         return self.snapshot()
 
     def snapshot(self) -> SpendingSnapshot:
         """Tell how the ledger stands; print it for a line of text."""
+        self._backlog.clear()
         return self._snapshot(self._ledger.counts())
+
+    def settle_soon(self, end: Callable[[], None]) -> None:
+        """Settle a reservation where nobody can wait for a ledger in a file that others hold.
+
+        Args:
+            end: Its `bill`, `release` or `doubt`. It counts in whatever is asked of this ledger
+                from now on.
+        """
+        if self.path is None:
+            end()
+        else:
+            self._backlog.add(end)
 
     def __copy__(self) -> Spending:
         """A copy of a cap would be a second cap, so it is the same one."""

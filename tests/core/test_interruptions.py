@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from textwrap import dedent
 
 import httpx
@@ -27,6 +30,37 @@ from phospho_multimodal.images.source import image_source
 from pictures import draw, encoded
 
 PICTURE = encoded()
+TURN = Turn("user", ("?", *[image_source(encoded(draw(colour=c))) for c in ("red", "blue")]))
+EACH = ImagePolicy(multi_image="each")
+
+
+class HeldFile:
+    """A ledger's file that another process holds: nobody else can write to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def hold(self) -> None:
+        self._holder.execute("BEGIN IMMEDIATE")
+
+    def let_go(self) -> None:
+        if self._holder.in_transaction:
+            self._holder.execute("ROLLBACK")
+
+    def close(self) -> None:
+        self.let_go()
+        self._holder.close()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[tuple[Spending, HeldFile]]:
+    """A ledger in a file, and a hold on it."""
+    path = tmp_path / "spending.db"
+    spending = Spending(max_images=2, path=path)
+    file = HeldFile(path)
+    yield spending, file
+    file.close()
 
 
 async def _until(condition) -> None:
@@ -326,3 +360,86 @@ def test_the_deadline_holds_on_a_connection_that_was_used_before(lab):
 
     assert time.monotonic() - begin < 1.5
     assert server.connections == 1
+
+
+def _begun_on_threads(spending: Spending, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note what is begun with a ledger's file, since who waits for it shows nothing else."""
+    begun: list[str] = []
+
+    def noting(name: str) -> Callable[..., object]:
+        do = getattr(spending._ledger, name)
+
+        def noted(*arguments: object) -> object:
+            begun.append(name)
+            return do(*arguments)
+
+        return noted
+
+    for name in ("reserve", "settle"):
+        monkeypatch.setattr(spending._ledger, name, noting(name))
+    return begun
+
+
+@pytest.mark.parametrize("multi_image", ["last", "each"])
+async def test_cancelled_while_a_held_ledger_file_makes_it_wait_nothing_stays_reserved(
+    lab, ledger, monkeypatch, multi_image
+):
+    server = lab()
+    spending, file = ledger
+    begun = _begun_on_threads(spending, monkeypatch)
+    file.hold()
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        policy = ImagePolicy(multi_image=multi_image)
+        task = asyncio.create_task(client.converse([TURN], policy))
+        await _until(lambda: begun)
+
+        await _cancelled(task)
+        file.let_go()
+        # The abandoned thread reserves, and releases what nobody waits for.
+        await _until(lambda: begun.count("settle") == (2 if multi_image == "each" else 1))
+
+        assert spending.snapshot().images_reserved == 0
+        assert (await client.converse([TURN], EACH)).metadata["images_billed"] == 2
+    assert len(server.requests) == 2
+
+
+async def test_cancelled_in_the_moment_it_was_reserved_nothing_stays_reserved(
+    lab, ledger, monkeypatch
+):
+    server = lab()
+    spending, _ = ledger
+    loop = asyncio.get_running_loop()
+    reserve = spending.reserve
+
+    def reserve_and_cancel(images: int = 1):
+        made = reserve(images)
+        loop.call_soon_threadsafe(task.cancel)  # before the thread reports what it made
+        return made
+
+    monkeypatch.setattr(spending, "reserve", reserve_and_cancel)
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        task = asyncio.create_task(client.describe(PICTURE))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    await _until(lambda: spending.snapshot().images_reserved == 0)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("multi_image", ["last", "each"])
+def test_ctrl_c_while_a_held_ledger_file_makes_it_wait_nothing_stays_reserved(
+    lab, ledger, interrupt_after, multi_image
+):
+    server = lab()
+    spending, file = ledger
+    file.hold()
+    free_again = threading.Timer(0.4, file.let_go)
+    free_again.start()
+    with PhosphoClient(base_url=server.base_url, spending=spending) as client:
+        interrupt_after(0.1)
+        with pytest.raises(KeyboardInterrupt):
+            client.converse([TURN], ImagePolicy(multi_image=multi_image))
+    free_again.join()
+
+    assert spending.snapshot().images_reserved == 0
+    assert server.requests == []
