@@ -250,8 +250,10 @@ class PhosphoClient:
         workers = min(len(conversations), self._settings.max_concurrency)
         given_up = threading.Event()
         with ThreadPoolExecutor(workers, thread_name_prefix="phospho") as pool:
-            futures = [pool.submit(self._run_to_outcome, one, given_up) for one in conversations]
             try:
+                futures = [
+                    pool.submit(self._run_to_outcome, one, given_up) for one in conversations
+                ]
                 return [future.result() for future in futures]
             except BaseException:
                 # Nothing more is sent; what is in flight is waited for and settles its money.

@@ -260,8 +260,7 @@ def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
             stopped_by = call.stopped_by()
             if stopped_by is not None:
                 raise _final(failure or _not_asked(stopped_by), call)
-            reservation = yield from _reservation(shared, call)
-            outcome = yield from _attempt(shared, call, reservation)
+            outcome = yield from _attempt(shared, call)
         except SpendingLimitError as refusal:
             raise _final(failure or refusal, call) from None
         finally:
@@ -299,9 +298,7 @@ def with_ledger(shared: Exchange, work: Callable[[], T]) -> Generator[Step, Any,
     return cast("T", (yield Work(work, heavy=True)))
 
 
-def set_aside(
-    shared: Exchange, images: int = 1
-) -> Generator[Step, Any, tuple[Reservation, ...]]:
+def set_aside(shared: Exchange, images: int = 1) -> Generator[Step, Any, tuple[Reservation, ...]]:
     """Reserve money, and leave none reserved if the call ends before it has the reservations.
 
     Args:
@@ -348,27 +345,37 @@ def _reservation(shared: Exchange, call: Call) -> Generator[Step, Any, Reservati
     return reservation
 
 
-def _attempt(
-    shared: Exchange, call: Call, reservation: Reservation
-) -> Generator[Step, Any, str | PhosphoError]:
+def _attempt(shared: Exchange, call: Call) -> Generator[Step, Any, str | PhosphoError]:
     """Send once and settle the money; a failure that can be judged is returned, not raised."""
     settings = shared.settings
     body = RequestBody(*call.body)
-    call.attempts += 1
+    reservation: Reservation | None = None
+    reply: Reply | None = None
+    settle: Callable[[], None] | None = None
     try:
-        reply = yield _request(settings, body, call.deadline)
-    except TRANSPORT_FAILURES as lost:
-        failure = _transport_failure(lost, settings, call, sent=body.sent)
-    except BaseException:  # cancelled, interrupted, or closed: only the money is left to settle
-        _settle_lost(call, reservation, sent=body.sent)
-        raise
-    else:
-        outcome, settle = _judge(reply, settings, call, reservation)
+        reservation = yield from _reservation(shared, call)
+        call.attempts += 1
+        outcome: str | PhosphoError
+        try:
+            reply = yield _request(settings, body, call.deadline)
+        except TRANSPORT_FAILURES as lost:
+            outcome = _transport_failure(lost, settings, call, sent=body.sent)
+        # Outside the handler: httpx's error holds the request, and with it the key.
+        if reply is None:
+            settle = _lost(call, reservation, sent=isinstance(outcome, ReplyLostError))
+        else:
+            outcome, settle = _judge(reply, settings, call, reservation)
         yield from with_ledger(shared, settle)
-        return outcome
-    # Outside the handler: httpx's error holds the request, and with it the key.
-    _settle_lost(call, reservation, sent=isinstance(failure, ReplyLostError))
-    return failure
+    except BaseException:
+        # Cancelled, interrupted or closed, at whatever point: only the money is left to settle.
+        # This may be on an event loop that waits for the task to end, and a generator that is
+        # closed may not yield; so a file is written by the ledger's own thread, for which the
+        # interpreter waits. Where a thread has begun to settle, the first end counts: both are one.
+        if reservation is not None:
+            came = body.sent or reply is not None
+            shared.spending.settle_soon(settle or _lost(call, reservation, sent=came))
+        raise
+    return outcome
 
 
 def _request(settings: Settings, body: RequestBody, deadline: float | None) -> Send:
@@ -435,12 +442,12 @@ def _transport_failure(
     )
 
 
-def _settle_lost(call: Call, reservation: Reservation, *, sent: bool) -> None:
-    if sent:
-        call.in_doubt += 1
-        reservation.doubt()
-    else:
-        reservation.release()
+def _lost(call: Call, reservation: Reservation, *, sent: bool) -> Callable[[], None]:
+    """Tell how the money of an attempt without an answer is to be settled."""
+    if not sent:
+        return reservation.release
+    call.in_doubt += 1
+    return reservation.doubt
 
 
 def _delay(shared: Exchange, call: Call, failure: PhosphoError) -> float | None:

@@ -7,14 +7,25 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 
 import httpx
 import pytest
 
-from fault_server import answer, drip, hang, status
+from fault_server import (
+    Behaviour,
+    Connection,
+    Received,
+    answer,
+    drip,
+    hang,
+    prediction,
+    reset,
+    status,
+)
 from fresh_python import in_fresh_python
 from phospho_multimodal import (
     AsyncPhosphoClient,
@@ -23,10 +34,14 @@ from phospho_multimodal import (
     PhosphoError,
     ReplyLostError,
     Spending,
+    async_client,
+    exchange,
     retry,
 )
 from phospho_multimodal.conversation import ImagePolicy, Turn
+from phospho_multimodal.exchange import Call, Exchange, Reply, Send, Step, Work, ask
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.settings import Settings
 from pictures import draw, encoded
 
 PICTURE = encoded()
@@ -294,12 +309,11 @@ def test_a_loop_that_ends_with_requests_in_flight_is_quiet(lab):
 def test_ctrl_c_sends_nothing_more_of_several_images(lab, interrupt_after, real_delays):
     server = lab(status(503, headers={"retry-after": "5"}))
     spending = Spending()
-    turn = Turn("user", ("?", *[image_source(encoded(draw(colour=c))) for c in ("red", "blue")]))
     with PhosphoClient(base_url=server.base_url, spending=spending) as client:
         interrupt_after(0.5)
         begin = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            client.converse([turn], ImagePolicy(multi_image="each"))
+            client.converse([TURN], EACH)
 
     assert time.monotonic() - begin < 3
     assert len(server.requests) == 2
@@ -443,3 +457,186 @@ def test_ctrl_c_while_a_held_ledger_file_makes_it_wait_nothing_stays_reserved(
 
     assert spending.snapshot().images_reserved == 0
     assert server.requests == []
+
+
+def _holding(file: HeldFile, behaviour: Behaviour) -> Behaviour:
+    """Behave when another process has taken the ledger's file."""
+
+    def behave(connection: Connection, request: Received) -> None:
+        file.hold()
+        behaviour(connection, request)
+
+    return behave
+
+
+async def test_a_lost_reply_with_a_held_ledger_file_does_not_stop_the_event_loop(lab, ledger):
+    spending, file = ledger
+    server = lab(_holding(file, reset()))
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        task = asyncio.create_task(client.describe(PICTURE))
+        await _until(lambda: server.requests)
+        longest = 0.0
+        for _ in range(20):
+            begin = time.monotonic()
+            await asyncio.sleep(0.02)
+            longest = max(longest, time.monotonic() - begin)
+        file.let_go()
+        with pytest.raises(ReplyLostError):
+            await task
+
+    assert longest < 0.3
+    assert spending.snapshot().images_in_doubt == 1
+
+
+async def test_a_cancelled_call_does_not_wait_for_a_held_ledger_file(lab, ledger):
+    spending, file = ledger
+    server = lab(_holding(file, hang()))
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        task = asyncio.create_task(client.describe(PICTURE))
+        await _until(lambda: server.requests)
+        await asyncio.sleep(0.05)
+        begin = time.monotonic()
+
+        await _cancelled(task)
+
+        assert time.monotonic() - begin < 0.3
+    file.let_go()
+    snapshot = spending.snapshot()
+    assert (snapshot.images_in_doubt, snapshot.images_reserved) == (1, 0)
+
+
+async def test_cancelled_before_a_thread_settles_an_answer_is_billed(lab, ledger, monkeypatch):
+    spending, _ = ledger
+    server = lab(answer())
+    on_a_thread = async_client._on_a_thread
+
+    async def cancelled_after_the_answer(work: Callable[[], object]) -> object:
+        if server.billed:
+            task.cancel()
+        return await on_a_thread(work)  # whose first step is where the task ends
+
+    monkeypatch.setattr(async_client, "_on_a_thread", cancelled_after_the_answer)
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        task = asyncio.create_task(client.describe(PICTURE))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    snapshot = spending.snapshot()
+    assert (snapshot.images_billed, snapshot.images_reserved) == (1, 0)
+
+
+def _late_answer(connection: Connection, request: Received) -> None:
+    connection.server.stopping.wait(0.5)
+    answer()(connection, request)
+
+
+@pytest.mark.parametrize("kept_in", ["memory", "file"])
+def test_ctrl_c_before_the_answers_to_several_images_bills_those_that_come(
+    lab, tmp_path, interrupt_after, kept_in
+):
+    server = lab(_late_answer)
+    spending = Spending(path=tmp_path / "spending.db" if kept_in == "file" else None)
+    with PhosphoClient(base_url=server.base_url, spending=spending) as client:
+        interrupt_after(0.25)
+        with pytest.raises(KeyboardInterrupt):
+            client.converse([TURN], EACH)
+
+    snapshot = spending.snapshot()
+    assert (snapshot.images_billed, snapshot.images_reserved) == (server.billed, 0) == (2, 0)
+
+
+def test_ctrl_c_while_several_questions_are_begun_sends_nothing_more(lab, monkeypatch, real_delays):
+    server = lab(status(503, headers={"retry-after": "5"}))
+    spending = Spending()
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool: ThreadPoolExecutor, *arguments: object) -> object:
+        if server.requests:
+            raise KeyboardInterrupt
+        future = submit(pool, *arguments)  # type: ignore[arg-type]
+        server.wait_for_requests(1)
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    begin = time.monotonic()
+    with (
+        PhosphoClient(base_url=server.base_url, spending=spending) as client,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        client.converse([TURN], EACH)
+
+    assert time.monotonic() - begin < 3
+    assert len(server.requests) == 1
+    assert spending.snapshot().images_reserved == 0
+
+
+def _begun(spending: Spending) -> Generator[Step, object, str]:
+    """A question on its way by hand, up to the request that waits for its answer."""
+    shared = Exchange.of(Settings.resolve(base_url="http://127.0.0.1:9"), spending)
+    conversation = ask(shared, Call([b"{}"], (), None))
+    step = next(conversation)
+    while not isinstance(step, Send):
+        step = conversation.send(step.run() if isinstance(step, Work) else lambda: None)
+    for _ in step.body:
+        pass
+    return conversation
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        lambda conversation: conversation.throw(KeyboardInterrupt()),
+        lambda conversation: conversation.throw(asyncio.CancelledError()),
+        lambda conversation: conversation.close(),
+    ],
+    ids=["Ctrl-C", "cancelled", "closed"],
+)
+@pytest.mark.parametrize(
+    ("code", "counts"), [(200, (1, 0, 0)), (400, (0, 0, 0)), (502, (0, 1, 0))], ids=str
+)
+def test_a_reply_that_came_is_settled_whatever_comes_between(ledger, interrupt, code, counts):
+    spending, _ = ledger
+    conversation = _begun(spending)
+    assert isinstance(conversation.send(Reply(code, {}, prediction("Paid for."))), Work)
+
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        interrupt(conversation)
+
+    snapshot = spending.snapshot()
+    assert counts == (snapshot.images_billed, snapshot.images_in_doubt, snapshot.images_reserved)
+
+
+@pytest.mark.parametrize("kept_in", ["memory", "file"])
+def test_ctrl_c_while_an_answer_is_read_leaves_it_in_doubt(tmp_path, monkeypatch, kept_in):
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exchange, "read_description", interrupted)
+    spending = Spending(path=tmp_path / "spending.db" if kept_in == "file" else None)
+    conversation = _begun(spending)
+
+    with pytest.raises(KeyboardInterrupt):
+        conversation.send(Reply(200, {}, prediction("Paid for.")))
+
+    snapshot = spending.snapshot()
+    assert (snapshot.images_in_doubt, snapshot.images_reserved) == (1, 0)
+
+
+def test_what_a_cancelled_call_left_is_written_before_the_interpreter_ends(tmp_path):
+    path = tmp_path / "spending.db"
+    Spending(path=path)
+
+    printed = _printed(f"""
+        import sqlite3, threading
+        from phospho_multimodal import Spending
+        spending = Spending(path={str(path)!r})
+        (reservation,) = spending.reserve()
+        holder = sqlite3.connect({str(path)!r}, isolation_level=None, check_same_thread=False)
+        holder.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.3, holder.close).start()
+        spending.settle_soon(reservation.bill)
+        print("leaving")
+    """)
+
+    assert printed == "leaving"
+    assert Spending(path=path).snapshot().images_billed == 1
