@@ -250,7 +250,6 @@ def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
     Raises:
         PhosphoError: See `phospho_multimodal.errors`.
     """
-    shared.budget.count_first_try()
     failure: PhosphoError | None = None
     while True:
         release = yield AwaitTurn(call.deadline)
@@ -355,6 +354,8 @@ def _attempt(shared: Exchange, call: Call) -> Generator[Step, Any, str | Phospho
     try:
         reservation = yield from _reservation(shared, call)
         call.attempts += 1
+        if call.attempts == 1:  # a call that sends nothing earns no retries
+            shared.budget.count_first_try()
         outcome: str | PhosphoError
         try:
             reply = yield _request(settings, body, call.deadline)

@@ -78,7 +78,7 @@ class RetryBudget:
         self._lock = threading.Lock()
 
     def count_first_try(self) -> None:
-        """Note that a call was begun."""
+        """Note that a call sends something for the first time."""
         with self._lock:
             self._first_tries += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from email.utils import formatdate
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from drivers import Driver
 from fault_server import answer, reset, status
-from phospho_multimodal import PhosphoClient
+from phospho_multimodal import PhosphoClient, Spending
 from phospho_multimodal.errors import (
     APIStatusError,
     ConnectionFailedError,
@@ -21,7 +22,9 @@ from phospho_multimodal.errors import (
     UnexpectedReplyError,
     status_error,
 )
+from phospho_multimodal.exchange import Call, Exchange, ask
 from phospho_multimodal.retry import RetryBudget, RetryPolicy, parse_retry_after
+from phospho_multimodal.settings import Settings
 from pictures import encoded
 
 PICTURE = encoded()
@@ -186,6 +189,44 @@ def test_three_retries_are_always_there(lab):
     ):
         client.describe(PICTURE)
 
+    assert len(server.requests) == 1 + 3
+
+
+@pytest.mark.parametrize("turn_comes", [True, False], ids=["over the cap", "too late for a turn"])
+def test_a_call_that_sends_nothing_earns_no_retries(turn_comes: bool):
+    shared = Exchange.of(Settings.resolve(base_url="http://127.0.0.1:9"), Spending(max_images=0))
+    for _ in range(100):
+        conversation = ask(shared, Call([b"{}"], (), None))
+        next(conversation)
+        with pytest.raises(PhosphoError):
+            conversation.send((lambda: None) if turn_comes else None)
+
+    assert [shared.budget.take() for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_refused_questions_allow_no_more_retries_to_one_that_is_sent(driver: Driver, lab):
+    server = lab(status(503))
+    spending = Spending(max_images=1)
+    (held,) = spending.reserve()
+    refused = [(PICTURE, "?")] * 40
+    reserve = spending.reserve
+
+    def reserve_at_last(images: int = 1):
+        if next(asked) == len(refused):
+            held.release()
+        return reserve(images)
+
+    asked = itertools.count()
+    spending.reserve = reserve_at_last  # type: ignore[method-assign]
+
+    *results, last = driver.run(
+        {"base_url": server.base_url, "spending": spending, "max_retries": 10},
+        *refused,
+        (PICTURE, "?"),
+    )
+
+    assert {type(result).__name__ for result in results} == {"SpendingLimitError"}
+    assert type(last).__name__ == "ServiceError"
     assert len(server.requests) == 1 + 3
 
 
