@@ -1,0 +1,1 @@
+"""Many pictures, one prompt: described once each, and written down as they are."""
