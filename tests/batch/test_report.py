@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from phospho_multimodal.batch import report
-from phospho_multimodal.batch.course import MOST_BUCKETS, Course
+from phospho_multimodal.batch.course import MOST_BUCKETS, Course, rate_plot
 from phospho_multimodal.batch.figures import count, date, duration, money
 from phospho_multimodal.batch.report import Moment, make_thumbnail, write_report
 from pictures import draw, encoded, png_header
@@ -168,6 +168,7 @@ def every_kind() -> list[dict[str, Any]]:
         row(3, "in_doubt", error_class="ReplyLostError"),
         row(4, duplicate_of="row-0", cost_usd=0.0),
         row(5, "failed", error_class=None, error=None),
+        row(6, "pending", error_class=None, error=None),
     ]
 
 
@@ -262,7 +263,7 @@ def test_all_counts_are_those_of_the_manifest(tmp_path: Path):
         "Inputs 996,834 Described 987,654 Failed 1,234 In doubt 56 Pending 7,890",
         "Billed $9,000.10 In doubt $0.56 Saved by deduplication $968.34",
         "Working time 2 h 5 min Rate 7,912 a minute",
-        "900,000 distinct, 96,834 duplicates asked about once",
+        "900,000 distinct, 96,834 duplicates that cost nothing",
         "in 3 runs",
         "1,234 in all",
         "ImageError 1,200",
@@ -283,6 +284,7 @@ def test_rows_are_shown_by_what_became_of_them(tmp_path: Path):
     text = write(tmp_path, rows, manifest).text
 
     assert "row-0 Answer 0. 1,280 × 960 px · $0.01 · 1.5 s" in text
+    assert "row-6" not in text  # there is nothing to show of it yet
     assert "Answer 4." not in text  # the same answer once more
     assert "row-1 Broken 1." in text
     assert "InvalidRequestError 1 in all. Id What happened row-2 Broken 2." in text
@@ -482,6 +484,20 @@ def test_the_course_is_the_same_in_whatever_order_the_moments_come(seconds: Iter
     assert all(course == courses[0] for course in courses)
 
 
+def test_the_rate_does_not_fall_because_the_job_began_and_ended_within_a_bucket():
+    course = Course()
+    for second in range(3, 1003):
+        course.add(at(second + 0.5))
+
+    plot = rate_plot(course)
+
+    assert plot is not None
+    assert course.width == 16
+    heights = {float(number) for number in re.findall(r"V([0-9.]+)H", plot.areas[0][1])}
+    assert max(heights) - min(heights) < 6  # of 170
+    assert "60 rows a minute at most" in plot.summary or "61" in plot.summary
+
+
 def test_a_moment_at_no_time_of_a_calendar_is_left_out():
     course = Course()
     for second in (float("nan"), float("inf"), -1.0, 1e300):
@@ -573,6 +589,7 @@ def test_there_is_no_thumbnail_of_what_is_no_picture(image: Any):
         (duration(7500), "2 h 5 min"),
         (duration(200_000), "2 d 7 h"),
         (date("2026-11-25T23:30:00-01:00"), "26 November 2026, 00:30 UTC"),
+        (date("2026-11-25T10:10:00"), "25 November 2026, 10:10 UTC"),
         (date(0.0), "1 January 1970, 00:00 UTC"),
         (date(None), "not yet"),
         (date("soon"), "soon"),

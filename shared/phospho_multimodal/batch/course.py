@@ -23,9 +23,10 @@ _PAUSE = 300.0
 _SHORTEST_PAUSE = 3  # in buckets: what is less can be drawn as it is
 _LAST = 253_402_300_800.0  # the year 10,000, which `datetime` does not know
 _ENOUGH_BUCKETS = 24
+_ENDS = 4  # buckets: two at either end
 _ROWS_FOR_A_RATE = 5  # in a bucket: a rate made of fewer jumps up and down
 
-LEFT, RIGHT, TOP, BOTTOM = 58, 452, 12, 182
+LEFT, RIGHT, TOP, BOTTOM = 70, 452, 12, 182
 FRAME = {"width": 460, "height": 210, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
 """A plot's size, and the field within it that the lines are drawn in."""
 
@@ -68,6 +69,7 @@ class Course:
 
     def __init__(self) -> None:
         self.width = 1.0
+        self._first, self._last = math.inf, -math.inf
         self._buckets: dict[int, _Bucket] = {}
 
     def add(self, moment: Moment) -> None:
@@ -78,6 +80,7 @@ class Course:
         """
         if not 0 <= moment.at < _LAST:
             return
+        self._first, self._last = min(self._first, moment.at), max(self._last, moment.at)
         number = int(moment.at // self.width)
         bucket = self._buckets.get(number)
         if bucket is None:
@@ -116,6 +119,10 @@ class Course:
         ends = min(self._buckets) * self.width, (max(self._buckets) + 1) * self.width
         first, last = (datetime.fromtimestamp(min(end, _LAST - 1), timezone.utc) for end in ends)
         return first, last
+
+    def covered(self) -> tuple[float, float]:
+        """Tell how many seconds of its first and its last bucket the job was there for."""
+        return self.width - self._first % self.width, self._last % self.width
 
     def _is_pause(self, empty: int) -> bool:
         return empty >= _SHORTEST_PAUSE and empty * self.width >= _PAUSE
@@ -178,7 +185,7 @@ def cost_plot(course: Course, usd_per_image: Decimal) -> Plot | None:
     if doubt[-1]:
         areas.append(("doubt", *_area(billed, both, height)))
         summary += f", {money(round(doubt[-1], 6))} in doubt"
-    ticks = height.ticks(money)
+    ticks = height.ticks(lambda value: money(value).removesuffix(".00"))
     return _plot(course, "cost", "Cost so far", summary=summary, areas=areas, ticks=ticks)
 
 
@@ -192,7 +199,7 @@ def rate_plot(course: Course) -> Plot | None:
         The plot; `None` without any moment.
     """
     slots = course.slots()
-    rates = [0.0 if bucket is None else bucket.rows * 60 / width for bucket, width in slots]
+    rates = _rates(course, slots)
     height = _Height(max(rates, default=0.0))
     steps = [f"M{LEFT} {BOTTOM}"]  # it goes up, along, up or down, along
     for number, rate in enumerate(rates, start=1):
@@ -205,6 +212,18 @@ def rate_plot(course: Course) -> Plot | None:
     )
     ticks = height.ticks(count)
     return _plot(course, "rate", "Rows per minute", summary=summary, areas=areas, ticks=ticks)
+
+
+def _rates(course: Course, slots: Sequence[tuple[_Bucket | None, float]]) -> list[float]:
+    rates = [0.0 if bucket is None else bucket.rows * 60 / width for bucket, width in slots]
+    if len(slots) >= _ENDS:
+        # The job began and ended within a bucket, which would look like a fall of the rate.
+        for end, beside, covered in zip((0, -1), (1, -2), course.covered(), strict=True):
+            both = slots[end][0], slots[beside][0]
+            if all(both):
+                rows = sum(bucket.rows for bucket in both if bucket)
+                rates[end] = rates[beside] = rows * 60 / (course.width + covered)
+    return rates
 
 
 class _Height:
