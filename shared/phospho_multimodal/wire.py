@@ -8,6 +8,7 @@ them anywhere else without an error.
 from __future__ import annotations
 
 import html
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ DEFAULT_TOP_P = 1.0
 
 _NOT_WORDS = re.compile(r"<(script|style|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 _AFTER_IMAGE = b'"}]}'
 
@@ -209,24 +212,26 @@ def _read_problem(item: Mapping[str, Any]) -> str:
 def read_description(body: bytes, *, hide: Iterable[str] = ()) -> str:
     """Read the answer out of the body of a 200.
 
+    It may have been paid for, so JSON that is nearly right is read too.
+
     Args:
         body: The body as it came.
         hide: What an error may not repeat: the request's key, text and image.
 
     Returns:
-        The description.
+        The description; what is no character in it is U+FFFD, so that it can be encoded.
 
     Raises:
         UnexpectedReplyError: The body is not the contract.
     """
     try:
-        reply = PredictResponse.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        problem = "is not JSON"
+        reply = PredictResponse.model_validate(_read_json(body))
     except ValidationError as invalid:
         first = invalid.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(str(step) for step in first["loc"]) or "the body"
         problem = f"is not the contract ({place}: {first['msg']})"
+    except (ValueError, RecursionError):
+        problem = "is not JSON"
     else:
         return reply.predictions[0].description
     excerpt = quote(body[:4096].decode("utf-8", "replace"), hide=hide, limit=REPLY_EXCERPT)
@@ -235,3 +240,23 @@ def read_description(body: bytes, *, hide: Iterable[str] = ()) -> str:
         " The image may have been billed. Check that the base URL leads to a phospho endpoint."
     )
     raise UnexpectedReplyError(message)
+
+
+def _read_json(body: bytes) -> Any:
+    """Read JSON, and what servers take for it.
+
+    That is a byte order mark, raw white space in a string, NaN, a byte that is no UTF-8, or half of
+    a surrogate pair.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        text = body.decode("utf-8-sig", "replace")
+    return json.loads(text, strict=False, object_hook=_with_whole_characters)
+
+
+def _with_whole_characters(entry: dict[str, Any]) -> dict[str, Any]:
+    description = entry.get("description")
+    if isinstance(description, str):
+        entry["description"] = _HALF_CHARACTER.sub("\ufffd", description)
+    return entry

@@ -29,6 +29,7 @@ from fault_server import (
 __all__ = ["FAULTS", "Fault", "table"]
 
 BODY = prediction("A good answer.")
+WITH_NAN = BODY.removesuffix(b"}") + b', "score": NaN}'
 HTML = b"<html><head><title>502</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
 
@@ -217,6 +218,18 @@ FAULTS = [
         "ServiceError",
         3,
         in_doubt=3,
+    ),
+    Fault(
+        "answers well behind a byte order mark",
+        (raw(_head(_length(b"\xef\xbb\xbf" + BODY)) + b"\xef\xbb\xbf" + BODY, billed=True),),
+        ANSWER,
+        billed=1,
+    ),
+    Fault(
+        "answers well beside a number that JSON does not have",
+        (raw(_head(_length(WITH_NAN)) + WITH_NAN, billed=True),),
+        ANSWER,
+        billed=1,
     ),
     Fault(
         "answers well with a wrong content type",

@@ -24,6 +24,7 @@ from phospho_multimodal import (
     InvalidRequestError,
     MissingKeyError,
     PhosphoClient,
+    Spending,
     UnexpectedReplyError,
     UnsupportedContentError,
 )
@@ -209,6 +210,11 @@ def test_a_200_megapixel_header_is_refused_before_decoding(driver: Driver, lab):
         pytest.param(b'["predictions"]', id="a list"),
         pytest.param(b'{"predictions": [{"description": "cut o', id="half a reply"),
         pytest.param(b"\xff\xfe\x00", id="not UTF-8"),
+        pytest.param(b'\xef\xbb\xbf{"predictions": []}', id="an empty list, nearly right"),
+        pytest.param(b'{"predictions": [{"description": NaN}]}', id="a description that is NaN"),
+        pytest.param(b'{"predictions": [{"description": "a"}], "n": NaN} x', id="more after it"),
+        pytest.param(b"[" * 100_000, id="a deep nest"),
+        pytest.param(b'{"n": 1' + b"0" * 5000 + b"NaN}", id="a number without an end"),
     ],
 )
 def test_a_200_outside_the_contract_is_in_doubt_and_not_asked_again(
@@ -220,6 +226,53 @@ def test_a_200_outside_the_contract_is_in_doubt_and_not_asked_again(
         driver.describe(PICTURE, base_url=server.base_url)
 
     assert len(server.requests) == caught.value.attempts == caught.value.images_in_doubt == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "description"),
+    [
+        pytest.param(
+            b'\xef\xbb\xbf{"predictions": [{"description": "a"}]}', "a", id="a byte order mark"
+        ),
+        pytest.param(
+            b'{"predictions": [{"description": "a\\ud83d b\\ud83d\\ude00"}]}',
+            "a\ufffd b\U0001f600",
+            id="half a surrogate pair",
+        ),
+        pytest.param(
+            b'{"predictions": [{"description": "a", "note": "\\udc00"}], "\\udc00": 1}',
+            "a",
+            id="half a surrogate pair elsewhere",
+        ),
+        pytest.param(
+            b'{"predictions": [{"description": "a", "score": NaN}], "least": -Infinity}',
+            "a",
+            id="numbers that JSON does not have",
+        ),
+        pytest.param(
+            b'{"predictions": [{"description": "a\n\tb\x00"}]}', "a\n\tb\0", id="raw white space"
+        ),
+        pytest.param(
+            b'{"predictions": [{"description": "caf\xe9"}]}', "caf\ufffd", id="a byte of Latin-1"
+        ),
+        pytest.param(
+            b'\xef\xbb\xbf{"predictions": [{"description": "a\n\\ud800\xff"}], "n": Infinity}',
+            "a\n\ufffd\ufffd",
+            id="all of it",
+        ),
+    ],
+)
+def test_an_answer_in_json_that_is_nearly_right_is_read(
+    driver: Driver, lab, body: bytes, description: str
+):
+    server = lab(lambda connection, _: connection.reply(200, body, billed=True))
+    spending = Spending()
+
+    prediction = driver.describe(PICTURE, base_url=server.base_url, spending=spending)
+
+    assert prediction.description == description
+    assert prediction.description.encode()
+    assert spending.snapshot().images_billed == 1
 
 
 def test_an_unexpected_reply_repeats_at_most_64_characters(driver: Driver, lab):
