@@ -1,0 +1,125 @@
+"""Pictures in tar archives, in the form of webdataset: read as a stream, a member at a time."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from typing_extensions import Self
+
+from phospho_multimodal.batch.items import Item, is_picture, printable
+from phospho_multimodal.errors import ConfigurationError, ImageError
+from phospho_multimodal.images.source import MAX_IMAGE_BYTES
+
+__all__ = ["ARCHIVE_SUFFIXES", "Archives"]
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""What an archive's name ends with."""
+
+_UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header, of which a broken one is an error.
+
+    `tarfile` itself takes it for the archive's end, and what follows would be missed in silence.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except (_InvalidHeaderError, _TruncatedHeaderError) as broken:
+            message = f"a broken header ({broken})"
+            raise _ReadError(message) from None
+
+
+# Their names are hidden by the argument above; two are in the module, and not in its __all__.
+_ReadError = tarfile.ReadError
+_InvalidHeaderError: type[Exception] = getattr(tarfile, "InvalidHeaderError")  # noqa: B009
+_TruncatedHeaderError: type[Exception] = getattr(tarfile, "TruncatedHeaderError")  # noqa: B009
+
+
+class Archives:
+    """The pictures among the members of one archive or of several."""
+
+    def __init__(self, shards: Sequence[tuple[str | None, Path]], name: str) -> None:
+        """Look at nothing yet.
+
+        Args:
+            shards: Each archive, and what stands before the ids of its members, which are then
+                without their suffix, as the keys of webdataset; `None` leaves their names whole.
+            name: For messages.
+        """
+        self.name = name
+        self._shards = shards
+
+    def __iter__(self) -> Iterator[Item]:
+        for prefix, path in self._shards:
+            yield from _members(prefix, path)
+
+
+def _members(prefix: str | None, path: Path) -> Iterator[Item]:
+    last = ""
+    try:
+        file = path.open("rb")
+    except OSError as failure:
+        message = f"The archive {path} cannot be read: {failure.strerror}."
+        raise ConfigurationError(message) from None
+    with file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
+                while (member := archive.next()) is not None:
+                    _forget(archive)
+                    last = member.name
+                    if member.isreg() and _is_wanted(last):
+                        yield _item(prefix, path, archive, member)
+        except _UNREADABLE as failure:
+            yield _rest(prefix, path, last, failure)
+
+
+def _forget(archive: Any) -> None:
+    """Drop the headers of members passed, all of which `tarfile` keeps before Python 3.13."""
+    archive.members.clear()
+
+
+def _is_wanted(member: str) -> bool:
+    # What begins with a dot is no picture: macOS adds a ._a.jpg to each a.jpg.
+    return is_picture(member) and not PurePosixPath(member).name.startswith(".")
+
+
+def _item(
+    prefix: str | None, path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo
+) -> Item:
+    name = printable(member.name.removeprefix("./"))
+    source = f"{printable(str(path))}::{printable(member.name)}"
+    if prefix is not None:
+        name = f"{prefix}/{PurePosixPath(name).with_suffix('')}"
+    stamp = f"{member.size}-{member.mtime}-{member.offset_data}"
+    if member.size > MAX_IMAGE_BYTES:
+        message = (
+            f"The image has {member.size:,} bytes; at most {MAX_IMAGE_BYTES:,} are taken."
+            " Shrink it first."
+        )
+        return Item(name, source, None, stamp, ImageError(message))
+    try:
+        content = archive.extractfile(member)
+        data = b"" if content is None else content.read()
+    except _UNREADABLE as failure:
+        message = f"The member {source} cannot be read ({failure})."
+        return Item(name, source, None, stamp, ImageError(message))
+    if not data:
+        return Item(name, source, None, stamp, ImageError("The image is empty: 0 bytes."))
+    return Item(name, source, data, stamp)
+
+
+def _rest(prefix: str | None, path: Path, last: str, failure: Exception) -> Item:
+    """Stand for all that could not be read: nobody knows how much it was."""
+    source = f"{printable(str(path))}::"
+    after = f" after {printable(last)}" if last else ""
+    message = f"The archive {path} is broken{after}: {failure}. What follows there is missing."
+    return Item(f"{prefix or path.name}/", source, None, None, ImageError(message))
