@@ -1,0 +1,231 @@
+"""Where the inputs of a batch come from: folders, patterns, tables, archives, lists, a pipe."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from glob import escape
+from pathlib import Path
+from typing import Any, TextIO
+
+from phospho_multimodal.batch.archives import ARCHIVE_SUFFIXES, Archives
+from phospho_multimodal.batch.folders import Files, expand_braces, has_wildcard, split_pattern
+from phospho_multimodal.batch.items import Item, Source, is_picture, make_item, printable
+from phospho_multimodal.batch.tables import TABLE_SUFFIXES, Table
+from phospho_multimodal.errors import ConfigurationError
+
+__all__ = ["Item", "Source", "open_source"]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
+
+
+def open_source(
+    source: str | os.PathLike[str] | Iterable[Any],
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    root: Path | None = None,
+    recursive: bool = True,
+    stdin: TextIO | None = None,
+) -> Source:
+    """Tell what was handed over, and open it.
+
+    Args:
+        source: A folder; a picture; a table (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, also with
+            `.gz`, or `.parquet`); a tar archive; a text that is a pattern of any of these, with
+            `*`, `?`, `[…]`, `**`, `{000..012}` or `{a,b}`; `-` for standard input, with a path or
+            URL a line; or a list of images or of (id, image) pairs, where a text is a path or URL.
+        column: The table's column of pictures.
+        id_column: The table's column of ids; without it they are numbers from 0.
+        root: What the paths of a table, of standard input or of a list are relative to.
+        recursive: Whether to look into the folders of a folder.
+        stdin: Instead of `sys.stdin`.
+
+    Returns:
+        The inputs. It is not checked that no id comes twice.
+
+    Raises:
+        ConfigurationError: There is no such thing, nobody knows its kind, it has no such column,
+            or it could be iterated only once.
+        ImportError: Parquet without pyarrow.
+    """
+    options = {"column": column, "id_column": id_column, "root": root}
+    if not isinstance(source, (str, os.PathLike)):
+        _refuse(options, "column", "id_column")
+        return _Listed(source, root)
+    text = os.fspath(source)
+    if text == "-":
+        _refuse(options, "column", "id_column")
+        return _Lines(sys.stdin if stdin is None else stdin, root)
+    path = Path(text)
+    if _URL.match(text):
+        message = "A URL is no source of pictures here. Hand over a list of URLs, or a table."
+        raise ConfigurationError(message)
+    if path.is_dir():
+        _refuse(options, *options)
+        return Files(path, [("**",) if recursive else ("*",)], f"folder {path}")
+    if path.exists():
+        return _file_source(path, options)
+    patterns = expand_braces(text)
+    is_pattern = isinstance(source, str) and (patterns != [text] or has_wildcard(text))
+    if not is_pattern:
+        message = f"There is no {path}."
+        raise ConfigurationError(message)
+    return _pattern_source(text, patterns, options)
+
+
+def _refuse(options: Mapping[str, Any], *names: str) -> None:
+    """Refuse what would be passed over in silence."""
+    for name in names:
+        if options[name] is not None:
+            message = f"`{name}` means nothing for this source: it is for tables."
+            raise ConfigurationError(message)
+
+
+def _file_source(path: Path, options: Mapping[str, Any]) -> Source:
+    name = path.name.lower()
+    if name.endswith(TABLE_SUFFIXES):
+        return Table(path, **options)
+    _refuse(options, *options)
+    if name.endswith(ARCHIVE_SUFFIXES):
+        return Archives([(None, path)], f"archive {path}")
+    if is_picture(name):
+        return Files(path.parent, [(escape(path.name),)], f"picture {path}")
+    message = (
+        f"{path} is no folder, picture, table ({', '.join(TABLE_SUFFIXES)}) or archive"
+        f" ({', '.join(ARCHIVE_SUFFIXES)}), by its name."
+    )
+    raise ConfigurationError(message)
+
+
+def _pattern_source(pattern: str, patterns: Sequence[str], options: Mapping[str, Any]) -> Source:
+    split = [split_pattern(text) for text in patterns]
+    base = _common([fixed for fixed, _ in split])
+    if not base.is_dir():
+        message = f"There is no folder {base}, which {pattern} begins with."
+        raise ConfigurationError(message)
+    kinds = {_kind(text) for text in patterns}
+    if kinds == {""}:
+        _refuse(options, *options)
+        below = [(*fixed.relative_to(base).parts, *parts) for fixed, parts in split]
+        return Files(base, below, f"pattern {pattern}")
+    if len(kinds) > 1:
+        message = f"{pattern} names things of several kinds. Take them one after the other."
+        raise ConfigurationError(message)
+    shards = [(name, base / name) for name in _shards(base, split)]
+    if kinds == {"archive"}:
+        _refuse(options, *options)
+        cut = [(_without(ARCHIVE_SUFFIXES, name), path) for name, path in shards]
+        return Archives(cut, f"{len(cut)} archives {pattern}")
+    return _Tables(
+        [
+            Table(path, prefix=_without(TABLE_SUFFIXES, name) + "/", **options)
+            for name, path in shards
+        ],
+        f"{len(shards)} tables {pattern}",
+    )
+
+
+def _kind(pattern: str) -> str:
+    if pattern.lower().endswith(ARCHIVE_SUFFIXES):
+        return "archive"
+    return "table" if pattern.lower().endswith(TABLE_SUFFIXES) else ""
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    if len({folder.is_absolute() for folder in folders}) > 1:
+        message = "The pattern names absolute and relative paths. Take them one after the other."
+        raise ConfigurationError(message)
+    texts = [str(folder) for folder in folders]
+    return Path(os.path.commonpath(["" if text == "." else text for text in texts]))
+
+
+def _shards(base: Path, split: Sequence[tuple[Path, tuple[str, ...]]]) -> Iterator[str]:
+    """Find the files in the patterns' order; what is named without a wildcard must be there."""
+    for fixed, parts in split:
+        below = fixed.relative_to(base)
+        if any(has_wildcard(part) for part in parts):
+            yield from Files(base, [(*map(escape, below.parts), *parts)], "").paths()
+        elif (base / below).joinpath(*parts).is_file():
+            yield below.joinpath(*parts).as_posix()
+        else:
+            message = f"There is no {(base / below).joinpath(*parts)}."
+            raise ConfigurationError(message)
+
+
+def _without(suffixes: Sequence[str], name: str) -> str:
+    longest = max((s for s in suffixes if name.lower().endswith(s)), key=len, default="")
+    return printable(name[: len(name) - len(longest)])
+
+
+class _Tables:
+    """Tables one after the other."""
+
+    def __init__(self, tables: Sequence[Table], name: str) -> None:
+        self.name = name
+        self._tables = tables
+
+    def __iter__(self) -> Iterator[Item]:
+        return itertools.chain.from_iterable(self._tables)
+
+
+class _Listed:
+    """Images, or (id, image) pairs, of a collection that the caller keeps."""
+
+    def __init__(self, images: Iterable[Any], root: Path | None) -> None:
+        what = type(images).__name__
+        if isinstance(images, (bytes, bytearray, memoryview)) or not hasattr(images, "__iter__"):
+            message = f"A {what} is no source of pictures. Hand over a path, or a list of images."
+            raise ConfigurationError(message)
+        if isinstance(images, AbstractSet):
+            message = "A set has another order in each process, so its numbers are no ids: sort it."
+            raise ConfigurationError(message)
+        if iter(images) is images:
+            message = f"A {what} can be iterated only once, and twice is needed: hand over a list."
+            raise ConfigurationError(message)
+        self.name = f"{what} of images"
+        self._images = images
+        self._root = root
+
+    def __iter__(self) -> Iterator[Item]:
+        images = self._images.items() if isinstance(self._images, Mapping) else self._images
+        for number, entry in enumerate(images):
+            name, image = f"{number:09d}", entry
+            if isinstance(entry, tuple) and len(entry) == 2:  # noqa: PLR2004 - a pair
+                name, image = printable(str(entry[0])), entry[1]
+            yield make_item(name, image, self._root)
+
+
+class _Lines:
+    """A path or URL a line. What came is kept in a file without a name: it comes only once."""
+
+    def __init__(self, stdin: TextIO, root: Path | None) -> None:
+        self.name = "standard input"
+        self._root = root
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
+        weakref.finalize(self, self._file.close)
+        binary = getattr(stdin, "buffer", None)
+        if binary is not None:  # names that are no UTF-8 as they are
+            shutil.copyfileobj(binary, self._file)
+        else:
+            self._file.writelines(line.encode("utf-8", "surrogateescape") for line in stdin)
+
+    def __iter__(self) -> Iterator[Item]:
+        number = position = 0
+        while True:
+            self._file.seek(position)
+            line = self._file.readline()
+            if not line:
+                return
+            position += len(line)
+            text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+            if text.strip():
+                yield make_item(f"{number:09d}", text, self._root)
+                number += 1
