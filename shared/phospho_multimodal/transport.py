@@ -161,6 +161,7 @@ class ConnectionPool(httpx.BaseTransport):
     def __init__(self, settings: Settings) -> None:
         self._make = _factory(httpx.HTTPTransport, settings)
         self._free: _FreeList[_Connection] = _FreeList()
+        self._closed = False
         self._process = os.getpid()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -178,6 +179,10 @@ class ConnectionPool(httpx.BaseTransport):
 
     def close(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
+        self._closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         for connection in self._free.drain():
             connection.close()
 
@@ -187,6 +192,8 @@ class ConnectionPool(httpx.BaseTransport):
             connection.close()
             return
         self._free.put(connection)
+        if self._closed:  # looked at after putting it there: of this and `close` one finds it
+            self._close_idle()
         for old in self._free.expired():
             old.close()
 
@@ -194,7 +201,7 @@ class ConnectionPool(httpx.BaseTransport):
         """After a fork the idle connections belong to the parent, which goes on using them."""
         if self._process != os.getpid():
             self._process = os.getpid()
-            self.close()  # closes this process's descriptors only: nothing is said on the wire
+            self._close_idle()  # only descriptors of this process: nothing goes over the wire
 
 
 class AsyncConnectionPool(httpx.AsyncBaseTransport):
@@ -203,6 +210,7 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
     def __init__(self, settings: Settings) -> None:
         self._make = _factory(httpx.AsyncHTTPTransport, settings)
         self._free: _FreeList[httpx.AsyncHTTPTransport] = _FreeList()
+        self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send over an idle connection or a new one; closing the response gives it back."""
@@ -218,11 +226,12 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
+        self._closed = True
         for transport in self._free.drain():
             await transport.aclose()
 
     async def _give_back(self, transport: httpx.AsyncHTTPTransport) -> None:
-        if _has_more(transport):
+        if self._closed or _has_more(transport):
             await transport.aclose()
             return
         self._free.put(transport)

@@ -640,3 +640,28 @@ def test_what_a_cancelled_call_left_is_written_before_the_interpreter_ends(tmp_p
 
     assert printed == "leaving"
     assert Spending(path=path).snapshot().images_billed == 1
+
+
+def test_a_connection_in_use_when_its_client_is_closed_closes_when_it_comes_back(lab):
+    server = lab(_late_answer)
+    client = PhosphoClient(base_url=server.base_url)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(client.describe, PICTURE)
+        server.wait_for_requests(1)
+
+        client.close()
+
+        assert asked.result().metadata["attempts"] == 1
+    server.wait_until_idle()
+
+
+async def test_a_connection_in_use_when_its_client_is_closed_closes_when_it_comes_back_async(lab):
+    server = lab(_late_answer)
+    client = AsyncPhosphoClient(base_url=server.base_url)
+    asked = asyncio.create_task(client.describe(PICTURE))
+    await _until(lambda: server.requests)
+
+    await client.aclose()
+
+    assert (await asked).metadata["attempts"] == 1
+    await _until(lambda: not server.open_connections)
