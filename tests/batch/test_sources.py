@@ -221,6 +221,7 @@ def test_linked_folders_are_not_followed_by_depth_and_linked_files_are(folder: P
     (folder / "loop").symlink_to(folder)
     (folder / "link.jpg").symlink_to(folder / "a.jpg")
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "self.jpg").symlink_to(folder / "self.jpg")
     assert ids(open_source(folder)) == [
         "a.jpg",
         "b/c.png",
@@ -228,6 +229,7 @@ def test_linked_folders_are_not_followed_by_depth_and_linked_files_are(folder: P
         "e.webp",
         "gone.jpg",
         "link.jpg",
+        "self.jpg",
     ]
     assert ids(open_source(str(folder / "*" / "a.jpg"))) == ["loop/a.jpg"]
 
@@ -418,6 +420,43 @@ def test_a_packed_table_that_is_cut_off_ends_with_an_error(folder: Path, suffix:
     assert f"further than {len(items)} rows" in error_of(last)
 
 
+def test_rows_with_too_much_in_them_are_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("phospho_multimodal.batch.text_tables._LONGEST", 200_000)
+    rows = [{"image": "a.jpg"}, {"image": "secret" * 100_000}, {"image": "b/c.png"}]
+    limit = csv.field_size_limit(200_000)
+    try:
+        for suffix in (".csv", ".jsonl"):
+            first, long, last = open_source(write_table(folder / f"rows{suffix}", rows))
+            assert [first.source, last.source] == ["a.jpg", "b/c.png"]
+            assert error_of(long).startswith(f"Line {'3' if suffix == '.csv' else '2'} of rows")
+            assert "secret" not in error_of(long)
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet", "x.tar"])
+def test_what_is_gone_at_the_second_pass_is_told(folder: Path, name: str):
+    path = folder / name
+    if name == "x.tar":
+        write_tar(path, {"a.jpg": b"x"})
+    else:
+        write_table(path, [{"image": "a.jpg"}])
+    source = open_source(path)
+    assert len(list(source)) == 1
+    path.unlink()
+    with pytest.raises(ConfigurationError, match=f"{name} cannot be read: No such file"):
+        list(source)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_table_whose_column_is_gone_at_the_second_pass_gives_no_pictures(
+    folder: Path, suffix: str
+):
+    source = open_source(write_table(folder / f"rows{suffix}", [{"image": "a.jpg"}]))
+    write_table(folder / f"rows{suffix}", [{"picture": "a.jpg"}])
+    assert all(item.error for item in source)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv.gz", ".jsonl.gz", ".csv"])
 def test_a_file_that_is_no_such_table_is_told_at_once(tmp_path: Path, suffix: str):
     pytest.importorskip("pyarrow")
@@ -452,11 +491,17 @@ def test_parquet_columns_of_other_forms(folder: Path):
         "several": pa.array([["a.jpg"], ["a.jpg"]]),
         "number": pa.array([7, 8]),
     }
+    columns["binary id"] = pa.array([b"x\xff", b"y"])
+    offsets, broken = pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfea")
+    columns["broken"] = pa.StringArray.from_buffers(2, offsets, broken)
     path = folder / "rows.parquet"
     pq.write_table(pa.table(columns), path)
     long, null = open_source(path, column="long", id_column="number")
     assert (long.id, read(long)) == ("7", picture)
     assert "empty" in error_of(null)
+    cut, whole = open_source(path, column="broken", id_column="binary id")
+    assert (cut.id, whole.id, whole.source) == ("x\\xff", "y", "a")
+    assert error_of(cut) == "The cell cannot be read (UnicodeDecodeError)."
     for column in ("named", "fixed"):
         assert [read(item) for item in open_source(path, column=column)] == [picture] * 2
     assert [item.source for item in open_source(path, column="fixed")] == ["bytes"] * 2
@@ -620,6 +665,7 @@ def test_paths_that_no_system_takes_are_left_to_the_reader():
         ("nowhere/{0..3}.tar", "There is no folder nowhere"),
         ("{0..3}.tar", "There is no 0.tar"),
         ("{0.tar,1.csv}", "several kinds"),
+        ("{/,}*.jpg", "absolute and relative"),
         (__file__, "no folder, picture, table"),
     ],
 )
