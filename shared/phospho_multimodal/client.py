@@ -78,7 +78,9 @@ class PhosphoClient:
 
         Args:
             spending: The ledger and its cap; without one, spending is counted and not limited.
-            http_client: A client of your own to send with; it is not closed with this one.
+            http_client: A client of your own to send with; it is not closed with this one. Its
+                connections are not cut at `deadline=`, which bounds each wait then: a server that
+                drips the headers of its answer can pass it.
             **options: See `Settings.resolve`.
 
         Raises:

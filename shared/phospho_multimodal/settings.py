@@ -169,7 +169,8 @@ class Settings:
             timeout: Seconds to wait for an answer (75), or an `httpx.Timeout`.
             max_retries: Attempts after the first one.
             retry_lost_replies: Ask again when an answer was lost, though it may be billed twice.
-            deadline: Seconds for the whole call, all attempts and waiting included.
+            deadline: Seconds for the whole call, all attempts and waiting included. A borrowed
+                `httpx.Client` keeps it but for a server that drips; see `PhosphoClient`.
             max_concurrency: Requests of this client in flight at once.
             requests_per_second: Rate of this client, at most one second's worth at once.
             prepare: Turn, clean and shrink images; `False` checks type and limits alone.

@@ -384,15 +384,39 @@ def build_request(
     else:
         request = borrowed.build_request(step.method, step.url, headers=step.headers)
         request.stream = step.body
-    left = _time_left(step.deadline)
+    _check_deadline(step.deadline)
     request.extensions[_DEADLINE] = step.deadline
-    request.extensions["timeout"] = {
+    request.extensions["timeout"] = bounds = _bounded(timeouts, step.deadline)
+    if step.deadline is not None and isinstance(borrowed, httpx.Client):
+        request.extensions["trace"] = partial(_bound_anew, bounds, timeouts, step.deadline)
+    return request
+
+
+def _bounded(timeouts: Timeouts, deadline: float | None) -> dict[str, float | None]:
+    # Never 0, which is no waiting at all, for a socket: what it does then is no timeout.
+    left = None if deadline is None else max(0.001, deadline - time.monotonic())
+    return {
         "connect": _earlier(timeouts.connect, left),
         "read": _earlier(timeouts.read, left),
         "write": _earlier(timeouts.write, left),
         "pool": None,  # turns are given out before, bounded by the deadline alone
     }
-    return request
+
+
+def _bound_anew(
+    bounds: dict[str, float | None],
+    timeouts: Timeouts,
+    deadline: float,
+    event: str,
+    info: Mapping[str, Any],
+) -> None:
+    """Bound what comes next by what is left, when httpx's `trace` extension tells that it begins.
+
+    That is all that can be done to a borrowed client: its line may be shared with other requests
+    (HTTP/2), and is not ours to cut. A server that drips is on time for each of its bytes.
+    """
+    del event, info
+    bounds.update(_bounded(timeouts, deadline))
 
 
 @lru_cache(maxsize=64)  # a client asks for three, and httpx takes 60 µs to read one
@@ -424,7 +448,7 @@ def read_reply(response: httpx.Response, deadline: float | None) -> Reply:
             stream = response.iter_bytes()
         for piece in stream:
             body += piece
-            _time_left(deadline)
+            _check_deadline(deadline)
             if len(body) > MAX_REPLY_BYTES:
                 break
     finally:
@@ -458,13 +482,9 @@ async def read_async_reply(response: httpx.Response) -> Reply:
     return Reply(response.status_code, response.headers, bytes(body))
 
 
-def _time_left(deadline: float | None) -> float | None:
-    if deadline is None:
-        return None
-    left = deadline - time.monotonic()
-    if left <= 0:
+def _check_deadline(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
         raise DeadlineError
-    return left
 
 
 def _earlier(timeout: float | None, left: float | None) -> float | None:

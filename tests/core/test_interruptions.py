@@ -18,6 +18,7 @@ import pytest
 from fault_server import (
     Behaviour,
     Connection,
+    FaultServer,
     Received,
     answer,
     drip,
@@ -665,3 +666,29 @@ async def test_a_connection_in_use_when_its_client_is_closed_closes_when_it_come
 
     assert (await asked).metadata["attempts"] == 1
     await _until(lambda: not server.open_connections)
+
+
+def test_with_a_borrowed_client_no_wait_begins_with_more_time_than_is_left(lab):
+    def read_late_and_say_nothing(connection: Connection) -> None:
+        connection.server.stopping.wait(1.0)
+        while connection.socket.recv(1 << 20):
+            pass
+
+    large = encoded(kind="PNG", compress_level=0) + b"\0" * 8_000_000
+    server = FaultServer(before_body=read_late_and_say_nothing)
+    spending = Spending()
+    with server.running(), httpx.Client() as http_client:
+        client = PhosphoClient(
+            base_url=server.base_url,
+            spending=spending,
+            http_client=http_client,
+            deadline=2.0,
+            prepare=False,
+        )
+        begin = time.monotonic()
+        with pytest.raises(ReplyLostError, match="deadline of 2 s"):
+            client.describe(large)
+
+        assert time.monotonic() - begin < 2.7
+
+    assert spending.snapshot().images_in_doubt == 1
