@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -200,11 +200,11 @@ class AsyncPhosphoClient:
         )
         plan = plan_conversation(turns, policy or ImagePolicy())
         prediction = predict(self._shared, plan, asking)
-        return await self._run(prediction)
+        return await self.run(prediction)
 
     async def check(self) -> EndpointStatus:
         """Look whether the endpoint is there and takes the key; nothing is billed."""
-        return await self._run(check_endpoint(self._settings))
+        return await self.run(check_endpoint(self._settings))
 
     async def aclose(self) -> None:
         """Close this loop's connections; a borrowed `http_client` stays open."""
@@ -227,8 +227,24 @@ class AsyncPhosphoClient:
     def __repr__(self) -> str:
         return f"<AsyncPhosphoClient {self._settings.base_url} {self._settings.model}>"
 
-    async def _run(self, conversation: Generator[Step, Any, T]) -> T:
-        """Do the steps of a conversation until it returns."""
+    async def run(
+        self,
+        conversation: Generator[Step, Any, T],
+        perform: Callable[[Step], Awaitable[Any]] | None = None,
+    ) -> T:
+        """Do the steps of a conversation of the exchange until it returns.
+
+        Args:
+            conversation: What is to be done, `exchange.ask` for one.
+            perform: Does each step in place of this client's own `perform`, which it may call.
+
+        Returns:
+            What the conversation returns.
+
+        Raises:
+            PhosphoError: See the tree in `phospho_multimodal.errors`.
+        """
+        do = perform or self.perform
         outcome: Any = None
         failure: BaseException | None = None
         with closing(conversation):
@@ -244,11 +260,19 @@ class AsyncPhosphoClient:
                     return cast("T", done.value)
                 outcome = failure = None
                 try:
-                    outcome = await self._perform(step)
+                    outcome = await do(step)
                 except BaseException as error:  # noqa: BLE001 - the conversation judges it
                     failure = error
 
-    async def _perform(self, step: Step) -> Any:
+    async def perform(self, step: Step) -> Any:
+        """Do one step of a conversation of the exchange.
+
+        Args:
+            step: What is to be done.
+
+        Returns:
+            What the conversation wants to be sent back.
+        """
         if isinstance(step, Send):
             return await self._send(step)
         if isinstance(step, AwaitTurn):
@@ -271,7 +295,7 @@ class AsyncPhosphoClient:
 
     async def _run_to_outcome(self, conversation: Generator[Step, Any, T]) -> T | PhosphoError:
         try:
-            return await self._run(conversation)
+            return await self.run(conversation)
         except PhosphoError as error:
             return error
 

@@ -87,8 +87,8 @@ class Ledger(Protocol):
 class LedgerInMemory:
     """A ledger of one process."""
 
-    def __init__(self) -> None:
-        self._counts = Counts()
+    def __init__(self, counts: Counts = Counts()) -> None:
+        self._counts = counts
         self._open: set[int] = set()
         self._next = 0
         self._begin()

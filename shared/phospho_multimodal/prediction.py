@@ -22,7 +22,7 @@ from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.wire import request_body, request_pieces
 
-__all__ = ["Asking", "Prediction", "predict"]
+__all__ = ["Asking", "Prediction", "predict", "question_about"]
 
 # Looking through a megabyte, decoding and hashing it takes a millisecond; a thread to do it costs
 # half of that, and much more where many wait for one interpreter.
@@ -102,7 +102,7 @@ def predict(
             image = clean or _ready(handed_over[0], settings)
             text, sources = plan.text, [image]
         shown = [source.to_metadata() for source in sources]
-        return _call(image, text, asking, settings, deadline), shown
+        return question_about(image, text, asking, settings, deadline), shown
 
     heavy = clean is None and _have_bytes(handed_over)
     call, shown = yield Work(make_ready, heavy=heavy)
@@ -124,7 +124,10 @@ def _ask_each(
 
     def make_ready() -> list[tuple[SendableImage, Call]]:
         images = [_ready(image, settings) for image in handed_over]
-        return [(image, _call(image, plan.text, asking, settings, deadline)) for image in images]
+        return [
+            (image, question_about(image, plan.text, asking, settings, deadline))
+            for image in images
+        ]
 
     ready = yield Work(make_ready, heavy=_have_bytes(handed_over))
     # For all or for none: half an answer for half the money is not what was asked for.
@@ -260,9 +263,25 @@ def _legend(tiles: int) -> str:
     return f"The picture is a sheet of {tiles} images: {', '.join(named)}."
 
 
-def _call(
-    image: SendableImage, text: str, asking: Asking, settings: Settings, deadline: float | None
+def question_about(
+    image: SendableImage,
+    text: str,
+    asking: Asking,
+    settings: Settings,
+    deadline: float | None = None,
 ) -> Call:
+    """Put one question about one picture, ready to be sent.
+
+    Args:
+        image: The picture.
+        text: The question.
+        asking: How it is asked.
+        settings: Of the client.
+        deadline: On the clock of the exchange.
+
+    Returns:
+        What `ask` takes.
+    """
     model, parameters = asking.model, asking.parameters
     body: tuple[bytes, ...]
     if isinstance(image, LinkedImage):

@@ -65,6 +65,15 @@ class SpendingSnapshot:
         """What the invoice says: metered dollars rounded up to whole ones (150 images: $2)."""
         return self.usd_billed.to_integral_value(ROUND_CEILING)
 
+    @property
+    def images_left(self) -> int | None:
+        """How many images more the cap allows, if none that is under way is billed."""
+        caps = [] if self.max_images is None else [self.max_images]
+        if self.max_usd is not None and self.usd_per_image:
+            caps.append(int(self.max_usd // self.usd_per_image))
+        taken = self.images_billed + self.images_in_doubt
+        return max(0, min(caps) - taken) if caps else None
+
     def __str__(self) -> str:
         parts = [f"{self.images_billed} images billed, ${self.usd_billed} metered"]
         parts.append(f"${self.usd_invoiced} on the invoice")
@@ -142,6 +151,35 @@ class Spending:
         self._backlog = Backlog()
         self._on_nearly_spent = on_nearly_spent
         self._told = threading.Lock()  # taken once, by whoever crosses the line first
+
+    @classmethod
+    def resumed(
+        cls,
+        images_billed: int,
+        images_in_doubt: int,
+        *,
+        max_usd: float | Decimal | str | None = None,
+        max_images: int | None = None,
+        usd_per_image: float | Decimal | str = USD_PER_IMAGE,
+    ) -> Spending:
+        """Open a ledger in memory that goes on from what somebody else has kept.
+
+        Args:
+            images_billed: What was billed until now.
+            images_in_doubt: What may have been.
+            max_usd: As in the constructor; what was spent until now counts.
+            max_images: The same, in images.
+            usd_per_image: Dollars for one image.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            ConfigurationError: A figure is negative or not a number.
+        """
+        spending = cls(max_usd, max_images=max_images, usd_per_image=usd_per_image)
+        spending._ledger = LedgerInMemory(Counts(images_billed, images_in_doubt))
+        return spending
 
     def reserve(self, images: int = 1) -> tuple[Reservation, ...]:
         """Set money aside for some images, for all or for none.
