@@ -24,12 +24,14 @@ PACKAGES = ["langchain_phospho", "llama_index_phospho", "phospho_multimodal"]
 EXTRAS = [
     "agents",
     "all",
+    "batch",
     "bench",
     "cli",
     "heif",
     "langchain",
     "llama-index",
     "ocr",
+    "ray",
     "server",
     "transformers",
 ]

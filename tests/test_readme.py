@@ -43,6 +43,8 @@ def desk(base_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     for line, text in enumerate(["CORNER BAKERY", "Bread 4.20", "Coffee 3.10", "TOTAL 7.30"]):
         draw.text((40, 30 + 65 * line), text, "black", ImageFont.load_default(44))
     receipt.save("receipt.png")
+    (tmp_path / "photos").mkdir()
+    receipt.save("photos/receipt.png")
 
 
 @pytest.mark.usefixtures("desk")

@@ -1,4 +1,4 @@
-"""The command line: `phospho-multimodal serve | describe | check | demo`."""
+"""The command line: `phospho-multimodal serve | describe | batch | check | demo`."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 try:
     import typer
@@ -22,6 +22,7 @@ except ModuleNotFoundError as missing:
     )
     raise SystemExit(_message) from missing
 
+from phospho_multimodal.batch.command import run_batch
 from phospho_multimodal.client import PhosphoClient
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import (
@@ -230,6 +231,13 @@ def describe(
         _errors.print(_plain(str(batch.fatal)), style="red")
     if any(row.failed for row in rows):
         raise typer.Exit(1)
+
+
+@app.command("batch")
+@functools.wraps(run_batch)
+def batch(*args: Any, **options: Any) -> None:
+    with _failures_told():
+        run_batch(*args, **options)
 
 
 @app.command()

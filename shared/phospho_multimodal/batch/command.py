@@ -1,0 +1,245 @@
+"""`phospho-multimodal batch`: the command line of a job."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bar
+from typing_extensions import Self
+
+from phospho_multimodal.batch.describe import describe_many
+from phospho_multimodal.batch.manifest import Summary
+from phospho_multimodal.batch.preflight import Preflight
+from phospho_multimodal.batch.progress import Progress
+from phospho_multimodal.conversation import DEFAULT_PROMPT
+from phospho_multimodal.wire import DEFAULT_MODEL
+
+__all__ = ["run_batch"]
+
+_output = Console()
+_errors = Console(stderr=True)
+
+_LISTED = 20  # ids of rows in doubt that are printed
+_INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
+
+
+def run_batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a pattern ('photos/**/*.jpg', 'shard-{000..012}.tar'), a table (.csv,"
+            " .jsonl, .parquet), a tar archive, or - for paths and URLs on standard input.",
+            show_default=False,
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path, typer.Option(help="The folder for results; each prompt has its own inside.")
+    ],
+    prompt: Annotated[str, typer.Option(help="The question.")] = DEFAULT_PROMPT,
+    column: Annotated[
+        str | None, typer.Option(help="The table's column of pictures.", show_default=False)
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The table's column of ids.", show_default=False)
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="What relative paths in a table are relative to. [default: its folder]",
+            show_default=False,
+        ),
+    ] = None,
+    results: Annotated[
+        Literal["parquet", "jsonl"], typer.Option("--format", help="What results are written as.")
+    ] = "parquet",
+    concurrency: Annotated[
+        str, typer.Option(help="Requests at once: a number, or auto to find out.")
+    ] = "auto",
+    max_usd: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop before all runs together have spent more than this.", show_default=False
+        ),
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(min=0, help="The same, in images.", show_default=False)
+    ] = None,
+    requests_per_second: Annotated[
+        float | None, typer.Option(help="The highest rate.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model.")] = DEFAULT_MODEL,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The longest answer, 1 to 250.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(show_default=False)] = None,
+    top_p: Annotated[float | None, typer.Option(show_default=False)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(show_default=False)] = None,
+    max_image_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest side of what is sent, in pixels.", show_default=False),
+    ] = None,
+    url_mode: Annotated[
+        Literal["pass", "fetch"],
+        typer.Option(help="Hand URLs on unopened, or open public ones here."),
+    ] = "pass",
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds to wait for an answer.", show_default=False)
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Where the endpoint is. [default: PHOSPHO_BASE_URL]", show_default=False),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The key. [default: PHOSPHO_API_KEY]", show_default=False)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again about what failed before.")
+    ] = False,
+    retry_in_doubt: Annotated[
+        bool,
+        typer.Option(
+            "--retry-in-doubt", help="Ask again about what may have been billed unanswered."
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what it would cost, and stop there.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write _report.html beside the results.")
+    ] = False,
+) -> None:
+    """Ask the same about any number of pictures; the same command goes on after a stop."""
+    if not (yes or dry_run) and (source == "-" or not sys.stdin.isatty()):
+        _errors.print("Nobody can be asked whether to go on: pass --yes, or --dry-run.")
+        raise typer.Exit(1)
+    # What is not given is not handed on, so that each default stands in one place.
+    given: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "column": column,
+            "id_column": id_column,
+            "root": root,
+            "max_usd": max_usd,
+            "max_images": max_images,
+            "requests_per_second": requests_per_second,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "max_image_side": max_image_side,
+            "timeout": timeout,
+            "base_url": base_url,
+            "api_key": api_key,
+        }.items()
+        if value is not None
+    }
+
+    def confirm(preflight: Preflight) -> bool:
+        _output.print(str(preflight), markup=False, highlight=False)
+        if dry_run:
+            return False
+        return yes or not preflight.pending or typer.confirm("Go on?")
+
+    with _Display() as display:
+        try:
+            summary = describe_many(
+                source,
+                out,
+                prompt,
+                **given,
+                model=model,
+                results=results,
+                concurrency=int(concurrency) if concurrency.isdecimal() else "auto",
+                url_mode=url_mode,
+                retry_failed=retry_failed,
+                retry_in_doubt=retry_in_doubt,
+                report=report,
+                confirm=confirm,
+                on_progress=display.show,
+            )
+        except KeyboardInterrupt:
+            display.stop()
+            _errors.print("Stopped. What was done is kept; the same command goes on from there.")
+            raise typer.Exit(_INTERRUPTED) from None
+    _tell(summary)
+
+
+def _tell(summary: Summary) -> None:
+    _output.print(str(summary), markup=False, highlight=False)
+    ids = summary.manifest["in_doubt"]
+    if ids:
+        more = "" if summary.in_doubt <= _LISTED else f" and {summary.in_doubt - _LISTED:,} more"
+        _output.print(
+            f"In doubt: {', '.join(ids[:_LISTED])}{more}. They may have been billed;"
+            " --retry-in-doubt asks again.",
+            markup=False,
+            highlight=False,
+        )
+    if summary.failed:
+        classes = summary.manifest["error_classes"].items()
+        told = ", ".join(f"{count:,} {name}" for name, count in classes)
+        _output.print(
+            f"Failed: {told}. --retry-failed asks again.",
+            markup=False,
+            highlight=False,
+        )
+
+
+class _Display:
+    """A line that says how far it is; it appears with the first news."""
+
+    def __init__(self) -> None:
+        self._bar = Bar(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=_errors,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, facts="")
+        self._started = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the line away."""
+        if self._started:
+            self._bar.stop()
+            self._started = False
+
+    def show(self, progress: Progress) -> None:
+        """Show how far it is."""
+        if not self._started:
+            self._bar.start()
+            self._started = True
+        left = progress.seconds_left
+        facts = (
+            f"{progress.inputs_per_second:,.1f}/s · ${progress.usd_spent:,.2f} spent,"
+            f" ${progress.usd_saved:,.2f} saved · {progress.failed:,} failed,"
+            f" {progress.in_doubt:,} in doubt · {progress.in_flight} of {progress.limit} at once"
+            + ("" if left is None else f" · {_duration(left)} left")
+        )
+        self._bar.update(self._task, completed=progress.done, total=progress.inputs, facts=facts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

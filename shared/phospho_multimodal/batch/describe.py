@@ -1,0 +1,333 @@
+"""`describe_many` and `adescribe_many`: a job from its source to its manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from phospho_multimodal.async_client import AsyncPhosphoClient
+from phospho_multimodal.batch.commits import GroupCommit
+from phospho_multimodal.batch.engine import Engine, Stop
+from phospho_multimodal.batch.job import Job
+from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.level import AUTO_CEILING, Level
+from phospho_multimodal.batch.manifest import Summary, write_manifest
+from phospho_multimodal.batch.preflight import (
+    RATE,
+    Preflight,
+    check_status,
+    count_inputs,
+    look_ahead,
+)
+from phospho_multimodal.batch.preparation import Preparation
+from phospho_multimodal.batch.progress import Progress, Watch
+from phospho_multimodal.batch.questions import Asker
+from phospho_multimodal.batch.reporting import check_report, report_on
+from phospho_multimodal.batch.results import Results, ResultsFormat, check_format
+from phospho_multimodal.batch.sources import Source, open_source
+from phospho_multimodal.batch.steps import State
+from phospho_multimodal.conversation import DEFAULT_PROMPT
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.exchange import Exchange
+from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.spending import USD_PER_IMAGE, Spending
+
+if TYPE_CHECKING:
+    import httpx
+    from typing_extensions import Unpack
+
+__all__ = ["BatchOptions", "adescribe_many", "describe_many"]
+
+
+class BatchOptions(ClientOptions, ParameterOptions, total=False):
+    """The keywords of a batch, beside those of a client and of a question.
+
+    `max_concurrency` is not among them: it is `concurrency` here.
+
+    Attributes:
+        column: The table's column of pictures; without it, the one with a usual name.
+        id_column: The table's column of ids; without it, they are the numbers of the rows.
+        root: What a table's relative paths are relative to; without it, the table's folder.
+        recursive: Whether to go into the folders of a folder; it does.
+        stop: Strings at which an answer is cut.
+        results: `parquet` (the default, extra `batch`) or `jsonl`.
+        concurrency: Requests under way at once; `auto` finds out how many the endpoint answers
+            well, up to 64. A number is what it begins with, and goes below only when told to.
+        max_usd: Dollars that all runs of this job together may spend, in doubt included.
+        max_images: The same, in images.
+        usd_per_image: Dollars for one image.
+        spending: A ledger of your own, in place of these three.
+        retry_failed: Ask again about what failed in an earlier run.
+        retry_in_doubt: Ask again about what may have been billed without an answer.
+        report: Write `_report.html` beside the results (extra `batch`).
+        confirm: Asked before the first paid call; `False` ends it there.
+        on_progress: Told how far it is, at most four times a second.
+        interrupted: Set it to have the job end well: what is under way is finished, and kept.
+        http_client: A client of your own to send with; it is not closed.
+    """
+
+    column: str | None
+    id_column: str | None
+    root: Path | None
+    recursive: bool
+    stop: Sequence[str] | None
+    results: ResultsFormat
+    concurrency: int | Literal["auto"]
+    max_usd: float | Decimal | str | None
+    max_images: int | None
+    usd_per_image: float | Decimal | str
+    spending: Spending | None
+    retry_failed: bool
+    retry_in_doubt: bool
+    report: bool
+    confirm: Callable[[Preflight], bool] | None
+    on_progress: Callable[[Progress], None] | None
+    interrupted: threading.Event | None
+    http_client: httpx.AsyncClient | None
+
+
+def describe_many(
+    source: str | os.PathLike[str] | Iterable[Any],
+    out: str | os.PathLike[str],
+    prompt: str = DEFAULT_PROMPT,
+    **options: Unpack[BatchOptions],
+) -> Summary:
+    """Ask the same about many pictures, and write a row for each; see `adescribe_many`.
+
+    Ctrl-C finishes what is under way, keeps it, and then goes on its way as `KeyboardInterrupt`; a
+    second one does not wait.
+
+    Args:
+        source: The inputs.
+        out: The folder for results.
+        prompt: The question.
+        **options: See `BatchOptions`.
+
+    Returns:
+        What the job has come to.
+
+    Raises:
+        PhosphoError: As in `adescribe_many`.
+    """
+    interrupted = options.get("interrupted") or threading.Event()
+    options["interrupted"] = interrupted
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def run() -> Summary:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - `asyncio.run` makes one
+        running.append((asyncio.get_running_loop(), task))
+        return await adescribe_many(source, out, prompt, **options)
+
+    # On a thread of its own: here may be an event loop already, in a notebook for one.
+    with ThreadPoolExecutor(1, thread_name_prefix="phospho-batch") as thread:
+        job = thread.submit(lambda: asyncio.run(run()))
+        try:
+            return job.result()
+        except KeyboardInterrupt:
+            interrupted.set()
+            try:
+                job.exception()
+            except KeyboardInterrupt:
+                for loop, task in running:
+                    loop.call_soon_threadsafe(task.cancel)
+                raise
+            raise
+
+
+async def adescribe_many(
+    source: str | os.PathLike[str] | Iterable[Any],
+    out: str | os.PathLike[str],
+    prompt: str = DEFAULT_PROMPT,
+    **options: Unpack[BatchOptions],
+) -> Summary:
+    """Ask the same about many pictures, and write a row for each.
+
+    The same picture, by what is sent, is paid for once. The job can be stopped and killed at any
+    moment: the same call goes on where it was. Another prompt, model or parameter is another job,
+    in a folder of its own inside `out`.
+
+    Args:
+        source: A folder, a pattern, a table (CSV, JSONL, Parquet), tar archives, `-`, or a list of
+            images or of (id, image) pairs; see `open_source`.
+        out: The folder for results: each job has its own inside.
+        prompt: The question.
+        **options: See `BatchOptions`.
+
+    Returns:
+        What the job has come to.
+
+    Raises:
+        PhosphoError: What would end every further question in the same way (a key that is not
+            taken, no billing method, no such endpoint, the cap), or the last of 50 failures
+            without one answer. What was done until then is kept.
+        ImportError: An extra is missing.
+    """
+    run = _Run(source, Path(out), prompt, options)
+    return await run.run()
+
+
+class _Run:
+    """One run of a job."""
+
+    def __init__(self, source: Any, out: Path, prompt: str, options: BatchOptions) -> None:
+        self._options = options
+        self._concurrency = _checked_concurrency(options)
+        self._kind: ResultsFormat = options.get("results", "parquet")
+        check_format(self._kind)
+        if options.get("report"):
+            check_report()
+        client_options: Any = {
+            name: value for name, value in options.items() if name in ClientOptions.__annotations__
+        }
+        ceiling = AUTO_CEILING if self._concurrency == "auto" else self._concurrency
+        self._ceiling: int = ceiling
+        self._settings = Settings.resolve(**client_options, max_concurrency=ceiling)
+        parameters = {
+            name: value
+            for name, value in options.items()
+            if name in ParameterOptions.__annotations__
+        }
+        self._job = Job.of(prompt, self._settings.model, parameters, options.get("stop"))
+        self._folder = self._job.folder(out)
+        self._open_source: Callable[[], Source] = partial(
+            open_source,
+            source,
+            column=options.get("column"),
+            id_column=options.get("id_column"),
+            root=options.get("root"),
+            recursive=options.get("recursive", True),
+        )
+
+    async def run(self) -> Summary:
+        """Do all of it."""
+        source = await asyncio.to_thread(self._open_source)
+        journal = await asyncio.to_thread(Journal, self._folder, self._job)
+        try:
+            return await self._work(source, journal)
+        finally:
+            await asyncio.to_thread(journal.close)
+
+    async def _work(self, source: Source, journal: Journal) -> Summary:
+        spending = self._spending(journal)
+        shared = Exchange.of(self._settings, spending)
+        client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
+        async with client:
+            status = await client.check()
+            check_status(status)
+            results = Results(self._folder, journal, self._job, self._kind, spending.usd_per_image)
+            await asyncio.to_thread(self._take_stock, source, journal, results)
+            preflight = await asyncio.to_thread(
+                look_ahead,
+                source,
+                journal,
+                spending,
+                status,
+                requests_per_second=self._settings.requests_per_second,
+            )
+            confirm = self._options.get("confirm")
+            goes_on = confirm is None or await asyncio.to_thread(confirm, preflight)
+            began = time.monotonic()
+            error = None
+            if goes_on:
+                error = await self._ask_all(source, journal, results, shared, client)
+        summary = await asyncio.to_thread(
+            write_manifest,
+            self._folder,
+            self._job,
+            journal,
+            results,
+            spending,
+            kind=self._kind,
+            seconds=time.monotonic() - began,
+        )
+        if self._options.get("report"):
+            await asyncio.to_thread(report_on, summary, source, journal, results)
+        if error is not None:
+            raise error
+        return summary
+
+    def _spending(self, journal: Journal) -> Spending:
+        options = self._options
+        own = options.get("spending")
+        caps = {"max_usd", "max_images", "usd_per_image"} & {
+            name for name, value in options.items() if value is not None
+        }
+        if own is not None:
+            if caps:
+                message = f"Hand over spending=, or {', '.join(sorted(caps))}=, not both."
+                raise ConfigurationError(message)
+            return own
+        tally = journal.tally()
+        return Spending.resumed(
+            tally.images_billed,
+            tally.images_in_doubt,
+            max_usd=options.get("max_usd"),
+            max_images=options.get("max_images"),
+            usd_per_image=options.get("usd_per_image", USD_PER_IMAGE),
+        )
+
+    def _take_stock(self, source: Source, journal: Journal, results: Results) -> None:
+        results.check()
+        count_inputs(source, journal)
+        again = {
+            State.FAILED: self._options.get("retry_failed", False),
+            State.IN_DOUBT: self._options.get("retry_in_doubt", False),
+        }
+        states = [state for state, wanted in again.items() if wanted]
+        if states:
+            journal.ask_again(*states)
+
+    async def _ask_all(
+        self,
+        source: Source,
+        journal: Journal,
+        results: Results,
+        shared: Exchange,
+        client: AsyncPhosphoClient,
+    ) -> Exception | None:
+        interrupted = self._options.get("interrupted") or threading.Event()
+        stop = Stop(interrupted.is_set)
+        level = Level(self._ceiling, fixed=self._concurrency != "auto")
+        watch = Watch(journal.tally(), shared.spending, self._options.get("on_progress"))
+        commits = GroupCommit(journal)
+        engine = Engine(
+            preparation=Preparation(
+                source, journal, self._job, self._settings, lambda: stop() is not None
+            ),
+            asker=Asker(shared, client, self._job, commits, level),
+            level=level,
+            journal=journal,
+            results=results,
+            spending=shared.spending,
+            watch=watch,
+            ceiling=self._ceiling,
+            fetches=self._settings.url_mode == "fetch",
+            stop=stop,
+        )
+        try:
+            await engine.run()
+        finally:
+            await asyncio.to_thread(commits.close)
+        if watch.answers:
+            await asyncio.to_thread(journal.note, RATE, str(watch.answers_per_second))
+        return stop.error
+
+
+def _checked_concurrency(options: BatchOptions) -> int | Literal["auto"]:
+    if "max_concurrency" in options:
+        message = "A batch has no max_concurrency=; set concurrency=."
+        raise ConfigurationError(message)
+    concurrency: Any = options.get("concurrency", "auto")
+    if concurrency != "auto" and not (isinstance(concurrency, int) and concurrency >= 1):
+        message = f"concurrency is {concurrency!r}; it is 'auto', or a number from 1."
+        raise ConfigurationError(message)
+    return cast("int | Literal['auto']", concurrency)

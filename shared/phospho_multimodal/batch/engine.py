@@ -1,0 +1,266 @@
+"""The work itself: inputs made ready on threads, questions asked on one event loop, rows written.
+
+    source ──threads──▶ ready ──tasks──▶ endpoint
+       └────────── journal, at every step ──────────┘──▶ parts
+
+What is held in memory is what is under way, however many inputs there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.level import Level
+from phospho_multimodal.batch.preparation import Preparation
+from phospho_multimodal.batch.progress import Watch
+from phospho_multimodal.batch.questions import Asker, Question
+from phospho_multimodal.batch.results import Results
+from phospho_multimodal.batch.sources import Item
+from phospho_multimodal.batch.steps import State
+from phospho_multimodal.errors import (
+    APIStatusError,
+    ConnectionFailedError,
+    PhosphoError,
+    ReplyLostError,
+    SpendingLimitError,
+)
+from phospho_multimodal.spending import Spending
+
+__all__ = ["Engine", "Stop"]
+
+_MOST_HELD = 128 * 1024 * 1024  # bytes of pictures that wait for their turn or their answer
+_OUTAGE = 50  # questions in a row without one answer
+_PARTS_EVERY = 1.0  # seconds
+_FETCHING = 16  # threads that wait for other people's servers
+
+
+class Engine:
+    """One run of a job, on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        preparation: Preparation,
+        asker: Asker,
+        level: Level,
+        journal: Journal,
+        results: Results,
+        spending: Spending,
+        watch: Watch,
+        ceiling: int,
+        fetches: bool,
+        stop: Stop,
+    ) -> None:
+        """Put together what a run needs.
+
+        Args:
+            preparation: Where questions come from.
+            asker: Who asks them.
+            level: How many at once.
+            journal: Where everything is noted.
+            results: Where rows go.
+            spending: The ledger.
+            watch: Who is told.
+            ceiling: What the level may rise to.
+            fetches: Whether making ready waits for other servers.
+            stop: Why nothing more shall be sent, once there is a reason.
+        """
+        self._preparation = preparation
+        self._asker = asker
+        self._level = level
+        self._journal = journal
+        self._results = results
+        self._spending = spending
+        self._watch = watch
+        self._asking = ceiling + max(2, ceiling // 4)  # some are between two attempts
+        self._preparing = _FETCHING if fetches else max(2, os.cpu_count() or 1)
+        self._stop = stop
+        self._over = asyncio.Event()
+        self._held = 0
+        self._room = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._in_a_row = 0
+        self._ready: asyncio.Queue[Question | None] = asyncio.Queue(self._asking)
+
+    async def run(self) -> None:
+        """Work until everything has its row, or something stops it: `Stop` tells what.
+
+        Raises:
+            ConfigurationError: The journal or the results cannot be written.
+        """
+        reader = ThreadPoolExecutor(1, thread_name_prefix="phospho-inputs")
+        threads = ThreadPoolExecutor(self._preparing, thread_name_prefix="phospho-ready")
+        try:
+            await _all(
+                self._until_over(
+                    self._feed(reader, threads), *(self._answer() for _ in range(self._asking))
+                ),
+                self._write_parts(),
+            )
+        finally:
+            self._stop.because(None)
+            self._give_back_the_rest()
+            for pool in (reader, threads):
+                await asyncio.to_thread(pool.shutdown)
+        self._watch.show(self._level.in_flight, self._level.limit, at_once=True)
+
+    async def _until_over(self, *work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await _all(*work)
+        finally:
+            self._over.set()
+
+    # --- inputs --------------------------------------------------------------------------------
+
+    async def _feed(self, reader: ThreadPoolExecutor, threads: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            while self._stop() is None:
+                inputs = await loop.run_in_executor(reader, self._preparation.next_inputs)
+                if not inputs:
+                    break
+                while len(under_way) >= self._preparing + 1:
+                    done, under_way = await asyncio.wait(
+                        under_way, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for task in done:
+                        task.result()
+                await self._wait_for_room()
+                under_way.add(loop.create_task(self._make_ready(inputs, threads)))
+            await asyncio.gather(*under_way)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+        for _ in range(self._asking):
+            await self._ready.put(None)
+
+    async def _wait_for_room(self) -> None:
+        while self._held > _MOST_HELD and self._stop() is None:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _make_ready(
+        self, inputs: Sequence[tuple[int, Item]], threads: ThreadPoolExecutor
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        ready = await loop.run_in_executor(threads, self._preparation.make_ready, inputs)
+        self._watch.count_ready(ready.done, ready.duplicates)
+        for question in ready.questions:
+            self._held += question.size
+            await self._ready.put(question)
+
+    # --- answers -------------------------------------------------------------------------------
+
+    async def _answer(self) -> None:
+        while (question := await self._ready.get()) is not None:
+            size = question.size
+            try:
+                if self._stop() is not None:
+                    self._journal.give_back([question.picture])
+                    continue
+                await self._answer_one(question)
+            finally:
+                self._held -= size
+                self._room.set()
+
+    async def _answer_one(self, question: Question) -> None:
+        while True:
+            ended, inputs, error = await self._asker.ask(question, self._stop)
+            self._settled.set()
+            if ended.state is not State.PENDING:
+                self._watch.count_ended(ended.state, inputs)
+                self._note_outage(error)
+                break
+            if not isinstance(error, SpendingLimitError) or self._is_spent():
+                self._stop.because(error)
+                break
+            # What is under way may turn out to cost nothing: then there is one image more.
+            self._settled.clear()
+            await self._settled.wait()
+        if ended.state is State.PENDING:
+            self._journal.give_back([question.picture])
+        self._watch.show(self._level.in_flight, self._level.limit)
+
+    def _is_spent(self) -> bool:
+        snapshot = self._spending.snapshot()
+        return not snapshot.images_left or not snapshot.images_reserved
+
+    def _note_outage(self, error: PhosphoError | None) -> None:
+        """Stop where asking on only makes failed rows: nobody would be there to answer."""
+        if not isinstance(error, (APIStatusError, ConnectionFailedError, ReplyLostError)):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        if self._in_a_row >= _OUTAGE:
+            self._stop.because(error)
+
+    def _give_back_the_rest(self) -> None:
+        while not self._ready.empty():
+            question = self._ready.get_nowait()
+            if question is not None:
+                self._journal.give_back([question.picture])
+
+    # --- rows ----------------------------------------------------------------------------------
+
+    async def _write_parts(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._over.wait(), _PARTS_EVERY)
+            await asyncio.to_thread(self._results.write_finished)
+            self._watch.show(self._level.in_flight, self._level.limit)
+
+
+class Stop:
+    """Why a run sends nothing more: asked from any thread, and the first reason counts."""
+
+    def __init__(self, interrupted: Callable[[], bool]) -> None:
+        """Begin without a reason.
+
+        Args:
+            interrupted: Whether somebody wants the run to end.
+        """
+        self._interrupted = interrupted
+        self._reason: PhosphoError | None = None
+
+    def __call__(self) -> PhosphoError | None:
+        """Tell the reason, if there is one."""
+        if self._reason is None and self._interrupted():
+            self._reason = _OverError()
+        return self._reason
+
+    def because(self, error: PhosphoError | None) -> None:
+        """Give a reason; `None` is that everything is done."""
+        if self._reason is None:
+            self._reason = error or _OverError()
+
+    @property
+    def error(self) -> PhosphoError | None:
+        """The error that ended the run, if it was one."""
+        return None if isinstance(self._reason, _OverError) else self._reason
+
+
+class _OverError(PhosphoError):
+    """The run has ended, and not by an error."""
+
+    def __init__(self) -> None:
+        super().__init__("This run is over.")
+
+
+async def _all(*work: Coroutine[Any, Any, None]) -> None:
+    """Wait for all; the first that fails ends the others, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,533 @@
+"""The journal of a job: every input, every answer, in one file that survives any kill.
+
+Two tables hold the truth. An *input* is a row of the results: it names the picture that it turned
+out to be, or the error that it is. An *answer* belongs to a picture, however many inputs show it,
+so that each distinct one is paid once. Before a request is sent its answer is marked as *sending*;
+what is found so marked when the file is opened was under way when the job was killed, and is in
+doubt.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from phospho_multimodal.batch.job import Job
+from phospho_multimodal.batch.steps import Ended, Entry, State, Step, Tally
+from phospho_multimodal.errors import ConfigurationError, PhosphoError, ReplyLostError
+from phospho_multimodal.processes import is_alive, name_of_process
+from phospho_multimodal.sqlite_file import open_database, transaction
+
+__all__ = ["JOURNAL_NAME", "PART_ROWS", "Journal"]
+
+JOURNAL_NAME = "_journal.sqlite"
+
+PART_ROWS = 1000
+"""Inputs whose rows are one file of the results: what is held in memory to write it."""
+
+_TABLES = [
+    "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
+    """CREATE TABLE IF NOT EXISTS inputs
+    (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, source TEXT NOT NULL, stamp TEXT,
+    size INTEGER, file_digest BLOB, run INTEGER NOT NULL, picture BLOB,
+    error_class TEXT, error TEXT, ended REAL)""",
+    "CREATE INDEX IF NOT EXISTS inputs_by_picture ON inputs (picture)",
+    "CREATE INDEX IF NOT EXISTS inputs_by_size ON inputs (size)",
+    "CREATE INDEX IF NOT EXISTS inputs_by_digest ON inputs (file_digest)",
+    """CREATE TABLE IF NOT EXISTS answers
+    (picture BLOB PRIMARY KEY, state INTEGER NOT NULL, description TEXT, error_class TEXT,
+    error TEXT, attempts INTEGER NOT NULL DEFAULT 0, images_billed INTEGER NOT NULL DEFAULT 0,
+    images_in_doubt INTEGER NOT NULL DEFAULT 0, width INTEGER, height INTEGER, seconds REAL,
+    ended REAL)""",
+    "CREATE INDEX IF NOT EXISTS answers_by_state ON answers (state)",
+    """CREATE TABLE IF NOT EXISTS parts
+    (number INTEGER PRIMARY KEY, name TEXT NOT NULL, rows INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, sha256 TEXT NOT NULL)""",
+]
+
+KILLED = "The job was killed while this was under way: whether it was billed is not known."
+
+
+_IS_DONE = (
+    "inputs.error_class IS NOT NULL OR EXISTS (SELECT 1 FROM answers"
+    f" WHERE answers.picture = inputs.picture AND answers.state >= {State.DESCRIBED:d})"
+)
+
+# The first input that shows a picture is the one that its money stands beside.
+_ROWS = f"""
+SELECT inputs.id, inputs.source, description,
+    CASE WHEN inputs.error_class IS NOT NULL THEN {State.FAILED:d} ELSE state END AS state,
+    COALESCE(inputs.error_class, answers.error_class) AS error_class,
+    COALESCE(inputs.error, answers.error) AS error,
+    attempts, images_billed, images_in_doubt, first.id AS first_id,
+    inputs.picture, width, height, seconds, COALESCE(answers.ended, inputs.ended) AS ended
+FROM inputs
+LEFT JOIN answers ON inputs.error_class IS NULL AND answers.picture = inputs.picture
+LEFT JOIN inputs AS first ON first.position
+    = (SELECT MIN(position) FROM inputs AS same WHERE same.picture = answers.picture)
+WHERE inputs.position BETWEEN ? AND ?
+    AND (inputs.error_class IS NOT NULL OR state >= {State.DESCRIBED:d})
+ORDER BY inputs.position
+"""
+
+
+class Journal:
+    """The journal of one job, kept by one process at a time; any thread may use it."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        """Open the journal of a job, or begin it.
+
+        Args:
+            folder: Where the job keeps everything; made if it is not there.
+            job: What is asked.
+
+        Raises:
+            ConfigurationError: The folder cannot be written, another process is at this job, or
+                the file is the journal of another one.
+        """
+        self.path = folder / JOURNAL_NAME
+        self._lock = threading.Lock()
+        self._taken: set[bytes] = set()  # pictures that somebody in this process is asking about
+        with self._told():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._database = open_database(self.path, _TABLES)
+            try:
+                # A kill cannot tear it either way; this is for the machine that dies: what is noted
+                # as sent is on the disk before it is sent.
+                self._database.execute("PRAGMA synchronous = FULL")
+                with transaction(self._database):
+                    self._take_over(job)
+            except BaseException:
+                self._database.close()
+                raise
+        self.run = int(self.fact("runs") or 0)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        with self._lock, self._told():
+            self._database.execute("DELETE FROM facts WHERE name = 'owner'")
+            self._database.close()
+
+    # --- facts ---------------------------------------------------------------------------------
+
+    def fact(self, name: str) -> str | None:
+        """Look up what was noted under a name."""
+        with self._reading() as database:
+            row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def note(self, name: str, value: str) -> None:
+        """Note something under a name."""
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    # --- inputs --------------------------------------------------------------------------------
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Note inputs, in their order; those that are there already keep their place.
+
+        An input whose stamp is another one than before is a new picture under an old name: it is
+        asked about again.
+
+        Args:
+            entries: Some of the inputs of this run.
+
+        Raises:
+            ConfigurationError: Two inputs have the same id, or one has that of an input of
+                another source.
+        """
+        with self._writing() as database:
+            for entry in entries:
+                row = database.execute(
+                    "SELECT source, stamp, run FROM inputs WHERE id = ?", (entry.id,)
+                ).fetchone()
+                if row is None:
+                    database.execute(
+                        "INSERT INTO inputs (id, source, stamp, size, file_digest, run)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
+                        (
+                            entry.id,
+                            entry.source,
+                            entry.stamp,
+                            entry.size,
+                            entry.digest,
+                            self.run,
+                        ),
+                    )
+                    continue
+                source, stamp, run = row
+                if run == self.run:
+                    message = (
+                        f"Two inputs have the id {entry.id!r}: {source} and {entry.source}. Each"
+                        " row of the results needs one of its own; name another id_column=."
+                    )
+                    raise ConfigurationError(message)
+                changed = stamp != entry.stamp
+                if source != entry.source and (changed or stamp is None):
+                    message = (
+                        f"This job has an input {entry.id!r} already, {source}, and now it is"
+                        f" {entry.source}. Choose another folder for the results of another source."
+                    )
+                    raise ConfigurationError(message)
+                database.execute(
+                    "UPDATE inputs SET source = ?, run = ? WHERE id = ?",
+                    (entry.source, self.run, entry.id),
+                )
+                if changed:
+                    self._replace(database, entry)
+
+    def forget_the_missing(self) -> int:
+        """Strike out inputs that are no longer there and were never answered.
+
+        Returns:
+            How many.
+        """
+        with self._writing() as database:
+            return database.execute(
+                f"DELETE FROM inputs WHERE run <> ? AND NOT ({_IS_DONE})",
+                (self.run,),
+            ).rowcount
+
+    def ask_again(self, *states: State) -> int:
+        """Take questions that ended up for asked never.
+
+        Args:
+            *states: `FAILED`, `IN_DOUBT` or both. What was in doubt stays counted as that.
+
+        Returns:
+            How many inputs that are.
+        """
+        with self._writing() as database:
+            picked = ", ".join(str(int(state)) for state in states)
+            again = f"picture IN (SELECT picture FROM answers WHERE state IN ({picked}))"
+            if State.FAILED in states:
+                again = f"(error_class IS NOT NULL OR {again})"
+            self._reopen_parts(database, again, ())
+            (count,) = database.execute(f"SELECT COUNT(*) FROM inputs WHERE {again}").fetchone()
+            if State.FAILED in states:
+                database.execute("UPDATE inputs SET error_class = NULL, error = NULL")
+            database.execute(
+                "UPDATE answers SET state = ?, error_class = NULL, error = NULL"
+                f" WHERE state IN ({picked})",
+                (State.PENDING,),
+            )
+            return int(count)
+
+    def pending(self, ids: Sequence[str]) -> dict[str, int]:
+        """Tell which of some inputs have no row yet.
+
+        Args:
+            ids: What they are called.
+
+        Returns:
+            Their ids and positions.
+        """
+        marks = ", ".join("?" * len(ids))
+        with self._reading() as database:
+            return dict(
+                database.execute(
+                    f"SELECT id, position FROM inputs WHERE id IN ({marks}) AND NOT ({_IS_DONE})",
+                    list(ids),
+                )
+            )
+
+    def take(self, pictures: Iterable[tuple[int, bytes, int | None, int | None]]) -> list[State]:
+        """Note which pictures inputs turned out to be, and take those nobody has asked about.
+
+        Args:
+            pictures: Position, key, and width and height in pixels where they are known.
+
+        Returns:
+            For each, `PENDING` if it is the caller's to ask now, `SENDING` if somebody in this
+            process does, or where its answer stands.
+        """
+        states = []
+        with self._writing() as database:
+            for position, picture, width, height in pictures:
+                database.execute(
+                    "UPDATE inputs SET picture = ? WHERE position = ?", (picture, position)
+                )
+                database.execute(
+                    "INSERT OR IGNORE INTO answers (picture, state, width, height)"
+                    " VALUES (?, ?, ?, ?)",
+                    (picture, State.PENDING, width, height),
+                )
+                (state,) = database.execute(
+                    "SELECT state FROM answers WHERE picture = ?", (picture,)
+                ).fetchone()
+                if state == State.PENDING and picture in self._taken:
+                    state = State.SENDING
+                elif state == State.PENDING:
+                    self._taken.add(picture)
+                states.append(State(state))
+        return states
+
+    def fail(self, failures: Iterable[tuple[int, PhosphoError]], *, ended: float) -> None:
+        """Note inputs that are no pictures.
+
+        Args:
+            failures: Position, and what is wrong.
+            ended: Seconds since the epoch.
+        """
+        with self._writing() as database:
+            database.executemany(
+                "UPDATE inputs SET error_class = ?, error = ?, ended = ? WHERE position = ?",
+                [(type(error).__name__, str(error), ended, at) for at, error in failures],
+            )
+
+    # --- answers -------------------------------------------------------------------------------
+
+    def commit(self, steps: Sequence[Step]) -> list[int]:
+        """Note several steps of questions at once; the disk is waited for once.
+
+        Args:
+            steps: Of any pictures, in their order.
+
+        Returns:
+            For each, how many inputs have their row by it.
+        """
+        with self._writing() as database:
+            done = [step.write(database) for step in steps]
+            self._taken.difference_update(step.picture for step in steps if isinstance(step, Ended))
+            return done
+
+    def give_back(self, pictures: Iterable[bytes]) -> None:
+        """Give up pictures that were taken and never asked about."""
+        with self._lock:
+            self._taken.difference_update(pictures)
+
+    # --- rows and parts ------------------------------------------------------------------------
+
+    def last_position(self) -> int:
+        """The position of the last input; 0 if there is none."""
+        with self._reading() as database:
+            (last,) = database.execute("SELECT MAX(position) FROM inputs").fetchone()
+        return int(last or 0)
+
+    def is_finished(self, first: int, last: int) -> bool:
+        """Tell whether every input of a range of positions has its row."""
+        with self._reading() as database:
+            row = database.execute(
+                f"SELECT 1 FROM inputs WHERE position BETWEEN ? AND ? AND NOT ({_IS_DONE}) LIMIT 1",
+                (first, last),
+            ).fetchone()
+        return row is None
+
+    def rows(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Read the rows of a range of positions that are done, in their order."""
+        with self._reading() as database:
+            cursor = database.execute(_ROWS, (first, last))
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def parts(self) -> list[tuple[int, str, int, int, str]]:
+        """List the parts that were written: number, name, rows, bytes and sha256."""
+        with self._reading() as database:
+            return database.execute("SELECT * FROM parts ORDER BY number").fetchall()
+
+    def add_part(self, number: int, name: str, rows: int, size: int, sha256: str) -> None:
+        """Note a part that is there, whole."""
+        with self._writing() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)",
+                (number, name, rows, size, sha256),
+            )
+
+    def drop_part(self, number: int) -> None:
+        """Have a part written anew."""
+        with self._writing() as database:
+            database.execute("DELETE FROM parts WHERE number = ?", (number,))
+
+    # --- counting ------------------------------------------------------------------------------
+
+    def tally(self) -> Tally:
+        """Count everything."""
+        with self._reading() as database:
+            inputs, broken = database.execute(
+                "SELECT COUNT(*), COUNT(error_class) FROM inputs"
+            ).fetchone()
+            by_state = dict(
+                database.execute(
+                    "SELECT state, COUNT(*) FROM inputs JOIN answers USING (picture)"
+                    " WHERE inputs.error_class IS NULL GROUP BY state"
+                ).fetchall()
+            )
+            pictures, billed, in_doubt, attempts = database.execute(
+                "SELECT COUNT(*), TOTAL(images_billed), TOTAL(images_in_doubt), TOTAL(attempts)"
+                " FROM answers"
+            ).fetchone()
+        return Tally(
+            inputs=inputs,
+            described=by_state.get(State.DESCRIBED, 0),
+            failed=broken + by_state.get(State.FAILED, 0),
+            in_doubt=by_state.get(State.IN_DOUBT, 0),
+            pictures=pictures,
+            images_billed=int(billed),
+            images_in_doubt=int(in_doubt),
+            attempts=int(attempts),
+        )
+
+    def error_classes(self) -> dict[str, int]:
+        """Count failed inputs by the class of their error."""
+        with self._reading() as database:
+            return dict(
+                database.execute(
+                    "SELECT COALESCE(inputs.error_class, answers.error_class) AS class, COUNT(*)"
+                    " FROM inputs LEFT JOIN answers USING (picture) WHERE inputs.error_class IS NOT"
+                    f" NULL OR state = {State.FAILED:d}"
+                    " GROUP BY class ORDER BY COUNT(*) DESC, class"
+                ).fetchall()
+            )
+
+    def in_doubt(self, limit: int) -> list[str]:
+        """List inputs that may have been billed, without an answer.
+
+        Args:
+            limit: How many at most.
+
+        Returns:
+            Their ids.
+        """
+        with self._reading() as database:
+            found = database.execute(
+                "SELECT id FROM inputs JOIN answers USING (picture) WHERE inputs.error_class"
+                f" IS NULL AND state = {State.IN_DOUBT:d} ORDER BY position LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [name for (name,) in found]
+
+    def duplicates(self) -> int:
+        """Count inputs that were described by the answer to another one."""
+        with self._reading() as database:
+            (count,) = database.execute(
+                "SELECT COUNT(*) - COUNT(DISTINCT picture) FROM inputs JOIN answers USING (picture)"
+                f" WHERE inputs.error_class IS NULL AND answers.state = {State.DESCRIBED:d}"
+            ).fetchone()
+        return int(count)
+
+    def undigested(self, ids: Sequence[str]) -> set[str]:
+        """Tell which of some inputs may be the same file as another one: they have its size.
+
+        Args:
+            ids: What they are called.
+
+        Returns:
+            The ids of those whose digest is not known.
+        """
+        marks = ", ".join("?" * len(ids))
+        with self._reading() as database:
+            found = database.execute(
+                f"SELECT id FROM inputs WHERE id IN ({marks}) AND file_digest IS NULL AND EXISTS"
+                " (SELECT 1 FROM inputs AS other WHERE other.size = inputs.size"
+                " AND other.position <> inputs.position)",
+                list(ids),
+            ).fetchall()
+        return {name for (name,) in found}
+
+    def add_digests(self, digests: Iterable[tuple[bytes, str]]) -> None:
+        """Note digests of files, each with the id of its input."""
+        with self._writing() as database:
+            database.executemany("UPDATE inputs SET file_digest = ? WHERE id = ?", list(digests))
+
+    def distinct_to_ask(self) -> int:
+        """Count distinct files among the inputs that have no row yet, and no picture with one."""
+        with self._reading() as database:
+            (count,) = database.execute(
+                "SELECT COUNT(DISTINCT"
+                " COALESCE(file_digest, 'size ' || size, 'input ' || position))"
+                f" FROM inputs WHERE NOT ({_IS_DONE}) AND NOT EXISTS (SELECT 1 FROM inputs AS done"
+                " JOIN answers USING (picture) WHERE done.file_digest = inputs.file_digest"
+                f" AND answers.state >= {State.DESCRIBED:d})"
+            ).fetchone()
+        return int(count)
+
+    def course(self) -> Iterator[tuple[float, int, int, int]]:
+        """Tell when answers ended: seconds since the epoch, images billed and in doubt, rows."""
+        last = b""
+        while True:
+            with self._reading() as database:
+                found = database.execute(
+                    "SELECT picture, ended, images_billed, images_in_doubt, (SELECT COUNT(*)"
+                    " FROM inputs WHERE inputs.picture = answers.picture) FROM answers"
+                    " WHERE picture > ? AND ended IS NOT NULL ORDER BY picture LIMIT 1000",
+                    (last,),
+                ).fetchall()
+            for picture, ended, billed, in_doubt, rows in found:
+                yield ended, billed, in_doubt, rows
+                last = picture
+            if not found:
+                return
+
+    # --- within --------------------------------------------------------------------------------
+
+    def _take_over(self, job: Job) -> None:
+        """Become the one process at this job, and note what the last one left behind."""
+        facts = dict(self._database.execute("SELECT name, value FROM facts").fetchall())
+        told = json.dumps(job.to_dict(), sort_keys=True)
+        if facts.get("job", told) != told:
+            message = f"{self.path} is the journal of another job. Choose another folder."
+            raise ConfigurationError(message)
+        owner = facts.get("owner")
+        if owner is not None and owner != name_of_process() and is_alive(owner):
+            message = (
+                f"Another process ({owner.partition(':')[0]}) is at this job, in"
+                f" {self.path.parent}. Wait for it, or stop it."
+            )
+            raise ConfigurationError(message)
+        runs = str(int(facts.get("runs", "0")) + 1)
+        self._database.executemany(
+            "INSERT OR REPLACE INTO facts VALUES (?, ?)",
+            [("job", told), ("owner", name_of_process()), ("runs", runs)],
+        )
+        self._database.execute(
+            "UPDATE answers SET state = ?, error_class = ?, error = ?, attempts = attempts + 1,"
+            " images_in_doubt = images_in_doubt + 1, ended = ? WHERE state = ?",
+            (State.IN_DOUBT, ReplyLostError.__name__, KILLED, time.time(), State.SENDING),
+        )
+
+    def _replace(self, database: sqlite3.Connection, entry: Entry) -> None:
+        """Have an input that is another picture now looked at again."""
+        # With it go the rows that share its picture: the money may stand beside another one now.
+        self._reopen_parts(
+            database,
+            "id = ? OR picture = (SELECT picture FROM inputs AS old WHERE old.id = ?)",
+            (entry.id, entry.id),
+        )
+        database.execute(
+            "UPDATE inputs SET stamp = ?, size = ?, file_digest = ?, picture = NULL,"
+            " error_class = NULL, error = NULL WHERE id = ?",
+            (entry.stamp, entry.size, entry.digest, entry.id),
+        )
+
+    @staticmethod
+    def _reopen_parts(database: sqlite3.Connection, of: str, values: Sequence[Any]) -> None:
+        database.execute(
+            "DELETE FROM parts WHERE number IN"
+            f" (SELECT DISTINCT (position - 1) / {PART_ROWS} FROM inputs WHERE {of})",
+            values,
+        )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._told():
+            yield self._database
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._told(), transaction(self._database):
+            yield self._database
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what cannot be written, in the words of the system."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as failure:
+            message = f"The journal {self.path} cannot be used: {failure}."
+            raise ConfigurationError(message) from None

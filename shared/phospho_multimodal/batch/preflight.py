@@ -1,0 +1,233 @@
+"""What is known, and said, before the first picture is paid for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+
+from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.sources import Item, Source
+from phospho_multimodal.batch.steps import Entry
+from phospho_multimodal.checkup import EndpointStatus
+from phospho_multimodal.errors import AuthenticationError, ConfigurationError
+from phospho_multimodal.retry import RetryBudget
+from phospho_multimodal.spending import Spending
+
+__all__ = ["RATE", "Preflight", "check_status", "count_inputs", "look_ahead"]
+
+RATE = "questions_per_second"
+"""The name under which a run notes how fast it was."""
+
+_TOGETHER = 256
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """A job before its first paid call.
+
+    Attributes:
+        folder: Where its results and its journal are.
+        source: What the inputs are.
+        inputs: All of them.
+        described: Inputs that have their answer from an earlier run.
+        failed: Inputs that have an error from an earlier run.
+        in_doubt: Inputs that may have been billed without an answer.
+        pictures: Distinct files among the inputs that are left. Fewer are paid for if different
+            files turn out to be the same once they are made ready.
+        usd_per_image: Dollars for one image.
+        max_images: Images that may be paid for yet, if there is a cap.
+        seconds: What it may take; `None` if nothing tells.
+        seconds_from: What tells: `an earlier run` or `the rate`.
+        base_url: Where it is asked.
+        models: Those that the endpoint lists.
+    """
+
+    folder: Path
+    source: str
+    inputs: int
+    described: int
+    failed: int
+    in_doubt: int
+    pictures: int
+    usd_per_image: Decimal
+    max_images: int | None
+    seconds: float | None
+    seconds_from: str
+    base_url: str
+    models: tuple[str, ...] = ()
+
+    @property
+    def pending(self) -> int:
+        """Inputs that have no row yet."""
+        return self.inputs - self.described - self.failed - self.in_doubt
+
+    @property
+    def usd_from(self) -> Decimal:
+        """The list price if every distinct picture is answered at the first attempt."""
+        return self._usd(self.pictures)
+
+    @property
+    def usd_to(self) -> Decimal:
+        """The same if every retry that is allowed is needed, and billed without an answer."""
+        retries = max(RetryBudget.minimum, math.floor(self.pictures * RetryBudget.share))
+        return self._usd(self.pictures + (retries if self.pictures else 0))
+
+    def __str__(self) -> str:
+        before = f"{self.described:,} described, {self.failed:,} failed, {self.in_doubt:,} in doubt"
+        price = f"${self.usd_from:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image"
+        time = "not known before the first answers"
+        if self.seconds is not None:
+            time = f"about {_duration(self.seconds)}, by {self.seconds_from}"
+        facts = {
+            "Results": self.folder,
+            "Endpoint": f"{self.base_url}: answers, and does not refuse the key",
+            "Inputs": f"{self.inputs:,}, {self.source}",
+            "Done before": before,
+            "Left": f"{self.pending:,} inputs, {self.pictures:,} distinct files",
+            "Price": price,
+            "Cap": "none" if self.max_images is None else f"{self.max_images:,} images more",
+            "Time": time,
+        }
+        return "\n".join(f"{name:<13}{fact}" for name, fact in facts.items())
+
+    def _usd(self, images: int) -> Decimal:
+        if self.max_images is not None:
+            images = min(images, self.max_images)
+        return images * self.usd_per_image
+
+
+def check_status(status: EndpointStatus) -> None:
+    """Look whether an endpoint can be asked.
+
+    Args:
+        status: What a look at it found.
+
+    Raises:
+        ConfigurationError: Nothing is there, or it is no phospho endpoint.
+        AuthenticationError: It does not take the key.
+    """
+    if status.key_accepted is False:
+        message = f"{status.detail} Nothing was asked."
+        raise AuthenticationError(message, status_code=401)
+    if not status.healthy:
+        message = f"{status.base_url} cannot be asked: {status.detail} Nothing was asked."
+        raise ConfigurationError(message)
+
+
+def count_inputs(source: Source, journal: Journal) -> None:
+    """Note every input of a source, and tell which files are the same.
+
+    A file is read here only if another one has its size.
+
+    Args:
+        source: The inputs.
+        journal: Where they are noted.
+
+    Raises:
+        ConfigurationError: Two inputs have the same id, or the journal cannot be written.
+    """
+    items = iter(source)
+    while chunk := list(islice(items, _TOGETHER)):
+        journal.add([_entry(item) for item in chunk])
+    journal.forget_the_missing()
+    _digest_files(source, journal)
+
+
+def look_ahead(
+    source: Source,
+    journal: Journal,
+    spending: Spending,
+    status: EndpointStatus,
+    *,
+    requests_per_second: float | None,
+) -> Preflight:
+    """Put together what is known before the first paid call.
+
+    Args:
+        source: The inputs, counted.
+        journal: Of the job.
+        spending: Its ledger.
+        status: Of the endpoint.
+        requests_per_second: The rate, if there is one.
+
+    Returns:
+        All of it.
+    """
+    tally = journal.tally()
+    pictures = journal.distinct_to_ask()
+    seconds, by = _time(pictures, journal, requests_per_second)
+    return Preflight(
+        folder=journal.path.parent,
+        source=source.name,
+        inputs=tally.inputs,
+        described=tally.described,
+        failed=tally.failed,
+        in_doubt=tally.in_doubt,
+        pictures=pictures,
+        usd_per_image=spending.usd_per_image,
+        max_images=spending.snapshot().images_left,
+        seconds=seconds,
+        seconds_from=by,
+        base_url=status.base_url,
+        models=tuple(status.models),
+    )
+
+
+def _entry(item: Item) -> Entry:
+    size = item.stamp.partition("-")[0] if item.stamp else ""
+    digest = None
+    if isinstance(item.image, bytes):
+        digest = hashlib.sha256(item.image).digest()
+    elif isinstance(item.image, str):
+        digest = hashlib.sha256(item.image.encode()).digest()
+    stamp = item.stamp or (None if digest is None else digest.hex())
+    return Entry(item.id, item.source, stamp, int(size) if size.isdigit() else None, digest)
+
+
+def _digest_files(source: Source, journal: Journal) -> None:
+    items = iter(source)
+    while chunk := list(islice(items, _TOGETHER)):
+        alike = journal.undigested([item.id for item in chunk])
+        files = {item.id: item.image for item in chunk if item.id in alike}
+        digests = {
+            name: _digest(file) for name, file in files.items() if isinstance(file, os.PathLike)
+        }
+        journal.add_digests((digest, name) for name, digest in digests.items() if digest)
+
+
+def _time(
+    pictures: int, journal: Journal, requests_per_second: float | None
+) -> tuple[float | None, str]:
+    """Tell what the rest may take, in seconds, and by what that is known."""
+    measured = journal.fact(RATE)
+    ways = []
+    if measured is not None and float(measured) > 0:
+        ways.append((pictures / float(measured), "an earlier run"))
+    if requests_per_second is not None:
+        ways.append((pictures / requests_per_second, "the rate"))
+    return max(ways, default=(None, ""), key=lambda way: way[0] or 0.0)
+
+
+def _digest(path: os.PathLike[str]) -> bytes | None:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - any path
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError:
+        return None  # its row will say so
+    return digest.digest()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:  # noqa: PLR2004 - seconds
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:,.1f} hours"

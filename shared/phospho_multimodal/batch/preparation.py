@@ -1,0 +1,150 @@
+"""From inputs to questions: pictures opened, made ready, and told apart, on threads."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from phospho_multimodal.batch.job import Job, picture_key
+from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.questions import Question
+from phospho_multimodal.batch.sources import Item, Source
+from phospho_multimodal.batch.steps import State
+from phospho_multimodal.errors import PhosphoError
+from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
+from phospho_multimodal.images.source import image_source
+from phospho_multimodal.prediction import question_about
+from phospho_multimodal.settings import Settings
+
+__all__ = ["Preparation", "Ready"]
+
+_LOOKED_UP = 128  # inputs whose state is looked up together
+_TOGETHER = 8  # inputs that one thread makes ready before it hands them on
+
+
+@dataclass(slots=True)
+class Ready:
+    """What some inputs came to.
+
+    Attributes:
+        questions: Pictures that are to be asked about.
+        done: Inputs that have their row already, by its state: broken ones, and those whose
+            picture was answered before.
+        duplicates: How many of all were pictures that are asked about elsewhere, or were.
+    """
+
+    questions: list[Question] = field(default_factory=list)
+    done: Counter[State] = field(default_factory=Counter)
+    duplicates: int = 0
+
+
+class Preparation:
+    """Goes through a source once, and makes of its inputs what is sent."""
+
+    def __init__(
+        self,
+        source: Source,
+        journal: Journal,
+        job: Job,
+        settings: Settings,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Begin.
+
+        Args:
+            source: The inputs.
+            journal: What is known about them.
+            job: What is asked.
+            settings: Of the client.
+            stopped: Whether nothing more is wanted.
+        """
+        self._journal = journal
+        self._job = job
+        self._settings = settings
+        self._stopped = stopped
+        self._pending = self._without_row(iter(source))
+
+    def next_inputs(self) -> list[tuple[int, Item]]:
+        """Find the next inputs that have no row yet; for one thread at a time.
+
+        Returns:
+            Some, with their positions; none at the end.
+        """
+        return list(islice(self._pending, _TOGETHER))
+
+    def make_ready(self, inputs: Sequence[tuple[int, Item]]) -> Ready:
+        """Make inputs ready; for any number of threads.
+
+        Args:
+            inputs: With their positions.
+
+        Returns:
+            What they came to; the journal knows it.
+
+        Raises:
+            ConfigurationError: The journal cannot be written.
+        """
+        ready = Ready()
+        images: list[tuple[int, SendableImage]] = []
+        failures: list[tuple[int, PhosphoError]] = []
+        for position, item in inputs:
+            image = self._image(item)
+            if isinstance(image, PhosphoError):
+                failures.append((position, image))
+            else:
+                images.append((position, image))
+        if failures:
+            self._journal.fail(failures, ended=time.time())
+            ready.done[State.FAILED] += len(failures)
+        found = [(position, picture_key(image), *_size(image)) for position, image in images]
+        states = self._journal.take(found)
+        for (_, image), (_, picture, *_), state in zip(images, found, states, strict=True):
+            if state is State.PENDING:
+                call = question_about(image, self._job.prompt, self._job.asking, self._settings)
+                ready.questions.append(Question(picture, call))
+                continue
+            ready.duplicates += 1
+            if state is not State.SENDING:
+                ready.done[state] += 1
+        return ready
+
+    def _without_row(self, items: Iterator[Item]) -> Iterator[tuple[int, Item]]:
+        while chunk := list(islice(items, _LOOKED_UP)):
+            positions = self._journal.pending([item.id for item in chunk])
+            for item in chunk:
+                if self._stopped():
+                    return
+                position = positions.get(item.id)
+                if position is not None:
+                    yield position, item
+
+    def _image(self, item: Item) -> SendableImage | PhosphoError:
+        """Make one input ready, or tell why that cannot be."""
+        if item.error is not None:
+            return item.error
+        try:
+            source = image_source(item.image)
+            return prepare_source(
+                source,
+                max_image_side=self._settings.max_image_side,
+                prepare=self._settings.prepare,
+                fetched=self._fetched(source.url),
+            )
+        except PhosphoError as error:
+            return error
+
+    def _fetched(self, url: str | None) -> bytes | None:
+        if url is None or self._settings.url_mode == "pass":
+            return None
+        from phospho_multimodal.images.fetch import fetch_image  # noqa: PLC0415 - loads httpcore
+
+        return fetch_image(url, given_up=self._stopped)
+
+
+def _size(image: SendableImage) -> tuple[int | None, int | None]:
+    if isinstance(image, LinkedImage):
+        return None, None
+    return image.width, image.height
