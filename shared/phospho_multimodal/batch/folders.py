@@ -1,7 +1,6 @@
 """Pictures in folders: all of one, or those that a pattern names.
 
-The order is that of the paths as text, and no more than one folder's names are held at a time for
-each level of depth. A file that is added moves no id.
+The order is that of the paths as text. A file that is added moves no id.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TypeAlias
 
 from phospho_multimodal.batch.items import Item, file_item, is_picture, printable
+from phospho_multimodal.batch.sorting import sorted_names
 from phospho_multimodal.errors import ConfigurationError
 
 __all__ = ["Files", "expand_braces", "has_wildcard", "split_pattern"]
@@ -75,8 +76,12 @@ class Files:
 
     def _listed(self, relative: str, rest: _Rest) -> tuple[Iterator[str], dict[str, _Rest]]:
         """List what is wanted of a folder, folders with the slash that sorts them rightly."""
-        names: list[str] = []
         folders: dict[str, _Rest] = {}
+        names = sorted_names(self._wanted(relative, rest, folders))
+        first = next(names, None)  # by now everything was looked at, and `folders` is whole
+        return iter(()) if first is None else chain([first], names), folders
+
+    def _wanted(self, relative: str, rest: _Rest, folders: dict[str, _Rest]) -> Iterator[str]:
         try:
             with os.scandir(self._base / relative) as entries:
                 for entry in entries:
@@ -84,14 +89,12 @@ class Files:
                         below = _below(rest, entry.name, linked=entry.is_symlink())
                         if below:
                             folders[entry.name + "/"] = below
+                            yield entry.name + "/"
                     elif _wants(rest, entry.name):
-                        names.append(entry.name)
+                        yield entry.name
         except OSError as failure:
             message = f"The folder {self._base / relative} cannot be read: {failure.strerror}."
             raise ConfigurationError(message) from None
-        names += folders
-        names.sort()
-        return iter(names), folders
 
 
 def has_wildcard(text: str) -> bool:

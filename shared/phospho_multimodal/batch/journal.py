@@ -51,6 +51,8 @@ _TABLES = [
     bytes INTEGER NOT NULL, sha256 TEXT NOT NULL)""",
 ]
 
+_CACHE_KIB = 512  # the system's own cache serves the rest
+
 KILLED = "The job was killed while this was under way: whether it was billed is not known."
 
 
@@ -101,6 +103,7 @@ class Journal:
                 # A kill cannot tear it either way; this is for the machine that dies: what is noted
                 # as sent is on the disk before it is sent.
                 self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
                 with transaction(self._database):
                     self._take_over(job)
             except BaseException:
