@@ -477,7 +477,7 @@ class Journal:
             message = f"{self.path} is the journal of another job. Choose another folder."
             raise ConfigurationError(message)
         owner = facts.get("owner")
-        if owner is not None and owner != name_of_process() and is_alive(owner):
+        if owner is not None and is_alive(owner):
             message = (
                 f"Another process ({owner.partition(':')[0]}) is at this job, in"
                 f" {self.path.parent}. Wait for it, or stop it."
