@@ -7,10 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
@@ -118,7 +119,11 @@ def describe_many(
         PhosphoError: As in `adescribe_many`.
     """
     interrupted = options.get("interrupted") or threading.Event()
+    here = _HereAndThere()
     options["interrupted"] = interrupted
+    confirm = options.get("confirm")
+    if confirm is not None:
+        options["confirm"] = lambda preflight: here.call(lambda: confirm(preflight))
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
     async def run() -> Summary:
@@ -130,10 +135,12 @@ def describe_many(
     # On a thread of its own: here may be an event loop already, in a notebook for one.
     with ThreadPoolExecutor(1, thread_name_prefix="phospho-batch") as thread:
         job = thread.submit(lambda: asyncio.run(run()))
+        job.add_done_callback(lambda _: here.end())
         try:
-            return job.result()
+            here.serve()
         except KeyboardInterrupt:
             interrupted.set()
+            here.refuse()
             try:
                 job.exception()
             except KeyboardInterrupt:
@@ -141,6 +148,44 @@ def describe_many(
                     loop.call_soon_threadsafe(task.cancel)
                 raise
             raise
+        return job.result()
+
+
+class _HereAndThere:
+    """Has a job on another thread call something here: a prompt takes Ctrl-C only on this one."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._open: list[Future[bool]] = []
+
+    def call(self, question: Callable[[], bool]) -> bool:
+        """There: have a question answered here."""
+        answer: Future[bool] = Future()
+        self._open.append(answer)
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:  # noqa: BLE001 - it is raised there
+                answer.set_exception(error)
+
+        self._calls.put(ask)
+        return answer.result()
+
+    def serve(self) -> None:
+        """Here: answer until the job has ended."""
+        while (call := self._calls.get()) is not None:
+            call()
+
+    def refuse(self) -> None:
+        """Here: answer what is open with no."""
+        for answer in self._open:
+            if not answer.done():
+                answer.set_result(False)
+
+    def end(self) -> None:
+        """There: the job has ended."""
+        self._calls.put(None)
 
 
 async def adescribe_many(

@@ -29,14 +29,18 @@ from phospho_multimodal.errors import (
     PhosphoError,
     ReplyLostError,
     SpendingLimitError,
+    UnexpectedReplyError,
 )
 from phospho_multimodal.spending import Spending
 
 __all__ = ["Engine", "Stop"]
 
+_NO_ANSWER = (APIStatusError, ConnectionFailedError, ReplyLostError, UnexpectedReplyError)
+
 _MOST_HELD = 128 * 1024 * 1024  # bytes of pictures that wait for their turn or their answer
 _OUTAGE = 50  # questions in a row without one answer
 _PARTS_EVERY = 1.0  # seconds
+_LOOK_AGAIN = 0.5  # seconds, while money that is set aside may come free
 _FETCHING = 16  # threads that wait for other people's servers
 
 
@@ -184,7 +188,8 @@ class Engine:
                 break
             # What is under way may turn out to cost nothing: then there is one image more.
             self._settled.clear()
-            await self._settled.wait()
+            with contextlib.suppress(asyncio.TimeoutError):  # or of somebody else's, elsewhere
+                await asyncio.wait_for(self._settled.wait(), _LOOK_AGAIN)
         if ended.state is State.PENDING:
             self._journal.give_back([question.picture])
         self._watch.show(self._level.in_flight, self._level.limit)
@@ -195,7 +200,7 @@ class Engine:
 
     def _note_outage(self, error: PhosphoError | None) -> None:
         """Stop where asking on only makes failed rows: nobody would be there to answer."""
-        if not isinstance(error, (APIStatusError, ConnectionFailedError, ReplyLostError)):
+        if not isinstance(error, _NO_ANSWER):
             self._in_a_row = 0
             return
         self._in_a_row += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
 from phospho_multimodal.exchange import AwaitTurn, Call, Exchange, Pause, Send, Step, ask
 
 __all__ = ["Asker", "Question"]
+
+_LOOK_UP = 0.25  # seconds
 
 
 @dataclass(slots=True)
@@ -97,6 +100,7 @@ class Asker:
                 return await self._send(step)
             if isinstance(step, Pause):  # nothing is on its way meanwhile
                 await self._commits.note(AttemptFailed(picture, noted.news(call)[1]))
+                return await _pause(step.seconds, stopping)
             return await self._client.perform(step)
 
         try:
@@ -181,6 +185,13 @@ class _Noted:
         attempts, in_doubt = call.attempts - self.attempts, call.in_doubt - self.in_doubt
         self.attempts, self.in_doubt = call.attempts, call.in_doubt
         return attempts, in_doubt
+
+
+async def _pause(seconds: float, stopping: Callable[[], PhosphoError | None]) -> None:
+    """Do nothing for some seconds; who wants the run to end does not wait for them."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and stopping() is None:  # noqa: ASYNC110 - of threads
+        await asyncio.sleep(min(left, _LOOK_UP))
 
 
 def _state_of(error: PhosphoError, stopping: bool) -> State:
