@@ -25,7 +25,7 @@ AUTO_CEILING = 64
 _FIRST = 4
 _TOO_MUCH = frozenset({429, 503})
 _BACK_OFF = 0.7  # of the level, once a round: gentler than TCP's half, since nothing is lost
-_ROUNDS_OF_MEMORY = 20  # how long the fastest answer counts: an endpoint may become slower
+_MEMORY = 600.0  # seconds that the fastest answer counts: an endpoint may become slower
 
 
 class Level:
@@ -49,9 +49,10 @@ class Level:
         self._queue: deque[asyncio.Future[None]] = deque()
         self._rising_fast = not fixed
         self._lowered_at = -math.inf
-        self._fastest = math.inf
         self._round: list[float] = []  # seconds of the answers since the last change
-        self._fastest_of_rounds: deque[float] = deque(maxlen=_ROUNDS_OF_MEMORY)
+        # Rounds by when they ended and their fastest answer, without those that a later and faster
+        # one makes superfluous: the first is the fastest of all.
+        self._fastest: deque[tuple[float, float]] = deque()
 
     @property
     def limit(self) -> int:
@@ -114,18 +115,28 @@ class Level:
             return
         if started < self._lowered_at or len(self._round) < self.limit:
             return
-        fastest, typical = min(self._round), sorted(self._round)[len(self._round) // 2]
+        typical = sorted(self._round)[len(self._round) // 2]
+        fastest = self._remember(min(self._round))
         self._round.clear()
-        self._fastest_of_rounds.append(fastest)
-        baseline = min(self._fastest_of_rounds)
-        waiting = self._limit * (1.0 - baseline / typical) if typical else 0.0
+        waiting = self._limit * (1.0 - fastest / typical) if typical else 0.0
         few, many = self._bounds()
-        if waiting > many:
-            self._rising_fast = False
-            self._limit = max(1.0, self._limit - max(1.0, self._limit / 10))
-        elif waiting < few:
+        if waiting < few:
             step = self._limit if self._rising_fast else 1.0
             self._limit = min(float(self._ceiling), self._limit + step)
+            return
+        self._rising_fast = False
+        if waiting > many:
+            self._limit = max(1.0, self._limit - max(1.0, self._limit / 10))
+
+    def _remember(self, seconds: float) -> float:
+        """Tell the fastest answer of the last minutes, this round's included."""
+        now = self._clock()
+        while self._fastest and self._fastest[-1][1] >= seconds:
+            self._fastest.pop()
+        self._fastest.append((now, seconds))
+        while now - self._fastest[0][0] > _MEMORY:
+            self._fastest.popleft()
+        return self._fastest[0][1]
 
     def _bounds(self) -> tuple[float, float]:
         """How many waiting requests are few, and how many are many: both grow with the level."""
