@@ -74,6 +74,13 @@ def run_batch(
     max_images: Annotated[
         int | None, typer.Option(min=0, help="The same, in images.", show_default=False)
     ] = None,
+    usd_per_image: Annotated[
+        float | None,
+        typer.Option(
+            help="What an image costs; 0 on a server of your own. [default: 0.01]",
+            show_default=False,
+        ),
+    ] = None,
     requests_per_second: Annotated[
         float | None, typer.Option(help="The highest rate.", show_default=False)
     ] = None,
@@ -81,9 +88,11 @@ def run_batch(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="The longest answer, 1 to 250.", show_default=False)
     ] = None,
-    temperature: Annotated[float | None, typer.Option(show_default=False)] = None,
-    top_p: Annotated[float | None, typer.Option(show_default=False)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(help="0.1 to 1.", show_default=False)] = None,
+    top_p: Annotated[float | None, typer.Option(help="0 to 1.", show_default=False)] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 repeats less.", show_default=False)
+    ] = None,
     max_image_side: Annotated[
         int | None,
         typer.Option(min=1, help="Longest side of what is sent, in pixels.", show_default=False),
@@ -132,6 +141,7 @@ def run_batch(
             "root": root,
             "max_usd": max_usd,
             "max_images": max_images,
+            "usd_per_image": usd_per_image,
             "requests_per_second": requests_per_second,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,

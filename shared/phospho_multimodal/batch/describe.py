@@ -312,12 +312,13 @@ class _Run:
                 raise ConfigurationError(message)
             return own
         tally = journal.tally()
+        price = options.get("usd_per_image")
         return Spending.resumed(
             tally.images_billed,
             tally.images_in_doubt,
             max_usd=options.get("max_usd"),
             max_images=options.get("max_images"),
-            usd_per_image=options.get("usd_per_image", USD_PER_IMAGE),
+            usd_per_image=USD_PER_IMAGE if price is None else price,
         )
 
     def _take_stock(self, source: Source, journal: Journal, results: Results) -> None:
