@@ -44,6 +44,7 @@ _OF_THIS_MACHINE = re.compile(
     r"|\bat 0x[0-9a-f]{6,}|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-"  # an address, a run
     r"|\bcall_[0-9a-f]{8,}|\blc_run-"
 )
+_FONT_CACHE = "Matplotlib is building the font cache"
 
 
 def run(path: Path, base_url: str, folder: Path) -> Any:
@@ -52,7 +53,7 @@ def run(path: Path, base_url: str, folder: Path) -> Any:
     Args:
         path: The notebook; the file stays as it is.
         base_url: The endpoint.
-        folder: Where to run it, and where Jupyter keeps its own files.
+        folder: Where to run it, and where everything keeps its own files.
 
     Returns:
         The notebook with what it shows now.
@@ -66,10 +67,12 @@ def run(path: Path, base_url: str, folder: Path) -> Any:
     environment = {
         **os.environ,
         "IPYTHONDIR": str(folder),
+        "MPLCONFIGDIR": str(folder),
         "PHOSPHO_BASE_URL": base_url,
         "PHOSPHO_COOKBOOK_LLM": "cookbook_llama_driver:ScriptedDriver",
         "PHOSPHO_COOKBOOK_MODEL": f"upstage:{path.stem}",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TMPDIR": str(folder),
     }
     client = NotebookClient(
         notebook,
@@ -95,6 +98,8 @@ def tidied(notebook: Any, base_url: str) -> Any:
                 output.data.pop("image/jpeg", None)  # Pillow shows a picture twice
             if output.output_type != "stream":
                 kept.append(output)
+            elif output.text.startswith(_FONT_CACHE):  # where that takes long
+                continue
             elif output.name in streams:  # how many pieces it comes in is chance
                 streams[output.name].text += output.text
             else:
