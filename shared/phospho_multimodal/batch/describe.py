@@ -213,7 +213,7 @@ async def adescribe_many(
     Raises:
         PhosphoError: What would end every further question in the same way (a key that is not
             taken, no billing method, no such endpoint, the cap), or the last of 50 failures
-            without one answer. What was done until then is kept.
+            without one answer. What was done until then is kept, and `Summary.read` tells it.
         ImportError: An extra is missing.
     """
     run = _Run(source, Path(out), prompt, options)

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal._version import __version__
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.results import Results
+from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.spending import Spending
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["MANIFEST_NAME", "Summary", "write_manifest"]
 
@@ -34,6 +38,26 @@ class Summary:
 
     folder: Path
     manifest: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read what a job had come to when it last ended, by an error for one.
+
+        Args:
+            folder: Of the job, inside the folder for results.
+
+        Returns:
+            The same that a call which ends well returns.
+
+        Raises:
+            ConfigurationError: No job has ended there.
+        """
+        try:
+            manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as failure:
+            message = f"{folder} holds no {MANIFEST_NAME} of a job: {failure}."
+            raise ConfigurationError(message) from None
+        return cls(folder, manifest)
 
     @property
     def inputs(self) -> int:
