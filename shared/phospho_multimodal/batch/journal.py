@@ -151,7 +151,7 @@ class Journal:
                     "SELECT source, stamp, run FROM inputs WHERE id = ?", (entry.id,)
                 ).fetchone()
                 if row is None:
-                    database.execute(
+                    added = database.execute(
                         "INSERT INTO inputs (id, source, stamp, size, file_digest, run)"
                         " VALUES (?, ?, ?, ?, ?, ?)",
                         (
@@ -163,6 +163,8 @@ class Journal:
                             self.run,
                         ),
                     )
+                    # The last part may have ended with the inputs that there were.
+                    self._reopen_parts(database, "position = ?", (added.lastrowid,))
                     continue
                 source, stamp, run = row
                 if run == self.run:
@@ -182,6 +184,8 @@ class Journal:
                     "UPDATE inputs SET source = ?, run = ? WHERE id = ?",
                     (entry.source, self.run, entry.id),
                 )
+                if source != entry.source:
+                    self._reopen_parts(database, "id = ?", (entry.id,))
                 if changed:
                     self._replace(database, entry)
 
