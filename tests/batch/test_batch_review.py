@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import Behaviour, Connection, FaultServer, Received, prediction
 from PIL import Image
 
+from fault_server import Behaviour, Connection, FaultServer, Received, prediction
 from phospho_multimodal.batch import Summary, describe_many
 
 
@@ -44,7 +44,7 @@ def server() -> Iterator[FaultServer]:
 
 
 def draw(seed: int) -> Image.Image:
-    return Image.frombytes("RGB", (8, 8), random.Random(seed).randbytes(8 * 8 * 3))
+    return Image.frombytes("RGB", (8, 8), random.Random(seed).randbytes(192))  # noqa: S311
 
 
 def photos(folder: Path, count: int, *, first: int = 0) -> list[Path]:
@@ -80,3 +80,18 @@ def test_a_row_says_where_its_file_is_now(tmp_path: Path, server: FaultServer) -
     (row,) = rows(describe_many(tmp_path / "moved", tmp_path / "out", **options))
     assert row["source"] == str(tmp_path / "moved" / "000000.png")
     assert server.billed == 1
+
+
+def test_money_stands_beside_one_row_when_an_earlier_file_comes_back(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    pictures = photos(tmp_path / "in", 1005)
+    pictures[0].unlink()
+    listed = [str(path) for path in pictures]
+    options: Any = {"results": "jsonl", "base_url": server.base_url, "concurrency": 16}
+    describe_many(listed, tmp_path / "out", **options)
+    pictures[0].write_bytes(pictures[1002].read_bytes())
+    summary = describe_many(listed, tmp_path / "out", **options, retry_failed=True)
+    told = rows(summary)
+    assert round(sum(row["cost_usd"] for row in told), 2) == summary.cost_usd == 10.04
+    assert (told[0]["duplicate_of"], told[1002]["duplicate_of"]) == (None, "000000000")

@@ -260,6 +260,13 @@ class Journal:
                 database.execute(
                     "UPDATE inputs SET picture = ? WHERE position = ?", (picture, position)
                 )
+                # A file that came back, or a new one under an old name, may stand before those
+                # that show the same: the money stands beside it now.
+                (first,) = database.execute(
+                    "SELECT MIN(position) FROM inputs WHERE picture = ?", (picture,)
+                ).fetchone()
+                if first == position:
+                    self._reopen_parts(database, "picture = ?", (picture,))
                 database.execute(
                     "INSERT OR IGNORE INTO answers (picture, state, width, height)"
                     " VALUES (?, ?, ?, ?)",
@@ -284,7 +291,8 @@ class Journal:
         """
         with self._writing() as database:
             database.executemany(
-                "UPDATE inputs SET error_class = ?, error = ?, ended = ? WHERE position = ?",
+                "UPDATE inputs SET picture = NULL, error_class = ?, error = ?, ended = ?"
+                " WHERE position = ?",
                 [(type(error).__name__, str(error), ended, at) for at, error in failures],
             )
 
