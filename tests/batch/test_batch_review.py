@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,10 @@ import pytest
 from PIL import Image
 
 from fault_server import Behaviour, Connection, FaultServer, Received, prediction
-from phospho_multimodal.batch import Summary, describe_many
+from phospho_multimodal.batch import Preflight, Summary, describe_many
+from phospho_multimodal.batch.job import Job
+from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.steps import Entry
 
 
 def endpoint(behave: Behaviour | None = None) -> Behaviour:
@@ -95,3 +101,83 @@ def test_money_stands_beside_one_row_when_an_earlier_file_comes_back(
     told = rows(summary)
     assert round(sum(row["cost_usd"] for row in told), 2) == summary.cost_usd == 10.04
     assert (told[0]["duplicate_of"], told[1002]["duplicate_of"]) == (None, "000000000")
+
+
+def lose(connection: Connection, _request: Received) -> None:
+    connection.server.count_billed()
+    connection.abort()
+
+
+def test_who_says_no_keeps_the_rows_that_there_are(tmp_path: Path) -> None:
+    photos(tmp_path / "in", 3)
+    with FaultServer(endpoint(lose)).running() as server:
+        options: Any = {"results": "jsonl", "base_url": server.base_url}
+        told: list[Preflight] = []
+
+        def confirm(preflight: Preflight) -> bool:
+            told.append(preflight)
+            return False
+
+        describe_many(tmp_path / "in", tmp_path / "out", **options)
+        again: Any = {**options, "retry_in_doubt": True, "retry_failed": True}
+        summary = describe_many(tmp_path / "in", tmp_path / "out", **again, confirm=confirm)
+        assert (told[0].in_doubt, told[0].pending, told[0].pictures) == (0, 3, 3)
+        assert summary.in_doubt == 3
+        assert describe_many(tmp_path / "in", tmp_path / "out", **options).in_doubt == 3
+        assert server.billed == 3
+
+
+def test_many_copies_of_one_picture_are_counted_at_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, Job.of("What?", "phospho-multimodal", {}))
+    for first in range(0, 20_000, 250):
+        journal.add(
+            [
+                Entry(f"{number}", "a.png", "1-1", 1, b"the same")
+                for number in range(first, first + 250)
+            ]
+        )
+    began = time.monotonic()
+    assert journal.distinct_to_ask() == 1
+    assert time.monotonic() - began < 5  # it took a minute
+    journal.close()
+
+
+class Interrupting(list[Path]):
+    """Inputs of which the second pass, or the first one, is a Ctrl-C."""
+
+    def __iter__(self) -> Iterator[Path]:
+        for path in list.__iter__(self):
+            yield path
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.2)
+
+
+def test_ctrl_c_while_inputs_are_counted_asks_nobody(tmp_path: Path, server: FaultServer) -> None:
+    asked: list[Preflight] = []
+    paths = Interrupting(photos(tmp_path / "in", 1))
+    with pytest.raises(KeyboardInterrupt):
+        describe_many(
+            paths,
+            tmp_path / "out",
+            results="jsonl",
+            base_url=server.base_url,
+            confirm=lambda preflight: bool(asked.append(preflight)),
+        )
+    assert asked == []
+    assert server.billed == 0
+
+
+def test_a_confirm_that_ends_the_program_ends_the_job(tmp_path: Path, server: FaultServer) -> None:
+    def confirm(_preflight: Preflight) -> bool:
+        raise SystemExit(3)
+
+    photos(tmp_path / "in", 1)
+    with pytest.raises(SystemExit):
+        describe_many(
+            tmp_path / "in",
+            tmp_path / "out",
+            results="jsonl",
+            base_url=server.base_url,
+            confirm=confirm,
+        )
+    assert server.billed == 0

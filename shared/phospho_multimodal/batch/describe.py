@@ -138,7 +138,7 @@ def describe_many(
         job.add_done_callback(lambda _: here.end())
         try:
             here.serve()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or a `confirm` that ends the program
             interrupted.set()
             here.refuse()
             try:
@@ -157,6 +157,7 @@ class _HereAndThere:
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._open: list[Future[bool]] = []
+        self._refused = False
 
     def call(self, question: Callable[[], bool]) -> bool:
         """There: have a question answered here."""
@@ -170,6 +171,8 @@ class _HereAndThere:
                 answer.set_exception(error)
 
         self._calls.put(ask)
+        if self._refused:  # after this answer was opened, or `refuse` has found it
+            return False
         return answer.result()
 
     def serve(self) -> None:
@@ -178,7 +181,8 @@ class _HereAndThere:
             call()
 
     def refuse(self) -> None:
-        """Here: answer what is open with no."""
+        """Here: answer what is open with no, and what comes."""
+        self._refused = True
         for answer in self._open:
             if not answer.done():
                 answer.set_result(False)
@@ -225,6 +229,7 @@ class _Run:
 
     def __init__(self, source: Any, out: Path, prompt: str, options: BatchOptions) -> None:
         self._options = options
+        self._interrupted = options.get("interrupted") or threading.Event()
         self._concurrency = _checked_concurrency(options)
         self._kind: ResultsFormat = options.get("results", "parquet")
         check_format(self._kind)
@@ -262,7 +267,7 @@ class _Run:
             await asyncio.to_thread(journal.close)
 
     async def _work(self, source: Source, journal: Journal) -> Summary:
-        spending = self._spending(journal)
+        spending = await asyncio.to_thread(self._spending, journal)
         shared = Exchange.of(self._settings, spending)
         client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
         async with client:
@@ -277,12 +282,14 @@ class _Run:
                 spending,
                 status,
                 requests_per_second=self._settings.requests_per_second,
+                again=self._again,
             )
-            confirm = self._options.get("confirm")
-            goes_on = confirm is None or await asyncio.to_thread(confirm, preflight)
+            goes_on = await self._goes_on(preflight)
             began = time.monotonic()
             error = None
             if goes_on:
+                if self._again:  # not before: who says no keeps the rows that there are
+                    await asyncio.to_thread(journal.ask_again, *self._again)
                 error = await self._ask_all(source, journal, results, shared, client)
         summary = await asyncio.to_thread(
             write_manifest,
@@ -299,6 +306,13 @@ class _Run:
         if error is not None:
             raise error
         return summary
+
+    async def _goes_on(self, preflight: Preflight) -> bool:
+        """Ask whoever wants to be asked; who has interrupted the job has said no."""
+        confirm = self._options.get("confirm")
+        if self._interrupted.is_set():
+            return False
+        return confirm is None or await asyncio.to_thread(confirm, preflight)
 
     def _spending(self, journal: Journal) -> Spending:
         options = self._options
@@ -323,14 +337,16 @@ class _Run:
 
     def _take_stock(self, source: Source, journal: Journal, results: Results) -> None:
         results.check()
-        count_inputs(source, journal)
+        count_inputs(source, journal, self._interrupted.is_set)
+
+    @property
+    def _again(self) -> list[State]:
+        """The rows that are to be asked for again."""
         again = {
             State.FAILED: self._options.get("retry_failed", False),
             State.IN_DOUBT: self._options.get("retry_in_doubt", False),
         }
-        states = [state for state, wanted in again.items() if wanted]
-        if states:
-            journal.ask_again(*states)
+        return [state for state, wanted in again.items() if wanted]
 
     async def _ask_all(
         self,
@@ -340,10 +356,10 @@ class _Run:
         shared: Exchange,
         client: AsyncPhosphoClient,
     ) -> Exception | None:
-        interrupted = self._options.get("interrupted") or threading.Event()
-        stop = Stop(interrupted.is_set)
+        stop = Stop(self._interrupted.is_set)
         level = Level(self._ceiling, fixed=self._concurrency != "auto")
-        watch = Watch(journal.tally(), shared.spending, self._options.get("on_progress"))
+        before = await asyncio.to_thread(journal.tally)
+        watch = Watch(before, shared.spending, self._options.get("on_progress"))
         commits = GroupCommit(journal)
         engine = Engine(
             preparation=Preparation(

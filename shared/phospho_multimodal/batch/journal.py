@@ -56,10 +56,17 @@ _CACHE_KIB = 512  # the system's own cache serves the rest
 KILLED = "The job was killed while this was under way: whether it was billed is not known."
 
 
-_IS_DONE = (
-    "inputs.error_class IS NOT NULL OR EXISTS (SELECT 1 FROM answers"
-    f" WHERE answers.picture = inputs.picture AND answers.state >= {State.DESCRIBED:d})"
-)
+def _is_done(again: Sequence[State] = ()) -> str:
+    """Say in SQL that an input has its row, and none that is to be asked for again."""
+    states = ", ".join(str(int(s)) for s in State if s >= State.DESCRIBED and s not in again)
+    answered = (
+        "EXISTS (SELECT 1 FROM answers WHERE answers.picture = inputs.picture"
+        f" AND answers.state IN ({states}))"
+    )
+    return answered if State.FAILED in again else f"inputs.error_class IS NOT NULL OR {answered}"
+
+
+_IS_DONE = _is_done()
 
 # The first input that shows a picture is the one that its money stands beside.
 _ROWS = f"""
@@ -450,15 +457,23 @@ class Journal:
         with self._writing() as database:
             database.executemany("UPDATE inputs SET file_digest = ? WHERE id = ?", list(digests))
 
-    def distinct_to_ask(self) -> int:
-        """Count distinct files among the inputs that have no row yet, and no picture with one."""
+    def distinct_to_ask(self, again: Sequence[State] = ()) -> int:
+        """Count distinct files among the inputs that have no row yet, and no picture with one.
+
+        Args:
+            again: Rows that are taken for none: those of `FAILED`, `IN_DOUBT` or both.
+        """
+        # The digests that are done are listed once: to look for each input's own among its
+        # duplicates takes a day where half a million show the same.
+        states = ", ".join(str(int(s)) for s in State if s >= State.DESCRIBED and s not in again)
         with self._reading() as database:
             (count,) = database.execute(
                 "SELECT COUNT(DISTINCT"
                 " COALESCE(file_digest, 'size ' || size, 'input ' || position))"
-                f" FROM inputs WHERE NOT ({_IS_DONE}) AND NOT EXISTS (SELECT 1 FROM inputs AS done"
-                " JOIN answers USING (picture) WHERE done.file_digest = inputs.file_digest"
-                f" AND answers.state >= {State.DESCRIBED:d})"
+                f" FROM inputs WHERE NOT ({_is_done(again)}) AND (file_digest IS NULL OR"
+                " file_digest NOT IN (SELECT done.file_digest FROM inputs AS done"
+                " JOIN answers USING (picture) WHERE done.file_digest IS NOT NULL"
+                f" AND answers.state IN ({states})))"
             ).fetchone()
         return int(count)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.sources import Item, Source
-from phospho_multimodal.batch.steps import Entry
+from phospho_multimodal.batch.steps import Entry, State
 from phospho_multimodal.checkup import EndpointStatus
 from phospho_multimodal.errors import AuthenticationError, ConfigurationError
 from phospho_multimodal.retry import RetryBudget
@@ -120,7 +121,9 @@ def check_status(status: EndpointStatus) -> None:
         raise ConfigurationError(message)
 
 
-def count_inputs(source: Source, journal: Journal) -> None:
+def count_inputs(
+    source: Source, journal: Journal, stopped: Callable[[], bool] = lambda: False
+) -> None:
     """Note every input of a source, and tell which files are the same.
 
     A file is read here only if another one has its size.
@@ -128,15 +131,19 @@ def count_inputs(source: Source, journal: Journal) -> None:
     Args:
         source: The inputs.
         journal: Where they are noted.
+        stopped: Whether somebody wants that to end; the next run notes the rest.
 
     Raises:
         ConfigurationError: Two inputs have the same id, or the journal cannot be written.
     """
-    items = iter(source)
-    while chunk := list(islice(items, _TOGETHER)):
-        journal.add([_entry(item) for item in chunk])
+    # What is held is what is noted: an item may be a picture of fifty megabytes.
+    entries = map(_entry, source)
+    while chunk := list(islice(entries, _TOGETHER)):
+        journal.add(chunk)
+        if stopped():
+            return
     journal.forget_the_missing()
-    _digest_files(source, journal)
+    _digest_files(source, journal, stopped)
 
 
 def look_ahead(
@@ -146,6 +153,7 @@ def look_ahead(
     status: EndpointStatus,
     *,
     requests_per_second: float | None,
+    again: Sequence[State] = (),
 ) -> Preflight:
     """Put together what is known before the first paid call.
 
@@ -155,20 +163,21 @@ def look_ahead(
         spending: Its ledger.
         status: Of the endpoint.
         requests_per_second: The rate, if there is one.
+        again: Rows that will be asked for again: those of `FAILED`, `IN_DOUBT` or both.
 
     Returns:
         All of it.
     """
     tally = journal.tally()
-    pictures = journal.distinct_to_ask()
+    pictures = journal.distinct_to_ask(again)
     seconds, by = _time(pictures, journal, requests_per_second)
     return Preflight(
         folder=journal.path.parent,
         source=source.name,
         inputs=tally.inputs,
         described=tally.described,
-        failed=tally.failed,
-        in_doubt=tally.in_doubt,
+        failed=0 if State.FAILED in again else tally.failed,
+        in_doubt=0 if State.IN_DOUBT in again else tally.in_doubt,
         pictures=pictures,
         usd_per_image=spending.usd_per_image,
         max_images=spending.snapshot().images_left,
@@ -190,15 +199,22 @@ def _entry(item: Item) -> Entry:
     return Entry(item.id, item.source, stamp, int(size) if size.isdigit() else None, digest)
 
 
-def _digest_files(source: Source, journal: Journal) -> None:
-    items = iter(source)
-    while chunk := list(islice(items, _TOGETHER)):
-        alike = journal.undigested([item.id for item in chunk])
-        files = {item.id: item.image for item in chunk if item.id in alike}
-        digests = {
-            name: _digest(file) for name, file in files.items() if isinstance(file, os.PathLike)
-        }
-        journal.add_digests((digest, name) for name, digest in digests.items() if digest)
+def _digest_files(source: Source, journal: Journal, stopped: Callable[[], bool]) -> None:
+    files = _files(source)
+    while chunk := dict(islice(files, _TOGETHER)):
+        alike = journal.undigested(list(chunk))
+        found = []
+        for name in alike:
+            if stopped():
+                return
+            found.append((_digest(chunk[name]), name))
+        journal.add_digests((digest, name) for digest, name in found if digest)
+
+
+def _files(source: Source) -> Iterator[tuple[str, os.PathLike[str]]]:
+    for item in source:
+        if isinstance(item.image, os.PathLike):
+            yield item.id, item.image
 
 
 def _time(
