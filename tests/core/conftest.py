@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import FrameType
 
 import pytest
 
@@ -48,7 +50,11 @@ def real_delays(no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def interrupt_after() -> Iterator[Callable[[float], object]]:
     """Raise KeyboardInterrupt in this thread after some seconds, as Ctrl-C does."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        # Python ignores what is raised where something is being finalized. A user presses again.
+        if frame is not None and frame.f_code.co_filename == weakref.__file__:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)

@@ -535,12 +535,18 @@ def _late_answer(connection: Connection, request: Received) -> None:
 def test_ctrl_c_before_the_answers_to_several_images_bills_those_that_come(
     lab, tmp_path, interrupt_after, kept_in
 ):
-    server = lab(_late_answer)
+    def behave(connection: Connection, request: Received) -> None:
+        if len(connection.server.requests) == 2:
+            interrupt_after(0.05)
+        _late_answer(connection, request)
+
+    server = lab(behave)
     spending = Spending(path=tmp_path / "spending.db" if kept_in == "file" else None)
-    with PhosphoClient(base_url=server.base_url, spending=spending) as client:
-        interrupt_after(0.25)
-        with pytest.raises(KeyboardInterrupt):
-            client.converse([TURN], EACH)
+    with (
+        PhosphoClient(base_url=server.base_url, spending=spending) as client,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        client.converse([TURN], EACH)
 
     snapshot = spending.snapshot()
     assert (snapshot.images_billed, snapshot.images_reserved) == (server.billed, 0) == (2, 0)
