@@ -11,27 +11,29 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
 from langchain_phospho.configuration import PARAMETERS
 from langchain_phospho.errors import langchain_errors
-from langchain_phospho.results import chat_chunk, chat_result
-from langchain_phospho.structured_output import Method, StructuredOutput
 from langchain_phospho.token_counts import TokenCounts
-from langchain_phospho.tool_calls import (
-    PROTOCOL_KEYWORDS,
-    bound_tools,
-    read_called_messages,
-    take_protocol,
-)
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.tool_protocol import ToolProtocol
-from phospho_multimodal.tool_replies import Answer, read_answer
-from phospho_multimodal.wire import MAX_NEW_TOKENS
+from phospho_multimodal.endpoint import MAX_NEW_TOKENS
+from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
+
+    from langchain_phospho import results, structured_output, tool_calls
+    from langchain_phospho.structured_output import Method
+    from phospho_multimodal import tool_replies
+    from phospho_multimodal.tool_protocol import ToolProtocol
+    from phospho_multimodal.tool_replies import Answer
+else:
+    results = ModuleOnDemand("langchain_phospho.results")
+    structured_output = ModuleOnDemand("langchain_phospho.structured_output")
+    tool_calls = ModuleOnDemand("langchain_phospho.tool_calls")
+    tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
 
 __all__ = ["ChatPhospho"]
 
@@ -58,6 +60,8 @@ class ChatPhospho(TokenCounts):
         print(model.invoke([HumanMessage([question, image])]).text)
         ```
     """
+
+    model_config = ConfigDict(defer_build=False)
 
     @property
     def model(self) -> str:
@@ -111,13 +115,13 @@ class ChatPhospho(TokenCounts):
             ConfigurationError: A tool is no function, or the choice is none of them.
         """
         with langchain_errors():
-            return self.bind(**bound_tools(tools, tool_choice), **kwargs)
+            return self.bind(**tool_calls.bound_tools(tools, tool_choice), **kwargs)
 
     def with_structured_output(
         self,
         schema: dict[str, Any] | type,
         *,
-        method: Method = "json_schema",
+        method: "Method" = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
         max_repairs: int = 0,
@@ -143,7 +147,7 @@ class ChatPhospho(TokenCounts):
             ConfigurationError: The method is unknown, or the schema not that of an object.
         """
         del strict
-        wanted = StructuredOutput(schema, method, include_raw, max_repairs)
+        wanted = structured_output.StructuredOutput(schema, method, include_raw, max_repairs)
         return wanted.reading(self.bind(**wanted.keywords(), **kwargs))
 
     def _generate(
@@ -154,7 +158,7 @@ class ChatPhospho(TokenCounts):
         **kwargs: Any,
     ) -> ChatResult:
         del run_manager
-        return chat_result(self._predict(messages, stop, kwargs))
+        return results.chat_result(self._predict(messages, stop, kwargs))
 
     async def _agenerate(
         self,
@@ -164,7 +168,7 @@ class ChatPhospho(TokenCounts):
         **kwargs: Any,
     ) -> ChatResult:
         del run_manager
-        return chat_result(await self._apredict(messages, stop, kwargs))
+        return results.chat_result(await self._apredict(messages, stop, kwargs))
 
     def _stream(
         self,
@@ -173,7 +177,7 @@ class ChatPhospho(TokenCounts):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chunk = chat_chunk(self._predict(messages, stop, kwargs))
+        chunk = results.chat_chunk(self._predict(messages, stop, kwargs))
         if run_manager is not None:
             run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         yield chunk
@@ -185,42 +189,42 @@ class ChatPhospho(TokenCounts):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        chunk = chat_chunk(await self._apredict(messages, stop, kwargs))
+        chunk = results.chat_chunk(await self._apredict(messages, stop, kwargs))
         if run_manager is not None:
             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         yield chunk
 
     def _predict(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> Answer:
+    ) -> "Answer":
         with langchain_errors():
             protocol, call = self._call(stop, overrides)
-            turns = read_called_messages(messages)
+            turns = tool_calls.read_called_messages(messages)
             prediction = self._clients().sync.converse(protocol.turns(turns), **call)
-            return read_answer(prediction, protocol, turns)
+            return tool_replies.read_answer(prediction, protocol, turns)
 
     async def _apredict(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> Answer:
+    ) -> "Answer":
         with langchain_errors():
             protocol, call = self._call(stop, overrides)
-            turns = read_called_messages(messages)
+            turns = tool_calls.read_called_messages(messages)
             client = self._clients().asynchronous
             prediction = await client.converse(protocol.turns(turns), **call)
-            return read_answer(prediction, protocol, turns)
+            return tool_replies.read_answer(prediction, protocol, turns)
 
     def _call(
         self, stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> tuple[ToolProtocol, dict[str, Any]]:
+    ) -> "tuple[ToolProtocol, dict[str, Any]]":
         """Put together what one call differs in: its own keywords before the model's fields."""
         given = {name: value for name, value in overrides.items() if value is not None}
         given.pop("stream", None)  # LangChain's own: whether `invoke` goes through `stream`
-        protocol = take_protocol(given)
+        protocol = tool_calls.take_protocol(given)
         unknown = given.keys() - _KEYWORDS
         if unknown or {"max_tokens", "max_new_tokens"} <= given.keys():
             # Names alone: a value could be a key.
             names = ", ".join(sorted(unknown)) or "max_tokens beside max_new_tokens"
-            known = ", ".join(sorted(_KEYWORDS | PROTOCOL_KEYWORDS))
+            known = ", ".join(sorted(_KEYWORDS | tool_calls.PROTOCOL_KEYWORDS))
             message = f"A call of ChatPhospho cannot take {names}. It takes: {known} and stop."
             raise ConfigurationError(message)
         if "max_tokens" in given:

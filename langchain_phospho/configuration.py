@@ -4,7 +4,7 @@ import logging
 import ssl
 import threading
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import (
@@ -21,10 +21,9 @@ from typing_extensions import Self
 
 from langchain_phospho.errors import langchain_errors
 from phospho_multimodal import ConfigurationError, Spending, __version__
-from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, MultiImage
-from phospho_multimodal.images.prepare import storable_image
-from phospho_multimodal.images.source import image_source
-from phospho_multimodal.model_clients import ModelClients
+from phospho_multimodal.endpoint import DEFAULT_MODEL
+from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
+from phospho_multimodal.on_demand import ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
     ClientOptions,
@@ -34,7 +33,15 @@ from phospho_multimodal.settings import (
     UrlMode,
     checked_parameters,
 )
-from phospho_multimodal.wire import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from phospho_multimodal import model_clients
+    from phospho_multimodal.images import prepare, source
+    from phospho_multimodal.model_clients import ModelClients
+else:
+    model_clients = ModuleOnDemand("phospho_multimodal.model_clients")
+    prepare = ModuleOnDemand("phospho_multimodal.images.prepare")
+    source = ModuleOnDemand("phospho_multimodal.images.source")
 
 __all__ = ["PARAMETERS", "PhosphoConfiguration"]
 
@@ -63,6 +70,7 @@ class PhosphoConfiguration(BaseChatModel):
     model_config = ConfigDict(
         extra="forbid",
         hide_input_in_errors=True,  # a misspelled api_key= would be printed with its value
+        defer_build=True,  # its schema is never used: only that of `ChatPhospho` is
     )
 
     # Two names each: `alias` is for type checkers, which know no `AliasChoices`.
@@ -142,7 +150,7 @@ class PhosphoConfiguration(BaseChatModel):
     default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
     """Further headers of every request; not serialized, since they can hold secrets."""
 
-    _made_clients: ModelClients | None = PrivateAttr(default=None)
+    _made_clients: "ModelClients | None" = PrivateAttr(default=None)
     _checked: bool = PrivateAttr(default=False)
 
     @field_validator("stop", mode="before")
@@ -176,11 +184,12 @@ class PhosphoConfiguration(BaseChatModel):
             self.phospho_api_key = None if settings.api_key is None else SecretStr(settings.api_key)
             checked_parameters({name: getattr(self, name) for name in PARAMETERS})
             if self.default_image is not None:
-                self.default_image = storable_image(
+                self.default_image = prepare.storable_image(
                     self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
                 )
             self._policy()
-            self._clients(settings)
+            if self.http_client is not None or self.http_async_client is not None:
+                self._clients(settings)  # which judges them; any others are made by the first call
         self._checked = True
         return self
 
@@ -255,14 +264,14 @@ class PhosphoConfiguration(BaseChatModel):
         return ImagePolicy(
             multi_image=self.multi_image,
             max_images=self.max_images,
-            default_image=None if image is None else image_source(image),
+            default_image=None if image is None else source.image_source(image),
             default_prompt=self.default_prompt,
         )
 
-    def _clients(self, settings: Settings | None = None) -> ModelClients:
+    def _clients(self, settings: Settings | None = None) -> "ModelClients":
         with _making:
             if self._made_clients is None:
-                self._made_clients = ModelClients.make(
+                self._made_clients = model_clients.ModelClients.make(
                     settings or Settings.resolve(**self._client_options()),
                     spending=self.spending,
                     http_client=self.http_client,

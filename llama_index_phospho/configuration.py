@@ -5,7 +5,7 @@ import pickle
 import ssl
 import threading
 from copy import copy
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import (
@@ -23,9 +23,9 @@ from pydantic import (
 from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError, Spending
-from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, MultiImage
-from phospho_multimodal.images.prepare import storable_image
-from phospho_multimodal.model_clients import ModelClients
+from phospho_multimodal.endpoint import DEFAULT_MODEL
+from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
+from phospho_multimodal.on_demand import ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
     ClientOptions,
@@ -35,7 +35,14 @@ from phospho_multimodal.settings import (
     UrlMode,
     checked_parameters,
 )
-from phospho_multimodal.wire import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from phospho_multimodal import model_clients
+    from phospho_multimodal.images import prepare
+    from phospho_multimodal.model_clients import ModelClients
+else:
+    model_clients = ModuleOnDemand("phospho_multimodal.model_clients")
+    prepare = ModuleOnDemand("phospho_multimodal.images.prepare")
 
 __all__ = ["PARAMETERS", "PhosphoConfiguration"]
 
@@ -57,7 +64,11 @@ class PhosphoConfiguration(FunctionCallingLLM):
     """The fields of `Phospho`, checked when it is made."""
 
     # Input is hidden: pydantic's errors quote it, and a mistyped `apikey=` is still a key.
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,
+        defer_build=True,  # its schema is never used: only that of `Phospho` is
+    )
 
     model: str = DEFAULT_MODEL
     """Any name that begins with `phospho-multimodal`."""
@@ -132,7 +143,7 @@ class PhosphoConfiguration(FunctionCallingLLM):
     default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
     """Further headers of every request."""
 
-    _made_clients: ModelClients | None = PrivateAttr(default=None)
+    _made_clients: "ModelClients | None" = PrivateAttr(default=None)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -158,19 +169,20 @@ class PhosphoConfiguration(FunctionCallingLLM):
         self.base_url = settings.base_url
         checked_parameters({name: getattr(self, name) for name in PARAMETERS})
         if self.default_image is not None:
-            self.default_image = storable_image(
+            self.default_image = prepare.storable_image(
                 self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
             )
         ImagePolicy(multi_image=self.multi_image, max_images=self.max_images)
-        self._clients(settings)
+        if self.http_client is not None or self.http_async_client is not None:
+            self._clients(settings)  # which judges them; any others are made by the first call
 
     def _client_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _CLIENT_OPTIONS}
 
-    def _clients(self, settings: Settings | None = None) -> ModelClients:
+    def _clients(self, settings: Settings | None = None) -> "ModelClients":
         with _making:
             if self._made_clients is None:
-                self._made_clients = ModelClients.make(
+                self._made_clients = model_clients.ModelClients.make(
                     settings or Settings.resolve(**self._client_options()),
                     spending=self.spending,
                     http_client=self.http_client,

@@ -16,33 +16,30 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.prompts.base import PromptTemplate
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
 from llama_index_phospho.configuration import PARAMETERS, PhosphoConfiguration
-from llama_index_phospho.content import prompt_turns
-from llama_index_phospho.results import chat_response, completion_response
-from llama_index_phospho.synthesizers import (
-    check_filtered_answer,
-    check_streamed_object,
-    is_filter,
-)
-from llama_index_phospho.tool_calls import (
-    called_message_turns,
-    chat_with_tools_keywords,
-    object_or_error,
-    selected_tools,
-    take_protocol,
-)
-from phospho_multimodal import ConfigurationError, Prediction
-from phospho_multimodal.conversation import ImagePolicy, Turn
-from phospho_multimodal.images.source import image_source
-from phospho_multimodal.tool_protocol import ToolProtocol
-from phospho_multimodal.tool_replies import read_answer
+from phospho_multimodal import ConfigurationError
+from phospho_multimodal.image_policy import ImagePolicy
+from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
+
+    from llama_index_phospho import content, results, synthesizers, tool_calls
+    from phospho_multimodal import Prediction, tool_replies
+    from phospho_multimodal.conversation import Turn
+    from phospho_multimodal.images import source
+    from phospho_multimodal.tool_protocol import ToolProtocol
+else:
+    content = ModuleOnDemand("llama_index_phospho.content")
+    results = ModuleOnDemand("llama_index_phospho.results")
+    source = ModuleOnDemand("phospho_multimodal.images.source")
+    synthesizers = ModuleOnDemand("llama_index_phospho.synthesizers")
+    tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
+    tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
 
 __all__ = ["Phospho"]
 
@@ -71,20 +68,20 @@ _NO_TOOLS = (
 class _Chat:
     """One chat: what is asked, with what, and how the answer is read."""
 
-    turns: list[Turn]
-    protocol: ToolProtocol
+    turns: "list[Turn]"
+    protocol: "ToolProtocol"
     asked: dict[str, Any]
     filters: bool
 
     @property
-    def shown(self) -> list[Turn]:
+    def shown(self) -> "list[Turn]":
         return self.protocol.turns(self.turns)
 
-    def response(self, prediction: Prediction, *, streamed: bool = False) -> ChatResponse:
-        answer = read_answer(prediction, self.protocol, self.turns)
+    def response(self, prediction: "Prediction", *, streamed: bool = False) -> ChatResponse:
+        answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
         if self.filters:
-            check_filtered_answer(prediction.description)
-        return chat_response(answer, streamed=streamed)
+            synthesizers.check_filtered_answer(prediction.description)
+        return results.chat_response(answer, streamed=streamed)
 
 
 class Phospho(PhosphoConfiguration):
@@ -104,6 +101,8 @@ class Phospho(PhosphoConfiguration):
         print(llm.chat([message]).message.content)
         ```
     """
+
+    model_config = ConfigDict(defer_build=False)
 
     @classmethod
     def class_name(cls) -> str:
@@ -132,8 +131,10 @@ class Phospho(PhosphoConfiguration):
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponse:
         """Ask one question about an image; the second argument may be the images as well."""
-        turns = prompt_turns(prompt, formatted, image_documents)
-        return completion_response(self._clients().sync.converse(turns, **self._asked(kwargs)))
+        turns = content.prompt_turns(prompt, formatted, image_documents)
+        return results.completion_response(
+            self._clients().sync.converse(turns, **self._asked(kwargs))
+        )
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -151,11 +152,13 @@ class Phospho(PhosphoConfiguration):
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponseGen:
         """Do as `complete`, with the whole answer as the one chunk of a stream."""
-        turns = prompt_turns(prompt, formatted, image_documents)
+        turns = content.prompt_turns(prompt, formatted, image_documents)
         asked = self._asked(kwargs)
 
         def answer() -> CompletionResponseGen:
-            yield completion_response(self._clients().sync.converse(turns, **asked), streamed=True)
+            yield results.completion_response(
+                self._clients().sync.converse(turns, **asked), streamed=True
+            )
 
         return answer()
 
@@ -171,9 +174,11 @@ class Phospho(PhosphoConfiguration):
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponse:
         """Do as `complete`, with await."""
-        turns = prompt_turns(prompt, formatted, image_documents)
+        turns = content.prompt_turns(prompt, formatted, image_documents)
         asked = self._asked(kwargs)
-        return completion_response(await self._clients().asynchronous.converse(turns, **asked))
+        return results.completion_response(
+            await self._clients().asynchronous.converse(turns, **asked)
+        )
 
     @llm_chat_callback()
     async def astream_chat(
@@ -194,23 +199,28 @@ class Phospho(PhosphoConfiguration):
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Do as `stream_complete`, with await."""
-        turns = prompt_turns(prompt, formatted, image_documents)
+        turns = content.prompt_turns(prompt, formatted, image_documents)
         asked = self._asked(kwargs)
 
         async def answer() -> CompletionResponseAsyncGen:
             prediction = await self._clients().asynchronous.converse(turns, **asked)
-            yield completion_response(prediction, streamed=True)
+            yield results.completion_response(prediction, streamed=True)
 
         return answer()
 
     def _chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Chat:
         rest = dict(given)
-        protocol = take_protocol(rest)
+        protocol = tool_calls.take_protocol(rest)
         if protocol and not self.is_function_calling_model:
             raise ConfigurationError(_NO_TOOLS)
         asked = self._asked(rest)
         asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
-        return _Chat(called_message_turns(messages), protocol, asked, is_filter(messages))
+        return _Chat(
+            tool_calls.called_message_turns(messages),
+            protocol,
+            asked,
+            synthesizers.is_filter(messages),
+        )
 
     def _asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Put together what a client is asked with: this call's values over the model's.
@@ -240,7 +250,7 @@ class Phospho(PhosphoConfiguration):
             "policy": ImagePolicy(
                 multi_image=values["multi_image"],
                 max_images=values["max_images"],
-                default_image=None if default_image is None else image_source(default_image),
+                default_image=None if default_image is None else source.image_source(default_image),
                 default_prompt=values["default_prompt"],
             ),
             "model": values["model"],
@@ -262,7 +272,7 @@ class Phospho(PhosphoConfiguration):
             NoToolCallError: The answer holds no such object. Core says so by a ValueError, which
                 its own response synthesizers take for an empty response.
         """
-        with object_or_error(output_cls):
+        with tool_calls.object_or_error(output_cls):
             answer: _Object = super().structured_predict(
                 output_cls, prompt, llm_kwargs, **prompt_args
             )
@@ -277,7 +287,7 @@ class Phospho(PhosphoConfiguration):
         **prompt_args: Any,
     ) -> _Object:
         """Do as `structured_predict`, with await."""
-        with object_or_error(output_cls):
+        with tool_calls.object_or_error(output_cls):
             answer: _Object = await super().astructured_predict(
                 output_cls, prompt, llm_kwargs, **prompt_args
             )
@@ -299,7 +309,7 @@ class Phospho(PhosphoConfiguration):
             NoToolCallError: The answer holds no such object.
             ConfigurationError: A query engine asks, which would stream nothing of it.
         """
-        check_streamed_object(output_cls, prompt, prompt_args)
+        synthesizers.check_streamed_object(output_cls, prompt, prompt_args)
         yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
 
     @override
@@ -311,7 +321,7 @@ class Phospho(PhosphoConfiguration):
         **prompt_args: Any,
     ) -> AsyncGenerator[_Object, None]:
         """Do as `stream_structured_predict`, with await."""
-        check_streamed_object(output_cls, prompt, prompt_args)
+        synthesizers.check_streamed_object(output_cls, prompt, prompt_args)
 
         async def answer() -> AsyncGenerator[_Object, None]:
             yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
@@ -334,11 +344,13 @@ class Phospho(PhosphoConfiguration):
         messages = list(chat_history or ())
         if user_msg is not None:
             messages.append(ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg)
-        return chat_with_tools_keywords(tools, messages, required=tool_required, given=kwargs)
+        return tool_calls.chat_with_tools_keywords(
+            tools, messages, required=tool_required, given=kwargs
+        )
 
     @override
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list["ToolSelection"]:
         """Read the tool call out of a response: there is one at most."""
-        return selected_tools(response, error_on_no_tool_call=error_on_no_tool_call)
+        return tool_calls.selected_tools(response, error_on_no_tool_call=error_on_no_tool_call)

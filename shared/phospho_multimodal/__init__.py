@@ -5,10 +5,9 @@ The core that the LangChain and LlamaIndex adapters stand on, and a client in it
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from phospho_multimodal._version import __version__
-from phospho_multimodal.async_client import AsyncPhosphoClient
-from phospho_multimodal.checkup import EndpointStatus
-from phospho_multimodal.client import PhosphoClient
 from phospho_multimodal.errors import (
     APIStatusError,
     AuthenticationError,
@@ -30,10 +29,31 @@ from phospho_multimodal.errors import (
     UnexpectedReplyError,
     UnsupportedContentError,
 )
-from phospho_multimodal.images.prepare import PreparedImage, prepare_image
-from phospho_multimodal.images.source import ImageInput
-from phospho_multimodal.prediction import Prediction
-from phospho_multimodal.spending import Spending, SpendingSnapshot
+from phospho_multimodal.on_demand import exports_on_demand
+
+if TYPE_CHECKING:
+    from phospho_multimodal.async_client import AsyncPhosphoClient
+    from phospho_multimodal.checkup import EndpointStatus
+    from phospho_multimodal.client import PhosphoClient
+    from phospho_multimodal.images.prepare import PreparedImage, prepare_image
+    from phospho_multimodal.images.source import ImageInput
+    from phospho_multimodal.prediction import Prediction
+    from phospho_multimodal.spending import Spending, SpendingSnapshot
+else:
+    __getattr__ = exports_on_demand(
+        __name__,
+        {
+            "AsyncPhosphoClient": "async_client",
+            "EndpointStatus": "checkup",
+            "ImageInput": "images.source",
+            "PhosphoClient": "client",
+            "Prediction": "prediction",
+            "PreparedImage": "images.prepare",
+            "Spending": "spending",
+            "SpendingSnapshot": "spending",
+            "prepare_image": "images.prepare",
+        },
+    )
 
 __all__ = [
     "APIStatusError",
@@ -66,3 +86,7 @@ __all__ = [
     "__version__",
     "prepare_image",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast
 
-from phospho_multimodal.errors import (
-    ConfigurationError,
-    MissingImageError,
-    UnsupportedContentError,
-)
+from phospho_multimodal.errors import MissingImageError, UnsupportedContentError
+from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
 from phospho_multimodal.images.source import ImageSource
 
 __all__ = [
@@ -30,14 +27,11 @@ __all__ = [
     "plan_conversation",
 ]
 
-DEFAULT_PROMPT = "Describe this image."
-
 IMAGE_MARK = "[image]"
 """Stands in the text for every image that is not sent."""
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Part: TypeAlias = str | ImageSource
-MultiImage: TypeAlias = Literal["montage", "each", "last", "error"]
 
 _LABELS: dict[Role, str] = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -86,36 +80,6 @@ class Turn:
                 raise UnsupportedContentError(message)
         # Picked out once: every step of a question asks for them.
         object.__setattr__(self, "images", tuple(images))
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePolicy:
-    """What to do with several images, and with none.
-
-    Attributes:
-        multi_image: `"montage"` (one labelled sheet), `"each"` (a request for each), `"last"` or
-            `"error"`.
-        max_images: More images than this in one turn are an error.
-        default_image: Sent where a conversation has no image; `None` makes that an error.
-        default_prompt: Asked where a conversation has no text.
-        one_answer: Whether the answer has to be one whole, since it is read by a program: then
-            `"each"` is an error for several images.
-    """
-
-    multi_image: MultiImage = "montage"
-    max_images: int = 16
-    default_image: ImageSource | None = None
-    default_prompt: str = field(default=DEFAULT_PROMPT, repr=False)
-    one_answer: bool = False
-
-    def __post_init__(self) -> None:
-        if self.multi_image not in get_args(MultiImage):
-            choices = ", ".join(get_args(MultiImage))
-            message = f"multi_image is {self.multi_image!r}; it is one of: {choices}."
-            raise ConfigurationError(message)
-        if self.max_images < 1:
-            message = f"max_images is {self.max_images}; it is 1 or more."
-            raise ConfigurationError(message)
 
 
 @dataclass(frozen=True, slots=True)

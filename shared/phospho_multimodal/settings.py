@@ -9,13 +9,19 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import ValidationError
 
+from phospho_multimodal.endpoint import DEFAULT_MODEL, MODEL_PREFIX
 from phospho_multimodal.errors import ConfigurationError, MissingKeyError
-from phospho_multimodal.wire import DEFAULT_MODEL, MODEL_PREFIX, GenerationParameters
+from phospho_multimodal.on_demand import ModuleOnDemand
+
+if TYPE_CHECKING:
+    from phospho_multimodal import wire
+else:
+    wire = ModuleOnDemand("phospho_multimodal.wire")
 
 __all__ = [
     "API_KEY_VARIABLE",
@@ -290,12 +296,12 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("temperature") == 0:
         given["temperature"] = LOWEST_TEMPERATURE
     try:
-        checked = GenerationParameters.model_validate(given)
+        checked = wire.GenerationParameters.model_validate(given)
     except ValidationError as invalid:
         first = invalid.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(step) for step in first["loc"])
         # The value of an unknown name could be anything: a key, say.
-        known = name in GenerationParameters.model_fields
+        known = name in wire.GenerationParameters.model_fields
         what = f"{name}={given[name]!r}" if known else name
         message = f"{what} cannot be sent: {first['msg']}. Nothing was sent."
         raise ConfigurationError(message) from None

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
-from phospho_multimodal.ledger import (
-    Backlog,
-    Counts,
-    Ledger,
-    LedgerFile,
-    LedgerInMemory,
-    Outcome,
-)
+from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from phospho_multimodal import ledger
+    from phospho_multimodal.ledger import Counts, Ledger, Outcome
+else:
+    ledger = ModuleOnDemand("phospho_multimodal.ledger")
 
 __all__ = ["USD_PER_IMAGE", "Reservation", "Spending", "SpendingSnapshot"]
 
@@ -99,15 +97,15 @@ class Reservation:
 
     def bill(self) -> None:
         """The answer came: the image is billed."""
-        self._spending._settle(self._ticket, Outcome.BILLED)  # noqa: SLF001 - two halves of one
+        self._spending._settle(self._ticket, ledger.Outcome.BILLED)  # noqa: SLF001 - two halves of one
 
     def release(self) -> None:
         """The image cannot have been billed."""
-        self._spending._settle(self._ticket, Outcome.RELEASED)  # noqa: SLF001
+        self._spending._settle(self._ticket, ledger.Outcome.RELEASED)  # noqa: SLF001
 
     def doubt(self) -> None:
         """The image may have been billed."""
-        self._spending._settle(self._ticket, Outcome.IN_DOUBT)  # noqa: SLF001
+        self._spending._settle(self._ticket, ledger.Outcome.IN_DOUBT)  # noqa: SLF001
 
 
 class Spending:
@@ -147,8 +145,10 @@ class Spending:
             raise ConfigurationError(message)
         self.max_images = max_images
         self.path = None if path is None else Path(path)
-        self._ledger: Ledger = LedgerInMemory() if self.path is None else LedgerFile(self.path)
-        self._backlog = Backlog()
+        self._ledger: Ledger = (
+            ledger.LedgerInMemory() if self.path is None else ledger.LedgerFile(self.path)
+        )
+        self._backlog = ledger.Backlog()
         self._on_nearly_spent = on_nearly_spent
         self._told = threading.Lock()  # taken once, by whoever crosses the line first
 
@@ -178,7 +178,7 @@ class Spending:
             ConfigurationError: A figure is negative or not a number.
         """
         spending = cls(max_usd, max_images=max_images, usd_per_image=usd_per_image)
-        spending._ledger = LedgerInMemory(Counts(images_billed, images_in_doubt))
+        spending._ledger = ledger.LedgerInMemory(ledger.Counts(images_billed, images_in_doubt))
         return spending
 
     def reserve(self, images: int = 1) -> tuple[Reservation, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from phospho_multimodal.endpoint import DEFAULT_MODEL, MAX_NEW_TOKENS, MODEL_PREFIX
 from phospho_multimodal.errors import UnexpectedReplyError, UnsupportedContentError, quote
 
 if TYPE_CHECKING:
@@ -44,14 +45,6 @@ __all__ = [
 PREDICT_PATH = "/v2/predict"
 MODELS_PATH = "/v2/models"
 HEALTH_PATH = "/health"
-
-MODEL_PREFIX = "phospho-multimodal"
-"""The server accepts any model name that begins like this."""
-
-DEFAULT_MODEL = MODEL_PREFIX
-
-MAX_NEW_TOKENS = 250
-"""The longest answer that can be asked for, in tokens."""
 
 DEFAULT_MAX_NEW_TOKENS = 200
 DEFAULT_REPETITION_PENALTY = 1.15

@@ -1,0 +1,47 @@
+"""What is asked about several images, and what where there is none, or no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from phospho_multimodal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from phospho_multimodal.images.source import ImageSource
+
+__all__ = ["DEFAULT_PROMPT", "ImagePolicy", "MultiImage"]
+
+DEFAULT_PROMPT = "Describe this image."
+
+MultiImage: TypeAlias = Literal["montage", "each", "last", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePolicy:
+    """What to do with several images, and with none.
+
+    Attributes:
+        multi_image: `"montage"` (one labelled sheet), `"each"` (a request for each), `"last"` or
+            `"error"`.
+        max_images: More images than this in one turn are an error.
+        default_image: Sent where a conversation has no image; `None` makes that an error.
+        default_prompt: Asked where a conversation has no text.
+        one_answer: Whether the answer has to be one whole, since it is read by a program: then
+            `"each"` is an error for several images.
+    """
+
+    multi_image: MultiImage = "montage"
+    max_images: int = 16
+    default_image: ImageSource | None = None
+    default_prompt: str = field(default=DEFAULT_PROMPT, repr=False)
+    one_answer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.multi_image not in get_args(MultiImage):
+            choices = ", ".join(get_args(MultiImage))
+            message = f"multi_image is {self.multi_image!r}; it is one of: {choices}."
+            raise ConfigurationError(message)
+        if self.max_images < 1:
+            message = f"max_images is {self.max_images}; it is 1 or more."
+            raise ConfigurationError(message)
