@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import random
@@ -17,9 +18,10 @@ from PIL import Image
 
 from fault_server import Behaviour, Connection, FaultServer, Received, prediction
 from phospho_multimodal.batch import Preflight, Summary, describe_many
+from phospho_multimodal.batch.commits import GroupCommit
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.steps import Entry
+from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
 
 
 def endpoint(behave: Behaviour | None = None) -> Behaviour:
@@ -181,3 +183,32 @@ def test_a_confirm_that_ends_the_program_ends_the_job(tmp_path: Path, server: Fa
             confirm=confirm,
         )
     assert server.billed == 0
+
+
+class SlowJournal:
+    """Where a note takes as long as on a slow disk."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+
+    def commit(self, steps: list[Any]) -> list[int]:
+        time.sleep(0.2)
+        self.steps += steps
+        return [1] * len(steps)
+
+
+async def test_what_was_told_is_noted_in_its_order_whoever_is_cancelled() -> None:
+    journal: Any = SlowJournal()
+    commits = GroupCommit(journal)
+    told = [Sending(b"a"), Sending(b"b"), Ended(b"c", State.DESCRIBED, description="paid")]
+    tasks = []
+    for step in told:
+        tasks.append(asyncio.ensure_future(commits.note(step)))
+        await asyncio.sleep(0.02)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    last = Ended(b"b", State.PENDING)
+    commits.note_at_last(last)
+    await asyncio.to_thread(commits.close)
+    assert journal.steps == [*told, last]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from phospho_multimodal.batch.journal import Journal
@@ -14,7 +16,8 @@ __all__ = ["GroupCommit"]
 class GroupCommit:
     """Hands steps to the journal on one thread; what comes meanwhile goes together, next time.
 
-    A disk takes as long for one note as for sixty-four.
+    A disk takes as long for one note as for sixty-four. Steps are noted in the order in which they
+    were told, whatever becomes of who told them: a question is not sent after it has ended.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -25,8 +28,8 @@ class GroupCommit:
         """
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="phospho-journal")
-        self._waiting: list[tuple[Step, asyncio.Future[int]]] = []
-        self._busy = False
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[Step, asyncio.Future[int] | None]] = []
 
     async def note(self, step: Step) -> int:
         """Note a step.
@@ -43,9 +46,7 @@ class GroupCommit:
             ConfigurationError: The journal cannot be written.
         """
         noted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((step, noted))
-        if not self._busy:
-            self._begin()
+        self._tell(step, noted)
         return await noted
 
     def note_at_last(self, step: Step) -> None:
@@ -54,31 +55,42 @@ class GroupCommit:
         Args:
             step: What happened.
         """
-        self._thread.submit(self._journal.commit, [step])
+        self._tell(step, None)
 
     def close(self) -> None:
-        """End the thread, once it has noted what it was given."""
+        """End the thread, once it has noted all that it was told."""
         self._thread.shutdown()
 
-    def _begin(self) -> None:
-        self._busy = True
-        group, self._waiting = self._waiting, []
-        steps = [step for step, _ in group]
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._journal.commit, steps)
-        work.add_done_callback(lambda done: self._end(group, done))
+    def _tell(self, step: Step, noted: asyncio.Future[int] | None) -> None:
+        with self._lock:
+            self._waiting.append((step, noted))
+            first = len(self._waiting) == 1
+        if first:  # for the others, the thread comes anyway
+            self._thread.submit(self._commit)
 
-    def _end(
-        self, group: list[tuple[Step, asyncio.Future[int]]], done: asyncio.Future[list[int]]
-    ) -> None:
-        failure = done.exception()
-        counts = [0] * len(group) if failure is not None else done.result()
-        for (_, noted), count in zip(group, counts, strict=True):
-            if noted.done():  # cancelled
-                continue
-            if failure is not None:
-                noted.set_exception(failure)
-            else:
-                noted.set_result(count)
-        self._busy = False
-        if self._waiting:
-            self._begin()
+    def _commit(self) -> None:
+        with self._lock:
+            group, self._waiting = self._waiting, []
+        counts: list[int] = []
+        failure: BaseException | None = None
+        try:
+            counts = self._journal.commit([step for step, _ in group])
+        except BaseException as error:  # noqa: BLE001 - it is raised where the step was told
+            failure = error
+        told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int]]] = {}
+        for (_, noted), count in zip(group, counts or [0] * len(group), strict=True):
+            if noted is not None:
+                told.setdefault(noted.get_loop(), []).append((noted, count))
+        for loop, futures in told.items():
+            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there
+                loop.call_soon_threadsafe(_answer, futures, failure)
+
+
+def _answer(futures: list[tuple[asyncio.Future[int], int]], failure: BaseException | None) -> None:
+    for noted, count in futures:
+        if noted.done():  # cancelled
+            continue
+        if failure is None:
+            noted.set_result(count)
+        else:
+            noted.set_exception(failure)
