@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import random
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 from PIL import Image
@@ -21,7 +23,10 @@ from phospho_multimodal.batch import Preflight, Summary, describe_many
 from phospho_multimodal.batch.commits import GroupCommit
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.progress import Watch
+from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
+from phospho_multimodal.errors import ConfigurationError
 
 
 def endpoint(behave: Behaviour | None = None) -> Behaviour:
@@ -212,3 +217,58 @@ async def test_what_was_told_is_noted_in_its_order_whoever_is_cancelled() -> Non
     commits.note_at_last(last)
     await asyncio.to_thread(commits.close)
     assert journal.steps == [*told, last]
+
+
+def slowly(connection: Connection, request: Received) -> None:
+    time.sleep(0.3)
+    connection.reply(200, prediction(seen(request.image)), billed=True)
+
+
+class Vanishing(list[Path]):
+    """Inputs that cannot be read to their end when the work is done."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Path]:
+        self.passes += 1
+        for number, path in enumerate(list.__iter__(self)):
+            if self.passes == 3 and number == 130:  # after the count and the digests
+                message = "gone"
+                raise ConfigurationError(message)
+            yield path
+
+
+def unwritable(_results: Results) -> None:
+    message = "the disk is full"
+    raise ConfigurationError(message)
+
+
+@pytest.mark.parametrize("what", ["source", "results", "bug", "progress"])
+def test_what_fails_meanwhile_gives_up_nothing_that_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    paths = Vanishing(photos(tmp_path / "in", 200))
+    paths.passes = 0 if what == "source" else 10
+    options: Any = {"results": "jsonl", "concurrency": 32}
+    expected: type[Exception] | None = ConfigurationError
+    if what == "results":
+        monkeypatch.setattr(Results, "write_finished", unwritable)
+    elif what == "bug":
+        broken = Mock(side_effect=[*[DEFAULT] * 20, ZeroDivisionError])
+        monkeypatch.setattr(Watch, "count_ended", broken)
+        expected = ZeroDivisionError
+    elif what == "progress":
+        options["on_progress"] = Mock(side_effect=[None, ZeroDivisionError])
+        expected = None
+    with FaultServer(endpoint(slowly)).running() as server:
+        options["base_url"] = server.base_url
+        with contextlib.nullcontext() if expected is None else pytest.raises(expected):
+            describe_many(paths, tmp_path / "out", **options)
+        monkeypatch.undo()
+        (folder,) = (tmp_path / "out").iterdir()
+        options["confirm"] = lambda _: False
+        summary = describe_many(list(paths), tmp_path / "out", **options)
+        assert summary.folder == folder
+        assert summary.in_doubt == 0
+        assert 0 < summary.described == server.billed
+        assert (summary.described == 200) == (what == "progress")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,13 +90,14 @@ class Engine:
         self._room = asyncio.Event()
         self._settled = asyncio.Event()
         self._in_a_row = 0
+        self._failure: Exception | None = None
         self._ready: asyncio.Queue[Question | None] = asyncio.Queue(self._asking)
 
     async def run(self) -> None:
         """Work until everything has its row, or something stops it: `Stop` tells what.
 
         Raises:
-            ConfigurationError: The journal or the results cannot be written.
+            Exception: What nobody expected; what was under way then has ended.
         """
         reader = ThreadPoolExecutor(1, thread_name_prefix="phospho-inputs")
         threads = ThreadPoolExecutor(self._preparing, thread_name_prefix="phospho-ready")
@@ -113,6 +114,8 @@ class Engine:
             for pool in (reader, threads):
                 await asyncio.to_thread(pool.shutdown)
         self._watch.show(self._level.in_flight, self._level.limit, at_once=True)
+        if self._failure is not None:
+            raise self._failure
 
     async def _until_over(self, *work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -123,6 +126,25 @@ class Engine:
     # --- inputs --------------------------------------------------------------------------------
 
     async def _feed(self, reader: ThreadPoolExecutor, threads: ThreadPoolExecutor) -> None:
+        with self._ending_well():
+            await self._make_all_ready(reader, threads)
+        for _ in range(self._asking):
+            await self._ready.put(None)
+
+    @contextlib.contextmanager
+    def _ending_well(self) -> Iterator[None]:
+        """Have an error end the run as any other reason does: what is under way may be paid."""
+        try:
+            yield
+        except PhosphoError as failure:
+            self._stop.because(failure)
+        except Exception as failure:  # noqa: BLE001 - raised at the end
+            self._stop.because(None)
+            self._failure = self._failure or failure
+
+    async def _make_all_ready(
+        self, reader: ThreadPoolExecutor, threads: ThreadPoolExecutor
+    ) -> None:
         loop = asyncio.get_running_loop()
         under_way: set[asyncio.Task[None]] = set()
         try:
@@ -143,8 +165,6 @@ class Engine:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
-        for _ in range(self._asking):
-            await self._ready.put(None)
 
     async def _wait_for_room(self) -> None:
         while self._held > _MOST_HELD and self._stop() is None:
@@ -170,7 +190,8 @@ class Engine:
                 if self._stop() is not None:
                     self._journal.give_back([question.picture])
                     continue
-                await self._answer_one(question)
+                with self._ending_well():
+                    await self._answer_one(question)
             finally:
                 self._held -= size
                 self._room.set()
@@ -178,8 +199,8 @@ class Engine:
     async def _answer_one(self, question: Question) -> None:
         while True:
             ended, inputs, error = await self._asker.ask(question, self._stop)
-            self._settled.set()
             if ended.state is not State.PENDING:
+                self._settled.set()  # a refusal is no news: those that wait would wake each other
                 self._watch.count_ended(ended.state, inputs)
                 self._note_outage(error)
                 break
@@ -219,7 +240,8 @@ class Engine:
         while not self._over.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _PARTS_EVERY)
-            await asyncio.to_thread(self._results.write_finished)
+            with self._ending_well():
+                await asyncio.to_thread(self._results.write_finished)
             self._watch.show(self._level.in_flight, self._level.limit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from phospho_multimodal.batch.steps import State, Tally
 from phospho_multimodal.spending import Spending
 
 __all__ = ["Progress", "Watch"]
+
+logger = logging.getLogger("phospho_multimodal")
 
 _WINDOW = 30.0  # seconds that "now" is
 _TICK = 0.25
@@ -110,7 +113,13 @@ class Watch:
         if self._tell is None or (not at_once and now - self._told < _TICK):
             return
         self._told = now
-        self._tell(self._progress(now, in_flight, limit))
+        progress = self._progress(now, in_flight, limit)
+        try:
+            self._tell(progress)
+        except Exception:
+            # What is under way is paid: a display that fails is no reason to give it up.
+            self._tell = None
+            logger.exception("on_progress= failed and is told no more; the job goes on")
 
     def _progress(self, now: float, in_flight: int, limit: int) -> Progress:
         done = self._done.total()
