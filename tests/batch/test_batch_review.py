@@ -8,9 +8,11 @@ import hashlib
 import json
 import random
 import signal
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import DEFAULT, Mock
@@ -21,12 +23,15 @@ from PIL import Image
 from fault_server import Behaviour, Connection, FaultServer, Received, prediction
 from phospho_multimodal.batch import Preflight, Summary, describe_many
 from phospho_multimodal.batch.commits import GroupCommit
+from phospho_multimodal.batch.items import Item
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.preparation import Preparation
 from phospho_multimodal.batch.progress import Watch
 from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
 from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.settings import Settings
 
 
 def endpoint(behave: Behaviour | None = None) -> Behaviour:
@@ -272,3 +277,47 @@ def test_what_fails_meanwhile_gives_up_nothing_that_is_paid(
         assert summary.in_doubt == 0
         assert 0 < summary.described == server.billed
         assert (summary.described == 200) == (what == "progress")
+
+
+def test_another_picture_of_the_same_place_is_asked_about(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    def run(seed: int, form: str) -> str:
+        picture, file = draw(seed), BytesIO()
+        picture.save(file, "BMP")
+        source: Any = [picture] if form == "pil" else [file]
+        if form == "tar":
+            source = tmp_path / "shard.tar"
+            with tarfile.open(source, "w") as archive:
+                member = tarfile.TarInfo("a.bmp")  # its time is 0
+                member.size = len(file.getvalue())
+                archive.addfile(member, BytesIO(file.getvalue()))
+        summary = describe_many(source, tmp_path / form, results="jsonl", base_url=server.base_url)
+        (row,) = rows(summary)
+        return str(row["description"])
+
+    for form in ("pil", "file", "tar"):
+        assert run(1, form) != run(2, form)
+        billed = server.billed
+        assert run(2, form)
+        assert server.billed == billed
+
+
+def test_few_items_that_hold_their_picture_are_held(tmp_path: Path) -> None:
+    made = 0
+
+    def items() -> Iterator[Item]:
+        nonlocal made
+        for number in range(100):
+            made += 1
+            yield Item(f"{number}", "a.png", bytes(5_000_000), None)
+
+    job = Job.of("What?", "phospho-multimodal", {})
+    journal = Journal(tmp_path, job)
+    journal.add([Entry(f"{number}", "a.png") for number in range(100)])
+    settings = Settings.resolve(base_url="http://127.0.0.1:9")
+    source: Any = items()
+    preparation = Preparation(source, journal, job, settings, lambda: False)
+    assert len(preparation.next_inputs()) == 2
+    assert made == 2
+    journal.close()

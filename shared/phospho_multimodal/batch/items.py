@@ -58,6 +58,12 @@ class Item:
     stamp: str | None
     error: PhosphoError | None = None
 
+    @property
+    def file_size(self) -> int | None:
+        """Bytes of its file, where the stamp tells."""
+        size = self.stamp.partition("-")[0] if self.stamp else ""
+        return int(size) if size.isdecimal() else None
+
 
 class Source(Protocol):
     """Where inputs come from: iterated once to count them and once to work, lazily each time.

@@ -16,6 +16,7 @@ from phospho_multimodal.batch.sources import Item, Source
 from phospho_multimodal.batch.steps import Entry, State
 from phospho_multimodal.checkup import EndpointStatus
 from phospho_multimodal.errors import AuthenticationError, ConfigurationError
+from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.retry import RetryBudget
 from phospho_multimodal.spending import Spending
 
@@ -189,14 +190,31 @@ def look_ahead(
 
 
 def _entry(item: Item) -> Entry:
-    size = item.stamp.partition("-")[0] if item.stamp else ""
-    digest = None
-    if isinstance(item.image, bytes):
-        digest = hashlib.sha256(item.image).digest()
-    elif isinstance(item.image, str):
-        digest = hashlib.sha256(item.image.encode()).digest()
-    stamp = item.stamp or (None if digest is None else digest.hex())
-    return Entry(item.id, item.source, stamp, int(size) if size.isdigit() else None, digest)
+    digest = _digest_held(item.image)
+    # What was read tells more than its stamp: archives without times are common.
+    stamp = item.stamp if digest is None else digest.hex()
+    return Entry(item.id, item.source, stamp, item.file_size, digest)
+
+
+def _digest_held(image: ImageInput | None) -> bytes | None:
+    """Digest a picture that is in memory, or open; without it, nothing tells that it changed."""
+    if image is None or isinstance(image, os.PathLike):
+        return None
+    if isinstance(image, str):
+        return hashlib.sha256(image.encode("utf-8", "surrogatepass")).digest()
+    try:
+        picture = image_source(image)
+        if picture.form == "file" and not image.seekable():  # type: ignore[union-attr]
+            return None  # it can be read once, and has to be sent
+        content = picture.read()
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).digest()
+        told = (content.mode, content.size, content.getpalette(), content.info.get("transparency"))
+        digest = hashlib.sha256(repr(told).encode())
+        digest.update(content.tobytes())
+    except Exception:  # noqa: BLE001 - anybody's object; what is wrong is told when it is sent
+        return None
+    return digest.digest()
 
 
 def _digest_files(source: Source, journal: Journal, stopped: Callable[[], bool]) -> None:

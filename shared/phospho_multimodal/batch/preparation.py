@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from phospho_multimodal.batch.job import Job, picture_key
 from phospho_multimodal.batch.journal import Journal
@@ -23,6 +22,7 @@ __all__ = ["Preparation", "Ready"]
 
 _LOOKED_UP = 128  # inputs whose state is looked up together
 _TOGETHER = 8  # inputs that one thread makes ready before it hands them on
+_MOST_BYTES = 8 * 1024 * 1024  # of pictures, after which both are fewer
 
 
 @dataclass(slots=True)
@@ -73,7 +73,14 @@ class Preparation:
         Returns:
             Some, with their positions; none at the end.
         """
-        return list(islice(self._pending, _TOGETHER))
+        inputs: list[tuple[int, Item]] = []
+        size = 0
+        for position, item in self._pending:
+            inputs.append((position, item))
+            size += max(_in_memory(item), item.file_size or 0)
+            if len(inputs) == _TOGETHER or size >= _MOST_BYTES:
+                break
+        return inputs
 
     def make_ready(self, inputs: Sequence[tuple[int, Item]]) -> Ready:
         """Make inputs ready; for any number of threads.
@@ -112,7 +119,7 @@ class Preparation:
         return ready
 
     def _without_row(self, items: Iterator[Item]) -> Iterator[tuple[int, Item]]:
-        while chunk := list(islice(items, _LOOKED_UP)):
+        for chunk in _chunks(items):
             positions = self._journal.pending([item.id for item in chunk])
             for item in chunk:
                 if self._stopped():
@@ -142,6 +149,24 @@ class Preparation:
         from phospho_multimodal.images.fetch import fetch_image  # noqa: PLC0415 - loads httpcore
 
         return fetch_image(url, given_up=self._stopped)
+
+
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Cut where there are many, or where they hold much: an item may hold its picture."""
+    chunk: list[Item] = []
+    size = 0
+    for item in items:
+        chunk.append(item)
+        size += _in_memory(item)
+        if len(chunk) == _LOOKED_UP or size >= _MOST_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _in_memory(item: Item) -> int:
+    return len(item.image) if isinstance(item.image, (bytes, bytearray, str)) else 0
 
 
 def _size(image: SendableImage) -> tuple[int | None, int | None]:
