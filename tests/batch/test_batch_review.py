@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import random
 import signal
 import tarfile
@@ -321,3 +322,26 @@ def test_few_items_that_hold_their_picture_are_held(tmp_path: Path) -> None:
     assert len(preparation.next_inputs()) == 2
     assert made == 2
     journal.close()
+
+
+def test_a_broken_file_with_an_odd_name_is_a_row(tmp_path: Path, server: FaultServer) -> None:
+    photos(tmp_path / "in", 1)
+    (tmp_path / os.fsdecode(b"in/\xff.png")).symlink_to("nowhere")
+    summary = describe_many(
+        tmp_path / "in", tmp_path / "out", results="jsonl", base_url=server.base_url
+    )
+    assert [row["status"] for row in rows(summary)] == ["described", "failed"]
+
+
+def test_half_a_character_in_an_answer_is_written(tmp_path: Path) -> None:
+    def half(connection: Connection, _request: Received) -> None:
+        answer = b'{"predictions": [{"description": "a smile \\ud83d"}]}'
+        connection.reply(200, answer, billed=True)
+
+    photos(tmp_path / "in", 1)
+    with FaultServer(endpoint(half)).running() as server:
+        summary = describe_many(
+            tmp_path / "in", tmp_path / "out", results="jsonl", base_url=server.base_url
+        )
+    assert summary.described + summary.in_doubt == 1
+    assert len(rows(summary)) == 1

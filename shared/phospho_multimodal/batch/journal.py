@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from phospho_multimodal.batch.items import printable
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.steps import Ended, Entry, State, Step, Tally
 from phospho_multimodal.errors import ConfigurationError, PhosphoError, ReplyLostError
@@ -300,7 +301,10 @@ class Journal:
             database.executemany(
                 "UPDATE inputs SET picture = NULL, error_class = ?, error = ?, ended = ?"
                 " WHERE position = ?",
-                [(type(error).__name__, str(error), ended, at) for at, error in failures],
+                [
+                    (type(error).__name__, printable(str(error)), ended, at)
+                    for at, error in failures
+                ],
             )
 
     # --- answers -------------------------------------------------------------------------------

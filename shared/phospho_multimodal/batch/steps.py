@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
+from phospho_multimodal.batch.items import printable
 from phospho_multimodal.errors import PhosphoError
 
 __all__ = ["AttemptFailed", "Ended", "Entry", "Sending", "State", "Step", "Tally"]
@@ -109,9 +110,9 @@ class Ended:
             " images_in_doubt = images_in_doubt + ?, seconds = ?, ended = ? WHERE picture = ?",
             (
                 self.state,
-                self.description,
+                None if self.description is None else printable(self.description),
                 error_class,
-                None if self.error is None else str(self.error),
+                None if self.error is None else printable(str(self.error)),
                 self.attempts,
                 self.state == State.DESCRIBED,
                 self.images_in_doubt,
