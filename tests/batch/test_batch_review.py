@@ -20,6 +20,7 @@ from unittest.mock import DEFAULT, Mock
 
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from fault_server import Behaviour, Connection, FaultServer, Received, prediction
 from phospho_multimodal.batch import Preflight, Summary, describe_many
@@ -31,7 +32,7 @@ from phospho_multimodal.batch.preparation import Preparation
 from phospho_multimodal.batch.progress import Watch
 from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
-from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
 from phospho_multimodal.settings import Settings
 
 
@@ -345,3 +346,26 @@ def test_half_a_character_in_an_answer_is_written(tmp_path: Path) -> None:
         )
     assert summary.described + summary.in_doubt == 1
     assert len(rows(summary)) == 1
+
+
+def test_a_file_that_is_gone_keeps_its_answer(tmp_path: Path, server: FaultServer) -> None:
+    listed = [str(path) for path in photos(tmp_path / "in", 2)]
+    options: Any = {"results": "jsonl", "base_url": server.base_url}
+    whole = rows(describe_many(listed, tmp_path / "out", **options))
+    (tmp_path / "in").rename(tmp_path / "unmounted")
+    assert rows(describe_many(listed, tmp_path / "out", **options)) == whole
+    (tmp_path / "unmounted").rename(tmp_path / "in")
+    draw(99).save(listed[1])
+    again = rows(describe_many(listed, tmp_path / "out", **options))
+    assert again[0] == whole[0]
+    assert again[1]["description"] == seen(Path(listed[1]).read_bytes())
+    assert server.billed == 3
+
+
+def test_another_format_leaves_nothing_of_the_first(tmp_path: Path, server: FaultServer) -> None:
+    photos(tmp_path / "in", 3)
+    options: Any = {"base_url": server.base_url, "concurrency": 1}
+    with pytest.raises(SpendingLimitError):
+        describe_many(tmp_path / "in", tmp_path / "out", results="jsonl", max_images=2, **options)
+    summary = describe_many(tmp_path / "in", tmp_path / "out", results="parquet", **options)
+    assert parquet.read_table(summary.folder).num_rows == 3

@@ -156,7 +156,7 @@ class Journal:
         with self._writing() as database:
             for entry in entries:
                 row = database.execute(
-                    "SELECT source, stamp, run FROM inputs WHERE id = ?", (entry.id,)
+                    "SELECT source, stamp, run, picture FROM inputs WHERE id = ?", (entry.id,)
                 ).fetchone()
                 if row is None:
                     added = database.execute(
@@ -174,7 +174,7 @@ class Journal:
                     # The last part may have ended with the inputs that there were.
                     self._reopen_parts(database, "position = ?", (added.lastrowid,))
                     continue
-                source, stamp, run = row
+                source, stamp, run, picture = row
                 if run == self.run:
                     message = (
                         f"Two inputs have the id {entry.id!r}: {source} and {entry.source}. Each"
@@ -182,6 +182,8 @@ class Journal:
                     )
                     raise ConfigurationError(message)
                 changed = stamp != entry.stamp
+                if entry.stamp is None and source == entry.source and self._is_paid(picture):
+                    changed = False  # the file is gone, and with it no answer that was paid for
                 if source != entry.source and (changed or stamp is None):
                     message = (
                         f"This job has an input {entry.id!r} already, {source}, and now it is"
@@ -524,6 +526,12 @@ class Journal:
             " images_in_doubt = images_in_doubt + 1, ended = ? WHERE state = ?",
             (State.IN_DOUBT, ReplyLostError.__name__, KILLED, time.time(), State.SENDING),
         )
+
+    def _is_paid(self, picture: bytes | None) -> bool:
+        """Tell whether a picture was answered, or may have been."""
+        select = "SELECT 1 FROM answers WHERE picture = ? AND state IN (?, ?)"
+        states = (State.DESCRIBED, State.IN_DOUBT)
+        return self._database.execute(select, (picture, *states)).fetchone() is not None
 
     def _replace(self, database: sqlite3.Connection, entry: Entry) -> None:
         """Have an input that is another picture now looked at again."""

@@ -104,8 +104,10 @@ class Results:
                 continue
             self._journal.drop_part(number)
             bad.append(name)
-        for torn in self._folder.glob("_part-*.new"):
-            torn.unlink(missing_ok=True)
+        other = {"parquet": "jsonl", "jsonl": "parquet"}[self._kind]
+        # Parts that were not whole when a run ended are not noted.
+        for left in [*self._folder.glob("_part-*.new"), *self._folder.glob(f"part-*.{other}")]:
+            left.unlink(missing_ok=True)
         return bad
 
     def write_finished(self) -> None:
