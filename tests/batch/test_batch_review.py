@@ -23,7 +23,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from fault_server import Behaviour, Connection, FaultServer, Received, prediction
-from phospho_multimodal.batch import Preflight, Summary, describe_many
+from phospho_multimodal.batch import Preflight, Summary, adescribe_many, describe_many
 from phospho_multimodal.batch.commits import GroupCommit
 from phospho_multimodal.batch.items import Item
 from phospho_multimodal.batch.job import Job
@@ -34,6 +34,7 @@ from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
 from phospho_multimodal.settings import Settings
+from phospho_multimodal.spending import Reservation, Spending
 
 
 def endpoint(behave: Behaviour | None = None) -> Behaviour:
@@ -369,3 +370,84 @@ def test_another_format_leaves_nothing_of_the_first(tmp_path: Path, server: Faul
         describe_many(tmp_path / "in", tmp_path / "out", results="jsonl", max_images=2, **options)
     summary = describe_many(tmp_path / "in", tmp_path / "out", results="parquet", **options)
     assert parquet.read_table(summary.folder).num_rows == 3
+
+
+def test_a_deadline_begins_when_a_question_has_its_turn(tmp_path: Path) -> None:
+    photos(tmp_path / "in", 20)
+    with FaultServer(endpoint(slowly)).running() as server:
+        summary = describe_many(
+            tmp_path / "in",
+            tmp_path / "out",
+            results="jsonl",
+            base_url=server.base_url,
+            concurrency=16,  # twenty are under way, so four wait as long as an answer takes
+            requests_per_second=10,
+            deadline=0.8,
+        )
+    assert summary.described == 20
+
+
+def test_who_wants_the_end_does_not_wait_for_the_rate(tmp_path: Path, server: FaultServer) -> None:
+    photos(tmp_path / "in", 30)
+    interrupted = threading.Event()
+    timer = threading.Timer(0.5, interrupted.set)
+    timer.start()
+    began = time.monotonic()
+    describe_many(
+        tmp_path / "in",
+        tmp_path / "out",
+        results="jsonl",
+        base_url=server.base_url,
+        concurrency=16,
+        requests_per_second=1,
+        interrupted=interrupted,
+    )
+    assert time.monotonic() - began < 6
+    timer.join()
+
+
+def test_a_retry_that_the_cap_forbids_is_asked_by_the_next_run(tmp_path: Path) -> None:
+    later = threading.Event()
+
+    def busy_once(connection: Connection, request: Received) -> None:
+        if not later.is_set():
+            later.set()
+            refused = {"retry-after": "1"}
+            connection.reply(429, b'{"detail": "no"}', refused, billed=False)
+        else:
+            connection.reply(200, prediction(seen(request.image)), billed=True)
+
+    photos(tmp_path / "in", 3)
+    with FaultServer(endpoint(busy_once)).running() as server:
+        options: Any = {"results": "jsonl", "base_url": server.base_url, "concurrency": 1}
+        with pytest.raises(SpendingLimitError):
+            describe_many(tmp_path / "in", tmp_path / "out", max_images=2, **options)
+        assert server.billed == 2
+        summary = describe_many(tmp_path / "in", tmp_path / "out", **options)
+        assert (summary.described, summary.images_billed, server.billed) == (3, 3, 3)
+
+
+async def test_an_answer_that_a_cancellation_lost_is_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FaultServer
+) -> None:
+    billing = threading.Event()
+    bill = Reservation.bill
+
+    def wait_for_others(reservation: Reservation) -> None:
+        billing.set()
+        time.sleep(0.5)
+        bill(reservation)
+
+    monkeypatch.setattr(Reservation, "bill", wait_for_others)
+    photos(tmp_path / "in", 1)
+    options: Any = {"results": "jsonl", "base_url": server.base_url}
+    spending = Spending(path=tmp_path / "spending.db")
+    job = asyncio.ensure_future(
+        adescribe_many(tmp_path / "in", tmp_path / "out", spending=spending, **options)
+    )
+    await asyncio.to_thread(billing.wait)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert (await adescribe_many(tmp_path / "in", tmp_path / "out", **options)).in_doubt == 1
+    assert server.billed == 1

@@ -14,7 +14,7 @@ from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.level import Level
 from phospho_multimodal.batch.steps import AttemptFailed, Ended, Sending, State
 from phospho_multimodal.conversation import cut_at_stop
-from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
+from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, SpendingLimitError
 from phospho_multimodal.exchange import AwaitTurn, Call, Exchange, Pause, Send, Step, ask
 
 __all__ = ["Asker", "Question"]
@@ -83,49 +83,78 @@ class Asker:
             ConfigurationError: The journal cannot be written.
         """
         call, picture = question.call, question.picture
-        call.stopped_by = stopping
-        if self._shared.settings.deadline is not None:
-            call.deadline = self._shared.clock() + self._shared.settings.deadline
-        noted = _Noted(call.attempts, call.in_doubt)
-        began: float | None = None
-        failure: PhosphoError | None = None
+        call.stopped_by, call.deadline = stopping, None
+        way = _Way(call.attempts, call.in_doubt)
 
         async def perform(step: Step) -> Any:
-            nonlocal began
-            if isinstance(step, AwaitTurn):
-                return await self._turn(step)
-            if isinstance(step, Send):
-                await self._commits.note(Sending(picture))
-                began = began or time.monotonic()
-                return await self._send(step)
-            if isinstance(step, Pause):  # nothing is on its way meanwhile
-                await self._commits.note(AttemptFailed(picture, noted.news(call)[1]))
-                return await _pause(step.seconds, stopping)
-            return await self._client.perform(step)
+            return await self._perform(step, question, way, stopping)
 
+        failure: PhosphoError | None = None
         try:
             description = await self._client.run(ask(self._shared, call), perform)
         except PhosphoError as error:
             failure = error
+            if way.has_turn and way.began is not None and stopping() is None:
+                # After an attempt that failed, which the journal knows, the cap did not allow the
+                # next one: the question waits.
+                failure = SpendingLimitError(f"No retry is allowed: {self._shared.spending}.")
+                return self._ended(picture, State.PENDING, call, way), 0, failure
             state = _state_of(error, stopping() is not None)
-            ended = self._ended(picture, state, call, noted, began, error=error)
-            if state is State.PENDING and began is None:  # the journal has heard nothing of it
+            ended = self._ended(picture, state, call, way, error=error)
+            if state is State.PENDING and way.began is None:  # the journal has heard nothing of it
                 return ended, 0, failure
         except BaseException:
             # Cancelled. Whatever is awaited now may never come back: the note goes on by itself.
+            if way.is_answered and call.in_doubt == way.in_doubt:
+                call.in_doubt += 1  # the ledger in a file has it, and the answer is lost
             state = State.IN_DOUBT if call.in_doubt else State.PENDING
-            self._commits.note_at_last(self._ended(picture, state, call, noted, began))
+            self._commits.note_at_last(self._ended(picture, state, call, way))
             raise
         else:
             text = cut_at_stop(description, self._job.asking.stop)
-            ended = self._ended(picture, State.DESCRIBED, call, noted, began, description=text)
+            ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
         return ended, await self._commits.note(ended), failure
 
-    async def _turn(self, step: AwaitTurn) -> Callable[[], None] | None:
+    async def _perform(
+        self,
+        step: Step,
+        question: Question,
+        way: _Way,
+        stopping: Callable[[], PhosphoError | None],
+    ) -> Any:
+        call, picture = question.call, question.picture
+        if isinstance(step, AwaitTurn):
+            release = await self._turn(step, stopping)
+            way.has_turn = release is not None
+            if way.began is None:  # to wait for the first turn is no part of the call
+                call.deadline = self._deadline()
+            return release
+        if isinstance(step, Send):
+            way.has_turn = way.is_answered = False
+            await self._commits.note(Sending(picture))
+            way.began = way.began or time.monotonic()
+            reply = await self._send(step)
+            way.is_answered = reply.status_code == 200  # noqa: PLR2004 - an answer
+            return reply
+        if isinstance(step, Pause):  # nothing is on its way meanwhile
+            await self._commits.note(AttemptFailed(picture, way.news(call)[1]))
+            return await _pause(step.seconds, stopping)
+        return await self._client.perform(step)
+
+    def _deadline(self) -> float | None:
+        seconds = self._shared.settings.deadline
+        return None if seconds is None else self._shared.clock() + seconds
+
+    async def _turn(
+        self, step: AwaitTurn, stopping: Callable[[], PhosphoError | None]
+    ) -> Callable[[], None] | None:
         """Wait for the level before the client's own queue: what waits there has its start time."""
         await self._level.take()
+        if step.deadline is not None and self._shared.clock() >= step.deadline:
+            self._level.give_back()
+            return None
         try:
-            release: Callable[[], None] | None = await self._client.perform(step)
+            release = await self._client_turn(step, stopping)
         except BaseException:
             self._level.give_back()
             raise
@@ -138,6 +167,26 @@ class Asker:
             self._level.give_back()
 
         return give_back
+
+    async def _client_turn(
+        self, step: AwaitTurn, stopping: Callable[[], PhosphoError | None]
+    ) -> Callable[[], None] | None:
+        """Wait for the client's slots and its rate; who wants the run to end does not wait."""
+        if self._shared.settings.requests_per_second is None:
+            turn: Callable[[], None] | None = await self._client.perform(step)
+            return turn
+        waiting = asyncio.ensure_future(self._client.perform(step))
+        try:
+            while not waiting.done() and stopping() is None:
+                await asyncio.wait([waiting], timeout=_LOOK_UP)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        except BaseException:
+            waiting.cancel()
+            waiting.add_done_callback(_let_go)
+            raise
+        # Before it sends, the exchange looks whether it is to stop.
+        return _nothing if waiting.cancelled() else waiting.result()
 
     async def _send(self, step: Send) -> Any:
         sent = time.monotonic()
@@ -154,13 +203,12 @@ class Asker:
         picture: bytes,
         state: State,
         call: Call,
-        noted: _Noted,
-        began: float | None,
+        way: _Way,
         *,
         description: str | None = None,
         error: PhosphoError | None = None,
     ) -> Ended:
-        attempts, in_doubt = noted.news(call)
+        attempts, in_doubt = way.news(call)
         return Ended(
             picture,
             state,
@@ -168,17 +216,20 @@ class Asker:
             error=None if state is State.PENDING else error,
             attempts=attempts,
             images_in_doubt=in_doubt,
-            seconds=None if began is None else time.monotonic() - began,
+            seconds=None if way.began is None else time.monotonic() - way.began,
             ended=None if state is State.PENDING else time.time(),
         )
 
 
 @dataclass(slots=True)
-class _Noted:
-    """What the journal has been told about a call."""
+class _Way:
+    """How far a question is, and what the journal has been told about its call."""
 
-    attempts: int = 0
-    in_doubt: int = 0
+    attempts: int
+    in_doubt: int
+    began: float | None = None
+    has_turn: bool = False  # and has not used it
+    is_answered: bool = False  # by its last attempt
 
     def news(self, call: Call) -> tuple[int, int]:
         """Tell what it has not been told yet: attempts, and images in doubt."""
@@ -192,6 +243,16 @@ async def _pause(seconds: float, stopping: Callable[[], PhosphoError | None]) ->
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and stopping() is None:  # noqa: ASYNC110 - of threads
         await asyncio.sleep(min(left, _LOOK_UP))
+
+
+def _nothing() -> None:
+    """Free a turn that was not waited for."""
+
+
+def _let_go(turn: asyncio.Future[Callable[[], None] | None]) -> None:
+    """Free a turn that came when nobody wanted it any more."""
+    if not turn.cancelled() and turn.exception() is None and (release := turn.result()) is not None:
+        release()
 
 
 def _state_of(error: PhosphoError, stopping: bool) -> State:
