@@ -228,9 +228,11 @@ class _Run:
     """One run of a job."""
 
     def __init__(self, source: Any, out: Path, prompt: str, options: BatchOptions) -> None:
+        _check_names(options)
         self._options = options
         self._interrupted = options.get("interrupted") or threading.Event()
         self._concurrency = _checked_concurrency(options)
+        self._spending()  # made again with what was spent; a wrong figure is told by now
         self._kind: ResultsFormat = options.get("results", "parquet")
         check_format(self._kind)
         if options.get("report"):
@@ -267,7 +269,8 @@ class _Run:
             await asyncio.to_thread(journal.close)
 
     async def _work(self, source: Source, journal: Journal) -> Summary:
-        spending = await asyncio.to_thread(self._spending, journal)
+        spent = await asyncio.to_thread(journal.tally)
+        spending = self._spending(spent.images_billed, spent.images_in_doubt)
         shared = Exchange.of(self._settings, spending)
         client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
         async with client:
@@ -314,7 +317,7 @@ class _Run:
             return False
         return confirm is None or await asyncio.to_thread(confirm, preflight)
 
-    def _spending(self, journal: Journal) -> Spending:
+    def _spending(self, images_billed: int = 0, images_in_doubt: int = 0) -> Spending:
         options = self._options
         own = options.get("spending")
         caps = {"max_usd", "max_images", "usd_per_image"} & {
@@ -325,11 +328,10 @@ class _Run:
                 message = f"Hand over spending=, or {', '.join(sorted(caps))}=, not both."
                 raise ConfigurationError(message)
             return own
-        tally = journal.tally()
         price = options.get("usd_per_image")
         return Spending.resumed(
-            tally.images_billed,
-            tally.images_in_doubt,
+            images_billed,
+            images_in_doubt,
             max_usd=options.get("max_usd"),
             max_images=options.get("max_images"),
             usd_per_image=USD_PER_IMAGE if price is None else price,
@@ -384,10 +386,18 @@ class _Run:
         return stop.error
 
 
-def _checked_concurrency(options: BatchOptions) -> int | Literal["auto"]:
+def _check_names(options: BatchOptions) -> None:
+    """Refuse keywords that a batch does not have: a cap that is misspelt would be none."""
     if "max_concurrency" in options:
         message = "A batch has no max_concurrency=; set concurrency=."
         raise ConfigurationError(message)
+    unknown = sorted(options.keys() - BatchOptions.__annotations__.keys())
+    if unknown:
+        message = f"A batch has no {', '.join(f'{name}=' for name in unknown)}."
+        raise TypeError(message)
+
+
+def _checked_concurrency(options: BatchOptions) -> int | Literal["auto"]:
     concurrency: Any = options.get("concurrency", "auto")
     if concurrency != "auto" and not (isinstance(concurrency, int) and concurrency >= 1):
         message = f"concurrency is {concurrency!r}; it is 'auto', or a number from 1."
