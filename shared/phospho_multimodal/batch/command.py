@@ -155,6 +155,9 @@ def run_batch(
         if value is not None
     }
 
+    # What is neither a number nor auto is refused where all settings are.
+    number_at_once: Any = int(concurrency) if concurrency.isdecimal() else concurrency
+
     def confirm(preflight: Preflight) -> bool:
         _output.print(str(preflight), markup=False, highlight=False)
         if dry_run:
@@ -170,7 +173,7 @@ def run_batch(
                 **given,
                 model=model,
                 results=results,
-                concurrency=int(concurrency) if concurrency.isdecimal() else "auto",
+                concurrency=number_at_once,
                 url_mode=url_mode,
                 retry_failed=retry_failed,
                 retry_in_doubt=retry_in_doubt,
