@@ -187,8 +187,12 @@ def write_manifest(
 
 def _write(path: Path, manifest: Mapping[str, Any]) -> None:
     new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    try:
+        new.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError as failure:
+        message = f"The manifest {path} cannot be written: {failure.strerror or failure}."
+        raise ConfigurationError(message) from None
 
 
 def _now() -> str:
