@@ -496,16 +496,6 @@ class TestDamage:
         assert len(read_rows(out)) == 40
         check_books(server, out)
 
-    def test_what_was_left_half_written_is_no_result(self, endpoint, batch, photos, out):
-        server = endpoint()
-        summary = batch(photos, out, base_url=server.base_url)
-        (part,) = summary.parts
-        extra = part.with_name(part.name.replace("00000", "00007"))
-        extra.write_bytes(part.read_bytes())
-        batch(photos, out, base_url=server.base_url)
-        assert len(read_rows(out)) == 40
-        check_books(server, out)
-
     def test_the_manifest_and_the_report_are_made_anew(self, endpoint, batch, photos, out):
         server = endpoint()
         summary = batch(photos, out, base_url=server.base_url)
