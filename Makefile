@@ -57,6 +57,11 @@ test-engines: $(STAMP)  ## Test the engine that runs a model, with PyTorch and a
 	@TEST_ENGINES=1 $(RUN) pytest --override-ini 'norecursedirs=.*' tests/engines\
 	 tests/server/test_held_questions.py
 
+.PHONY: test-ray
+test-ray: $(STAMP)  ## Test the batch over a Ray cluster: three nodes on this machine, one killed
+	@$(RUN) pip install -qq --disable-pip-version-check --editable ".[all,ray]"
+	@$(RUN) pytest --override-ini 'norecursedirs=.*' tests/over_ray
+
 # The peers are installed when somebody measures, and only then: no check needs them.
 .PHONY: bench
 bench: .venv/.bench  ## Measure beside the peers, some minutes; WRITE=1 keeps the table and the plot

@@ -3,8 +3,9 @@
     python tests/soak/batch_lab.py --faults 0.1 --seconds 0.05
 
 Prints its base URL and stops when its standard input ends. `GET /count` tells how many predictions
-it billed, `GET /counts` how many for each picture (by the digest of what was sent). The answer to a
-picture is always the same.
+it billed, `GET /counts` how many for each picture (by the digest of what was sent), `GET /times`
+when requests came. The answer to a picture is always the same. `--refuse-after 20` answers 402 from
+the 21st on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 
 __all__ = ["Lab", "answer_to"]
@@ -34,11 +36,15 @@ def answer_to(sha256: str) -> str:
 class Lab:
     """The server's counts and its ways to fail."""
 
-    def __init__(self, faults: float, seconds: float, seed: int) -> None:
+    def __init__(
+        self, faults: float, seconds: float, seed: int, refuse_after: int | None = None
+    ) -> None:
         self.billed: Counter[str] = Counter()
         self.requests = 0
+        self.times: list[float] = []
         self._faults = faults
         self._seconds = seconds
+        self._refuse_after = refuse_after
         self._random = random.Random(seed)  # noqa: S311 - which faults, not which secrets
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,8 +52,8 @@ class Lab:
         try:
             while await self._answer(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # nobody asks for the outcome of this task
         finally:
             writer.close()
 
@@ -67,7 +73,12 @@ class Lab:
             self._reply(writer, 400, {"detail": "Model not supported."})
             return True
         self.requests += 1
-        picture = base64.b64decode(asked["inputs"][0]["image_url"])
+        self.times.append(time.time())
+        if self._refuse_after is not None and self.requests > self._refuse_after:
+            self._reply(writer, 402, {"detail": "No billing method."})
+            return True
+        url = asked["inputs"][0]["image_url"]
+        picture = url.encode() if url.startswith("http") else base64.b64decode(url)
         sha256 = hashlib.sha256(picture).hexdigest()
         await asyncio.sleep(self._seconds)
         if self._random.random() < self._faults:
@@ -81,6 +92,8 @@ class Lab:
             return {"billed": self.billed.total(), "requests": self.requests}
         if path == "/counts":
             return self.billed
+        if path == "/times":
+            return self.times
         return {"status": "ok"} if path == "/health" else {"models": ["phospho-multimodal"]}
 
     def _fail(self, writer: asyncio.StreamWriter, sha256: str) -> bool:
@@ -113,8 +126,9 @@ async def _main() -> None:
     parser.add_argument("--faults", type=float, default=0.1)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--refuse-after", type=int)
     options = parser.parse_args()
-    lab = Lab(options.faults, options.seconds, options.seed)
+    lab = Lab(options.faults, options.seconds, options.seed, options.refuse_after)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     server = await asyncio.start_server(lab.serve, sock=listener, limit=1 << 20)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)

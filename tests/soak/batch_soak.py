@@ -34,7 +34,7 @@ from typing import Any
 
 from PIL import Image
 
-__all__ = ["Job", "draw_pictures", "lab", "soak"]
+__all__ = ["Job", "counts", "draw_pictures", "judge", "lab", "look", "soak"]
 
 _COMMAND = "from phospho_multimodal.cli import main; main()"
 
@@ -57,10 +57,11 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 
 @contextlib.contextmanager
-def lab(*, faults: float, seconds: float, seed: int = 2026) -> Iterator[str]:
+def lab(*, faults: float, seconds: float, seed: int = 2026, **options: int) -> Iterator[str]:
     """Start the server in a process of its own."""
     script = Path(__file__).with_name("batch_lab.py")
     told = [f"--faults={faults}", f"--seconds={seconds}", f"--seed={seed}"]
+    told += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     server = subprocess.Popen(  # noqa: S603 - our own script
         [sys.executable, str(script), *told],
         stdout=subprocess.PIPE,
@@ -76,9 +77,14 @@ def lab(*, faults: float, seconds: float, seed: int = 2026) -> Iterator[str]:
 
 def counts(base_url: str) -> dict[str, int]:
     """What the server billed, by the digest of the picture."""
-    with urllib.request.urlopen(base_url + "/counts") as answer:  # noqa: S310 - our own server
-        billed: dict[str, int] = json.load(answer)
+    billed: dict[str, int] = look(base_url, "counts")
     return billed
+
+
+def look(base_url: str, what: str) -> Any:
+    """What the server tells about itself."""
+    with urllib.request.urlopen(f"{base_url}/{what}") as answer:  # noqa: S310 - our own server
+        return json.load(answer)
 
 
 @dataclass

@@ -120,6 +120,15 @@ def run_batch(
             "--retry-in-doubt", help="Ask again about what may have been billed unanswered."
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on this Ray cluster, or auto for the one that runs here; its nodes see the"
+            " files under the same names.",
+            show_default=False,
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what it would cost, and stop there.")
@@ -151,6 +160,7 @@ def run_batch(
             "timeout": timeout,
             "base_url": base_url,
             "api_key": api_key,
+            "ray": ray,
         }.items()
         if value is not None
     }

@@ -31,6 +31,9 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[tuple[Step, asyncio.Future[int] | None]] = []
 
+    async def begin_attempt(self, picture: bytes) -> None:
+        """Let an attempt begin: in one process nothing more is to be waited for."""
+
     async def note(self, step: Step) -> int:
         """Note a step.
 

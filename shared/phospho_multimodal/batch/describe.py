@@ -68,6 +68,8 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         spending: A ledger of your own, in place of these three.
         retry_failed: Ask again about what failed in an earlier run.
         retry_in_doubt: Ask again about what may have been billed without an answer.
+        ray: The address of a Ray cluster to do it on, `auto` for the one that runs here (extra
+            `ray`). Its nodes see the files under the same names, and `concurrency` is that of each.
         report: Write `_report.html` beside the results (extra `batch`).
         confirm: Asked before the first paid call; `False` ends it there.
         on_progress: Told how far it is, at most four times a second.
@@ -88,6 +90,7 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     spending: Spending | None
     retry_failed: bool
     retry_in_doubt: bool
+    ray: str | None
     report: bool
     confirm: Callable[[Preflight], bool] | None
     on_progress: Callable[[Progress], None] | None
@@ -237,6 +240,9 @@ class _Run:
         check_format(self._kind)
         if options.get("report"):
             check_report()
+        self._over_ray = options.get("ray")
+        if self._over_ray is not None:
+            _check_over_ray(options)
         client_options: Any = {
             name: value for name, value in options.items() if name in ClientOptions.__annotations__
         }
@@ -261,6 +267,14 @@ class _Run:
 
     async def run(self) -> Summary:
         """Do all of it."""
+        if self._over_ray is None:
+            return await self._run()
+        from phospho_multimodal.ray.batch_job import connected  # noqa: PLC0415 - an extra
+
+        with connected(self._over_ray):
+            return await self._run()
+
+    async def _run(self) -> Summary:
         source = await asyncio.to_thread(self._open_source)
         journal = await asyncio.to_thread(Journal, self._folder, self._job)
         try:
@@ -358,10 +372,49 @@ class _Run:
         shared: Exchange,
         client: AsyncPhosphoClient,
     ) -> Exception | None:
-        stop = Stop(self._interrupted.is_set)
-        level = Level(self._ceiling, fixed=self._concurrency != "auto")
+        self._stop = Stop(self._interrupted.is_set)
         before = await asyncio.to_thread(journal.tally)
-        watch = Watch(before, shared.spending, self._options.get("on_progress"))
+        self._watch = Watch(before, shared.spending, self._options.get("on_progress"))
+        if self._over_ray is None:
+            await self._ask_from_here(source, journal, results, shared, client)
+        else:
+            await self._ask_over_ray(source, journal, results, shared.spending)
+        if self._watch.answers:
+            await asyncio.to_thread(journal.note, RATE, str(self._watch.answers_per_second))
+        return self._stop.error
+
+    async def _ask_over_ray(
+        self, source: Source, journal: Journal, results: Results, spending: Spending
+    ) -> None:
+        from phospho_multimodal.ray.batch_job import BatchJob  # noqa: PLC0415 - an extra
+
+        job = BatchJob(
+            source=source,
+            journal=journal,
+            results=results,
+            job=self._job,
+            settings=self._settings,
+            limits={
+                "max_usd": spending.max_usd,
+                "max_images": spending.max_images,
+                "usd_per_image": spending.usd_per_image,
+            },
+            concurrency=self._concurrency,
+            watch=self._watch,
+            stop=self._stop,
+        )
+        await job.run()
+
+    async def _ask_from_here(
+        self,
+        source: Source,
+        journal: Journal,
+        results: Results,
+        shared: Exchange,
+        client: AsyncPhosphoClient,
+    ) -> None:
+        stop = self._stop
+        level = Level(self._ceiling, fixed=self._concurrency != "auto")
         commits = GroupCommit(journal)
         engine = Engine(
             preparation=Preparation(
@@ -372,18 +425,15 @@ class _Run:
             journal=journal,
             results=results,
             spending=shared.spending,
-            watch=watch,
+            watch=self._watch,
             ceiling=self._ceiling,
             fetches=self._settings.url_mode == "fetch",
-            stop=stop,
+            stop=self._stop,
         )
         try:
             await engine.run()
         finally:
             await asyncio.to_thread(commits.close)
-        if watch.answers:
-            await asyncio.to_thread(journal.note, RATE, str(watch.answers_per_second))
-        return stop.error
 
 
 def _check_names(options: BatchOptions) -> None:
@@ -403,3 +453,13 @@ def _checked_concurrency(options: BatchOptions) -> int | Literal["auto"]:
         message = f"concurrency is {concurrency!r}; it is 'auto', or a number from 1."
         raise ConfigurationError(message)
     return cast("int | Literal['auto']", concurrency)
+
+
+def _check_over_ray(options: BatchOptions) -> None:
+    from phospho_multimodal.ray.missing import check_ray  # noqa: PLC0415 - only then
+
+    check_ray()
+    for name in ("spending", "http_client"):
+        if options.get(name) is not None:
+            message = f"Over Ray, {name}= stays behind on this machine. Leave it out."
+            raise ConfigurationError(message)

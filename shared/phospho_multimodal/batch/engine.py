@@ -33,12 +33,14 @@ from phospho_multimodal.errors import (
 )
 from phospho_multimodal.spending import Spending
 
-__all__ = ["Engine", "Stop"]
+__all__ = ["OUTAGE", "Engine", "Stop", "is_outage"]
+
+OUTAGE = 50
+"""Questions in a row without one answer."""
 
 _NO_ANSWER = (APIStatusError, ConnectionFailedError, ReplyLostError, UnexpectedReplyError)
 
 _MOST_HELD = 128 * 1024 * 1024  # bytes of pictures that wait for their turn or their answer
-_OUTAGE = 50  # questions in a row without one answer
 _PARTS_EVERY = 1.0  # seconds
 _LOOK_AGAIN = 0.5  # seconds, while money that is set aside may come free
 _FETCHING = 16  # threads that wait for other people's servers
@@ -221,11 +223,8 @@ class Engine:
 
     def _note_outage(self, error: PhosphoError | None) -> None:
         """Stop where asking on only makes failed rows: nobody would be there to answer."""
-        if not isinstance(error, _NO_ANSWER):
-            self._in_a_row = 0
-            return
-        self._in_a_row += 1
-        if self._in_a_row >= _OUTAGE:
+        self._in_a_row = self._in_a_row + 1 if is_outage(error) else 0
+        if self._in_a_row >= OUTAGE:
             self._stop.because(error)
 
     def _give_back_the_rest(self) -> None:
@@ -243,6 +242,11 @@ class Engine:
             with self._ending_well():
                 await asyncio.to_thread(self._results.write_finished)
             self._watch.show(self._level.in_flight, self._level.limit)
+
+
+def is_outage(error: PhosphoError | None) -> bool:
+    """Tell whether a question failed in a way in which every other one may."""
+    return isinstance(error, _NO_ANSWER)
 
 
 class Stop:

@@ -13,7 +13,10 @@ from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.prediction import Asking
 from phospho_multimodal.settings import checked_model, checked_parameters
 
-__all__ = ["Job", "picture_key"]
+__all__ = ["DIGEST_BYTES", "Job", "picture_key"]
+
+DIGEST_BYTES = 32
+"""How long the key of a picture is; that of a URL which is passed on is longer."""
 
 _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
 

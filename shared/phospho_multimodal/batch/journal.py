@@ -13,14 +13,14 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from phospho_multimodal.batch.items import printable
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.steps import Ended, Entry, State, Step, Tally
+from phospho_multimodal.batch.steps import Claim, Ended, Entry, LateWord, State, Step, Tally
 from phospho_multimodal.errors import ConfigurationError, PhosphoError, ReplyLostError
 from phospho_multimodal.processes import is_alive, name_of_process
 from phospho_multimodal.sqlite_file import open_database, transaction
@@ -51,6 +51,8 @@ _TABLES = [
     (number INTEGER PRIMARY KEY, name TEXT NOT NULL, rows INTEGER NOT NULL,
     bytes INTEGER NOT NULL, sha256 TEXT NOT NULL)""",
 ]
+
+_LATE_WORDS = "late_words"
 
 _CACHE_KIB = 512  # the system's own cache serves the rest
 
@@ -88,20 +90,27 @@ ORDER BY inputs.position
 
 
 class Journal:
-    """The journal of one job, kept by one process at a time; any thread may use it."""
+    """The journal of one job, kept by one process at a time; any thread may use it.
 
-    def __init__(self, folder: Path, job: Job) -> None:
+    It can lend it to another one of the same machine, for as long as it holds it itself.
+    """
+
+    def __init__(self, folder: Path, job: Job, *, lent_by: str | None = None) -> None:
         """Open the journal of a job, or begin it.
 
         Args:
             folder: Where the job keeps everything; made if it is not there.
             job: What is asked.
+            lent_by: The `owner` of a journal that is open elsewhere and lends it: no further run
+                is counted, and nothing can be written once somebody else is at the job.
 
         Raises:
             ConfigurationError: The folder cannot be written, another process is at this job, or
                 the file is the journal of another one.
         """
         self.path = folder / JOURNAL_NAME
+        self.owner = lent_by or name_of_process()
+        self._lent = lent_by is not None
         self._lock = threading.Lock()
         self._taken: set[bytes] = set()  # pictures that somebody in this process is asking about
         with self._told():
@@ -122,7 +131,8 @@ class Journal:
     def close(self) -> None:
         """Let another process have it."""
         with self._lock, self._told():
-            self._database.execute("DELETE FROM facts WHERE name = 'owner'")
+            if not self._lent:
+                self._database.execute("DELETE FROM facts WHERE name = 'owner'")
             self._database.close()
 
     # --- facts ---------------------------------------------------------------------------------
@@ -130,8 +140,7 @@ class Journal:
     def fact(self, name: str) -> str | None:
         """Look up what was noted under a name."""
         with self._reading() as database:
-            row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
+            return self._fact(database, name)
 
     def note(self, name: str, value: str) -> None:
         """Note something under a name."""
@@ -267,24 +276,7 @@ class Journal:
         states = []
         with self._writing() as database:
             for position, picture, width, height in pictures:
-                database.execute(
-                    "UPDATE inputs SET picture = ? WHERE position = ?", (picture, position)
-                )
-                # A file that came back, or a new one under an old name, may stand before those
-                # that show the same: the money stands beside it now.
-                (first,) = database.execute(
-                    "SELECT MIN(position) FROM inputs WHERE picture = ?", (picture,)
-                ).fetchone()
-                if first == position:
-                    self._reopen_parts(database, "picture = ?", (picture,))
-                database.execute(
-                    "INSERT OR IGNORE INTO answers (picture, state, width, height)"
-                    " VALUES (?, ?, ?, ?)",
-                    (picture, State.PENDING, width, height),
-                )
-                (state,) = database.execute(
-                    "SELECT state FROM answers WHERE picture = ?", (picture,)
-                ).fetchone()
+                state = self._claimed(database, Claim(picture, position, width, height))
                 if state == State.PENDING and picture in self._taken:
                     state = State.SENDING
                 elif state == State.PENDING:
@@ -321,7 +313,18 @@ class Journal:
             For each, how many inputs have their row by it.
         """
         with self._writing() as database:
-            done = [step.write(database) for step in steps]
+            done = [
+                self._claimed(database, step) if isinstance(step, Claim) else step.write(database)
+                for step in steps
+            ]
+            for step in steps:
+                if isinstance(step, LateWord):
+                    self._reopen_parts(database, "picture = ?", (step.picture,))
+                    database.execute(
+                        "INSERT INTO facts VALUES (?, '1') ON CONFLICT (name) DO UPDATE"
+                        " SET value = CAST(value AS INTEGER) + 1",
+                        (_LATE_WORDS,),
+                    )
             self._taken.difference_update(step.picture for step in steps if isinstance(step, Ended))
             return done
 
@@ -329,6 +332,13 @@ class Journal:
         """Give up pictures that were taken and never asked about."""
         with self._lock:
             self._taken.difference_update(pictures)
+
+    def answer(self, picture: bytes) -> dict[str, Any]:
+        """Read all that is known about a picture; nothing if nobody asked about it."""
+        with self._reading() as database:
+            cursor = database.execute("SELECT * FROM answers WHERE picture = ?", (picture,))
+            names = [column[0] for column in cursor.description]
+            return next((dict(zip(names, row, strict=True)) for row in cursor), {})
 
     # --- rows and parts ------------------------------------------------------------------------
 
@@ -359,13 +369,32 @@ class Journal:
         with self._reading() as database:
             return database.execute("SELECT * FROM parts ORDER BY number").fetchall()
 
-    def add_part(self, number: int, name: str, rows: int, size: int, sha256: str) -> None:
-        """Note a part that is there, whole."""
+    def add_part(
+        self, number: int, name: str, rows: int, size: int, sha256: str, *, as_of: str | None
+    ) -> None:
+        """Note a part that is there, whole.
+
+        Args:
+            number: Which one.
+            name: Of its file.
+            rows: In it.
+            size: Of it, in bytes.
+            sha256: Of it.
+            as_of: What `late_words` was before its rows were read: if rows have changed since then,
+                it is not noted, and so written anew.
+        """
         with self._writing() as database:
+            if self._fact(database, _LATE_WORDS) != as_of:
+                return
             database.execute(
                 "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)",
                 (number, name, rows, size, sha256),
             )
+
+    @property
+    def late_words(self) -> str | None:
+        """How many rows have changed after they were done, which a part may hold already."""
+        return self.fact(_LATE_WORDS)
 
     def drop_part(self, number: int) -> None:
         """Have a part written anew."""
@@ -509,6 +538,17 @@ class Journal:
         if facts.get("job", told) != told:
             message = f"{self.path} is the journal of another job. Choose another folder."
             raise ConfigurationError(message)
+        if self._lent:
+            self._check_lender(self._database)
+        else:
+            self._own(facts, told)
+        self._database.execute(
+            "UPDATE answers SET state = ?, error_class = ?, error = ?, attempts = attempts + 1,"
+            " images_in_doubt = images_in_doubt + 1, ended = ? WHERE state = ?",
+            (State.IN_DOUBT, ReplyLostError.__name__, KILLED, time.time(), State.SENDING),
+        )
+
+    def _own(self, facts: Mapping[str, str], told: str) -> None:
         owner = facts.get("owner")
         if owner is not None and is_alive(owner):
             message = (
@@ -519,19 +559,35 @@ class Journal:
         runs = str(int(facts.get("runs", "0")) + 1)
         self._database.executemany(
             "INSERT OR REPLACE INTO facts VALUES (?, ?)",
-            [("job", told), ("owner", name_of_process()), ("runs", runs)],
+            [("job", told), ("owner", self.owner), ("runs", runs)],
         )
-        self._database.execute(
-            "UPDATE answers SET state = ?, error_class = ?, error = ?, attempts = attempts + 1,"
-            " images_in_doubt = images_in_doubt + 1, ended = ? WHERE state = ?",
-            (State.IN_DOUBT, ReplyLostError.__name__, KILLED, time.time(), State.SENDING),
-        )
+
+    def _claimed(self, database: sqlite3.Connection, claim: Claim) -> int:
+        state = claim.write(database)
+        if claim.position is not None:
+            # A file that came back, or a new one under an old name, may stand before those that
+            # show the same: the money stands beside it now.
+            (first,) = database.execute(
+                "SELECT MIN(position) FROM inputs WHERE picture = ?", (claim.picture,)
+            ).fetchone()
+            if first == claim.position:
+                self._reopen_parts(database, "picture = ?", (claim.picture,))
+        return state
 
     def _is_paid(self, picture: bytes | None) -> bool:
         """Tell whether a picture was answered, or may have been."""
         select = "SELECT 1 FROM answers WHERE picture = ? AND state IN (?, ?)"
         states = (State.DESCRIBED, State.IN_DOUBT)
         return self._database.execute(select, (picture, *states)).fetchone() is not None
+
+    def _check_lender(self, database: sqlite3.Connection) -> None:
+        """Look whether the journal is still the lender's; a write that follows is fenced by it."""
+        if self._fact(database, "owner") != self.owner:
+            message = (
+                f"Another process is at the job in {self.path.parent} now. Nothing more is sent"
+                " for this run."
+            )
+            raise ConfigurationError(message)
 
     def _replace(self, database: sqlite3.Connection, entry: Entry) -> None:
         """Have an input that is another picture now looked at again."""
@@ -546,6 +602,11 @@ class Journal:
             " error_class = NULL, error = NULL WHERE id = ?",
             (entry.stamp, entry.size, entry.digest, entry.id),
         )
+
+    @staticmethod
+    def _fact(database: sqlite3.Connection, name: str) -> str | None:
+        row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
 
     @staticmethod
     def _reopen_parts(database: sqlite3.Connection, of: str, values: Sequence[Any]) -> None:
@@ -563,6 +624,8 @@ class Journal:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._told(), transaction(self._database):
+            if self._lent:
+                self._check_lender(self._database)
             yield self._database
 
     @contextmanager

@@ -18,7 +18,7 @@ from phospho_multimodal.images.source import image_source
 from phospho_multimodal.prediction import question_about
 from phospho_multimodal.settings import Settings
 
-__all__ = ["Preparation", "Ready"]
+__all__ = ["Preparation", "Ready", "make_sendable", "size_of"]
 
 _LOOKED_UP = 128  # inputs whose state is looked up together
 _TOGETHER = 8  # inputs that one thread makes ready before it hands them on
@@ -98,7 +98,7 @@ class Preparation:
         images: list[tuple[int, SendableImage]] = []
         failures: list[tuple[int, PhosphoError]] = []
         for position, item in inputs:
-            image = self._image(item)
+            image = make_sendable(item, self._settings, self._stopped)
             if isinstance(image, PhosphoError):
                 failures.append((position, image))
             else:
@@ -106,7 +106,7 @@ class Preparation:
         if failures:
             self._journal.fail(failures, ended=time.time())
             ready.done[State.FAILED] += len(failures)
-        found = [(position, picture_key(image), *_size(image)) for position, image in images]
+        found = [(position, picture_key(image), *size_of(image)) for position, image in images]
         states = self._journal.take(found)
         for (_, image), (_, picture, *_), state in zip(images, found, states, strict=True):
             if state is State.PENDING:
@@ -128,27 +128,32 @@ class Preparation:
                 if position is not None:
                     yield position, item
 
-    def _image(self, item: Item) -> SendableImage | PhosphoError:
-        """Make one input ready, or tell why that cannot be."""
-        if item.error is not None:
-            return item.error
-        try:
-            source = image_source(item.image)
-            return prepare_source(
-                source,
-                max_image_side=self._settings.max_image_side,
-                prepare=self._settings.prepare,
-                fetched=self._fetched(source.url),
-            )
-        except PhosphoError as error:
-            return error
 
-    def _fetched(self, url: str | None) -> bytes | None:
-        if url is None or self._settings.url_mode == "pass":
-            return None
-        from phospho_multimodal.images.fetch import fetch_image  # noqa: PLC0415 - loads httpcore
+def make_sendable(
+    item: Item, settings: Settings, given_up: Callable[[], bool]
+) -> SendableImage | PhosphoError:
+    """Make one input ready, or tell why that cannot be.
 
-        return fetch_image(url, given_up=self._stopped)
+    Args:
+        item: The input.
+        settings: Of the client.
+        given_up: Asked while a URL is opened: whether nothing more is wanted.
+
+    Returns:
+        What is sent, or what is wrong.
+    """
+    if item.error is not None:
+        return item.error
+    try:
+        source = image_source(item.image)
+        return prepare_source(
+            source,
+            max_image_side=settings.max_image_side,
+            prepare=settings.prepare,
+            fetched=_fetched(source.url, settings, given_up),
+        )
+    except PhosphoError as error:
+        return error
 
 
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -169,7 +174,16 @@ def _in_memory(item: Item) -> int:
     return len(item.image) if isinstance(item.image, (bytes, bytearray, str)) else 0
 
 
-def _size(image: SendableImage) -> tuple[int | None, int | None]:
+def size_of(image: SendableImage) -> tuple[int | None, int | None]:
+    """Width and height of what is sent, in pixels; not known of a URL that is passed on."""
     if isinstance(image, LinkedImage):
         return None, None
     return image.width, image.height
+
+
+def _fetched(url: str | None, settings: Settings, given_up: Callable[[], bool]) -> bytes | None:
+    if url is None or settings.url_mode == "pass":
+        return None
+    from phospho_multimodal.images.fetch import fetch_image  # noqa: PLC0415 - loads httpcore
+
+    return fetch_image(url, given_up=given_up)

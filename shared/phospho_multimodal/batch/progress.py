@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from phospho_multimodal.batch.steps import State, Tally
-from phospho_multimodal.spending import Spending
+from phospho_multimodal.spending import Spending, SpendingSnapshot
 
 __all__ = ["Progress", "Watch"]
 
@@ -72,15 +72,17 @@ class Watch:
             tell: Who wants to know.
         """
         self._inputs = before.inputs
-        self._done = Counter(
+        self._before = Counter(
             {
                 State.DESCRIBED: before.described,
                 State.FAILED: before.failed,
                 State.IN_DOUBT: before.in_doubt,
             }
         )
+        self._done = Counter(self._before)
         self._duplicates = 0
         self._spending = spending
+        self._money: SpendingSnapshot | None = None  # of a ledger that is elsewhere
         self._tell = tell
         self._told = 0.0
         self._began = time.monotonic()
@@ -107,6 +109,13 @@ class Watch:
         self._done[state] += inputs
         self._answers += 1
 
+    def follow(
+        self, done: Mapping[State, int], duplicates: int, answers: int, money: SpendingSnapshot
+    ) -> None:
+        """Take over what somebody else has counted in this run."""
+        self._done = self._before + Counter(done)
+        self._duplicates, self._answers, self._money = duplicates, answers, money
+
     def show(self, in_flight: int, limit: int, *, at_once: bool = False) -> None:
         """Tell how far it is, unless that was told just now."""
         now = time.monotonic()
@@ -128,7 +137,7 @@ class Watch:
             self._course.popleft()
         since, then = self._course[0]
         rate = (done - then) / (now - since) if now > since else 0.0
-        money = self._spending.snapshot()
+        money = self._money or self._spending.snapshot()
         return Progress(
             inputs=self._inputs,
             described=self._done[State.DESCRIBED],

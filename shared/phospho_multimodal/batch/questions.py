@@ -6,20 +6,33 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
-from phospho_multimodal.batch.commits import GroupCommit
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.level import Level
 from phospho_multimodal.batch.steps import AttemptFailed, Ended, Sending, State
+from phospho_multimodal.batch.steps import Step as Noted
 from phospho_multimodal.conversation import cut_at_stop
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, SpendingLimitError
 from phospho_multimodal.exchange import AwaitTurn, Call, Exchange, Pause, Send, Step, ask
 
-__all__ = ["Asker", "Question"]
+__all__ = ["Asker", "Notes", "Question"]
 
 _LOOK_UP = 0.25  # seconds
+
+
+class Notes(Protocol):
+    """Where the steps of questions are noted."""
+
+    async def begin_attempt(self, picture: bytes) -> None:
+        """Wait until an attempt may begin; its turn has come, and its money is not set aside."""
+
+    async def note(self, step: Noted) -> int:
+        """Note a step, and tell how many inputs have their row by it."""
+
+    def note_at_last(self, step: Noted) -> None:
+        """Note a step that nobody can wait for any more."""
 
 
 @dataclass(slots=True)
@@ -48,7 +61,7 @@ class Asker:
         shared: Exchange,
         client: AsyncPhosphoClient,
         job: Job,
-        commits: GroupCommit,
+        commits: Notes,
         level: Level,
     ) -> None:
         """Tell how.
@@ -124,7 +137,7 @@ class Asker:
     ) -> Any:
         call, picture = question.call, question.picture
         if isinstance(step, AwaitTurn):
-            release = await self._turn(step, stopping)
+            release = await self._turn(step, picture, stopping)
             way.has_turn = release is not None
             if way.began is None:  # to wait for the first turn is no part of the call
                 call.deadline = self._deadline()
@@ -146,7 +159,7 @@ class Asker:
         return None if seconds is None else self._shared.clock() + seconds
 
     async def _turn(
-        self, step: AwaitTurn, stopping: Callable[[], PhosphoError | None]
+        self, step: AwaitTurn, picture: bytes, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
         """Wait for the level before the client's own queue: what waits there has its start time."""
         await self._level.take()
@@ -166,6 +179,11 @@ class Asker:
             release()
             self._level.give_back()
 
+        try:
+            await self._commits.begin_attempt(picture)
+        except BaseException:
+            give_back()
+            raise
         return give_back
 
     async def _client_turn(

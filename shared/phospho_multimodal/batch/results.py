@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from phospho_multimodal.batch.job import Job
+from phospho_multimodal.batch.job import DIGEST_BYTES, Job
 from phospho_multimodal.batch.journal import PART_ROWS, Journal
 from phospho_multimodal.batch.steps import State
 from phospho_multimodal.errors import ConfigurationError
@@ -57,7 +57,6 @@ _DIGESTED = (
     "width",
     "height",
 )
-_SHA256_BYTES = 32
 _PIECE = 1 << 20
 
 
@@ -121,10 +120,11 @@ class Results:
             if number in there:
                 continue
             first, last = _range(number)
+            as_of = self._journal.late_words
             if not self._journal.is_finished(first, last):
                 return
             name, rows, size, sha256 = self._write(number, self._read(first, last))
-            self._journal.add_part(number, name, rows, size, sha256)
+            self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
 
     def write_rest(self) -> list[dict[str, Any]]:
         """Write what is done of the other parts, too; they are written anew when they are whole.
@@ -169,7 +169,7 @@ class Results:
     def _row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         pays = raw["first_id"] == raw["id"]
         picture = raw["picture"]
-        sent = picture is not None and len(picture) == _SHA256_BYTES and raw["first_id"] is not None
+        sent = picture is not None and len(picture) == DIGEST_BYTES and raw["first_id"] is not None
         ended = raw["ended"]
         time = None if ended is None else datetime.fromtimestamp(ended, timezone.utc).isoformat()
         return {

@@ -10,7 +10,17 @@ from typing import TypeAlias
 from phospho_multimodal.batch.items import printable
 from phospho_multimodal.errors import PhosphoError
 
-__all__ = ["AttemptFailed", "Ended", "Entry", "Sending", "State", "Step", "Tally"]
+__all__ = [
+    "AttemptFailed",
+    "Claim",
+    "Ended",
+    "Entry",
+    "LateWord",
+    "Sending",
+    "State",
+    "Step",
+    "Tally",
+]
 
 
 class State(IntEnum):
@@ -40,6 +50,42 @@ class Entry:
     stamp: str | None = None
     size: int | None = None
     digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Somebody has made a picture ready, and wants to know where its answer stands.
+
+    Attributes:
+        picture: What it is known by.
+        position: Of the input that it is; `None` if it is none of this job's.
+        width: In pixels, where that is known.
+        height: In pixels, where that is known.
+    """
+
+    picture: bytes
+    position: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+    def write(self, database: sqlite3.Connection) -> int:
+        """Note it.
+
+        Returns:
+            The state of its answer.
+        """
+        if self.position is not None:
+            database.execute(
+                "UPDATE inputs SET picture = ? WHERE position = ?", (self.picture, self.position)
+            )
+        database.execute(
+            "INSERT OR IGNORE INTO answers (picture, state, width, height) VALUES (?, ?, ?, ?)",
+            (self.picture, State.PENDING, self.width, self.height),
+        )
+        (state,) = database.execute(
+            "SELECT state FROM answers WHERE picture = ?", (self.picture,)
+        ).fetchone()
+        return int(state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +175,32 @@ class Ended:
         return int(inputs)
 
 
-Step: TypeAlias = "Sending | AttemptFailed | Ended"
+@dataclass(frozen=True, slots=True)
+class LateWord:
+    """What became of an attempt that was counted as in doubt, since nobody could tell."""
+
+    step: AttemptFailed | Ended
+
+    @property
+    def picture(self) -> bytes:
+        """What it was about."""
+        return self.step.picture
+
+    def write(self, database: sqlite3.Connection) -> int:
+        """Note it in place of the doubt.
+
+        Returns:
+            How many inputs have another row by that.
+        """
+        database.execute(
+            "UPDATE answers SET state = ?, error_class = NULL, error = NULL, ended = NULL,"
+            " attempts = attempts - 1, images_in_doubt = images_in_doubt - 1 WHERE picture = ?",
+            (State.PENDING, self.picture),
+        )
+        return self.step.write(database)
+
+
+Step: TypeAlias = "Claim | Sending | AttemptFailed | Ended | LateWord"
 
 
 @dataclass(frozen=True, slots=True)

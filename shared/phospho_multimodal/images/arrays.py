@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["NPY_MAGIC", "image_from_npy"]
+__all__ = ["NPY_MAGIC", "image_from_array", "image_from_npy"]
+
+_CHANNELS = (1, 2, 3, 4)
 
 NPY_MAGIC = b"\x93NUMPY"
 """How a file begins that `numpy.save` has written."""
@@ -34,14 +36,43 @@ def image_from_npy(data: bytes) -> Image:
     except ModuleNotFoundError:
         message = "This picture is a numpy array, and reading it needs numpy: pip install numpy."
         raise ImageError(message) from None
-    from PIL import Image  # noqa: PLC0415 - heavy, so only now
-
     try:
         # Never the pickled kind: it can run code.
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-        if array.ndim == 3 and array.shape[2] == 1:  # noqa: PLR2004 - rows, columns, channels
-            array = array[:, :, 0]
-        return Image.fromarray(np.ascontiguousarray(array))
+        return _to_image(np.load(io.BytesIO(data), allow_pickle=False))
     except (ValueError, TypeError, OSError, EOFError, MemoryError) as failure:
-        message = f"The numpy array cannot be read as a picture ({type(failure).__name__})."
-        raise ImageError(message) from None
+        raise _unreadable(failure) from None
+
+
+def image_from_array(array: Any) -> Image:
+    """Make a picture of an array in memory.
+
+    Args:
+        array: Rows of grey, grey and alpha, RGB or RGBA in bytes, or of booleans; a grey one may
+            have an axis before it, as where colours have their channels first.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ImageError: It is no such array.
+    """
+    if array.ndim == 3 and array.shape[0] == 1 and array.shape[2] not in _CHANNELS:  # noqa: PLR2004
+        array = array[0]
+    try:
+        return _to_image(array)
+    except (ValueError, TypeError, MemoryError) as failure:
+        raise _unreadable(failure) from None
+
+
+def _to_image(array: Any) -> Image:
+    import numpy as np  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415 - heavy, so only now
+
+    if array.ndim == 3 and array.shape[2] == 1:  # noqa: PLR2004 - rows, columns, channels
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _unreadable(failure: Exception) -> ImageError:
+    message = f"The numpy array cannot be read as a picture ({type(failure).__name__})."
+    return ImageError(message)
