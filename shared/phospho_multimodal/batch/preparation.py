@@ -100,7 +100,8 @@ class Preparation:
         for position, item in inputs:
             image = make_sendable(item, self._settings, self._stopped)
             if isinstance(image, PhosphoError):
-                failures.append((position, image))
+                if not self._stopped():  # a URL that was given up says nothing about its picture
+                    failures.append((position, image))
             else:
                 images.append((position, image))
         if failures:

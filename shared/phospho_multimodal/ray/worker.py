@@ -129,6 +129,8 @@ class Worker:
             self._threads, make_sendable, item, self._settings, self._is_stopped
         )
         if isinstance(image, PhosphoError):
+            if self._is_stopped():  # a URL that was given up says nothing about its picture
+                return Outcome()
             if position is not None:
                 await self._link.ask("note_broken", position, image)
             return Outcome(error=image)
