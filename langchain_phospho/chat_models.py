@@ -18,7 +18,7 @@ from langchain_phospho.configuration import PARAMETERS
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.token_counts import TokenCounts
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.endpoint import MAX_NEW_TOKENS
+from phospho_multimodal.endpoint import DEFAULT_MODEL, MAX_NEW_TOKENS
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -38,6 +38,31 @@ else:
 __all__ = ["ChatPhospho"]
 
 _KEYWORDS = frozenset({"model", "max_tokens", *PARAMETERS})
+
+
+_PROFILE: ModelProfile = {
+    "name": DEFAULT_MODEL,
+    "text_inputs": True,
+    "image_inputs": True,
+    "image_url_inputs": True,
+    "image_tool_message": True,
+    "pdf_inputs": False,
+    "pdf_tool_message": False,
+    "audio_inputs": False,
+    "video_inputs": False,
+    "max_output_tokens": MAX_NEW_TOKENS,
+    "text_outputs": True,
+    "image_outputs": False,
+    "audio_outputs": False,
+    "video_outputs": False,
+    "reasoning_output": False,
+    # Both by prompt: the endpoint itself knows no tools.
+    "tool_calling": True,
+    "tool_choice": True,
+    # True would have `create_agent` take the first prose for a failed answer.
+    "structured_output": False,
+    "temperature": True,
+}
 
 
 @lru_cache(maxsize=4)  # asked for at every call, and a megabyte takes half a millisecond
@@ -260,36 +285,14 @@ class ChatPhospho(TokenCounts):
 
     @model_validator(mode="after")
     def _check_profile_keys(self) -> Self:
-        """Have LangChain check a profile's keys, if it is another than the one below.
+        """Have LangChain check a profile's keys, if it has others than the one below.
 
         It evaluates the annotations of all keys for each model made; those of ours are tested.
         """
-        if self.profile == self._resolve_model_profile():
+        if isinstance(self.profile, dict) and self.profile.keys() <= _PROFILE.keys():
             return self
         check: Callable[[], Self] | None = getattr(super(), "_check_profile_keys", None)
         return self if check is None else check()
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return {
-            "name": self.model_name,
-            "text_inputs": True,
-            "image_inputs": True,
-            "image_url_inputs": True,
-            "image_tool_message": True,
-            "pdf_inputs": False,
-            "pdf_tool_message": False,
-            "audio_inputs": False,
-            "video_inputs": False,
-            "max_output_tokens": MAX_NEW_TOKENS,
-            "text_outputs": True,
-            "image_outputs": False,
-            "audio_outputs": False,
-            "video_outputs": False,
-            "reasoning_output": False,
-            # Both by prompt: the endpoint itself knows no tools.
-            "tool_calling": True,
-            "tool_choice": True,
-            # True would have `create_agent` take the first prose for a failed answer.
-            "structured_output": False,
-            "temperature": True,
-        }
+        return {**_PROFILE, "name": self.model_name}

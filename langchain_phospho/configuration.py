@@ -4,14 +4,13 @@ import logging
 import ssl
 import threading
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import (
     AliasChoices,
     ConfigDict,
     Field,
-    PrivateAttr,
     SecretStr,
     SkipValidation,
     field_validator,
@@ -150,8 +149,10 @@ class PhosphoConfiguration(BaseChatModel):
     default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
     """Further headers of every request; not serialized, since they can hold secrets."""
 
-    _made_clients: "ModelClients | None" = PrivateAttr(default=None)
-    _checked: bool = PrivateAttr(default=False)
+    # In the instance's `__dict__` once there are any, like LangChain's own `_serialized`: private
+    # attributes are set up anew for each class of a model's line, and take a third of making it.
+    _made_clients: ClassVar["ModelClients | None"] = None
+    _checked: ClassVar[bool] = False
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -177,12 +178,15 @@ class PhosphoConfiguration(BaseChatModel):
         if self._checked:
             return self  # pydantic comes here again for each model that this one is put into
         with langchain_errors():
-            settings = Settings.resolve(**self._client_options())
+            options = self._client_options()
+            settings = Settings.resolve(**options)
             # What the environment says at this moment belongs to the model: later it could send
             # the key elsewhere than was checked, and a cache would not see it.
-            self.base_url = settings.base_url
-            self.phospho_api_key = None if settings.api_key is None else SecretStr(settings.api_key)
-            checked_parameters({name: getattr(self, name) for name in PARAMETERS})
+            if self.base_url != settings.base_url:
+                self.base_url = settings.base_url
+            if options["api_key"] != settings.api_key:
+                self.phospho_api_key = SecretStr(settings.api_key or "")
+            checked_parameters({name: self.__dict__[name] for name in PARAMETERS})
             if self.default_image is not None:
                 self.default_image = prepare.storable_image(
                     self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
@@ -190,12 +194,8 @@ class PhosphoConfiguration(BaseChatModel):
             self._policy()
             if self.http_client is not None or self.http_async_client is not None:
                 self._clients(settings)  # which judges them; any others are made by the first call
-        self._checked = True
-        return self
-
-    @model_validator(mode="after")
-    def _set_phospho_version(self) -> Self:
         self._add_version("phospho-multimodal", __version__)
+        self.__dict__["_checked"] = True
         return self
 
     @classmethod
@@ -216,27 +216,27 @@ class PhosphoConfiguration(BaseChatModel):
     def close(self) -> None:
         """Close the connections of synchronous calls; a later call opens new ones."""
         with _making:
-            clients, self._made_clients = self._made_clients, None
+            clients = self.__dict__.pop("_made_clients", None)
         if clients is not None:
             clients.sync.close()
 
     async def aclose(self) -> None:
         """Close all connections of this model on this event loop; a later call opens new ones."""
         with _making:
-            clients, self._made_clients = self._made_clients, None
+            clients = self.__dict__.pop("_made_clients", None)
         if clients is not None:
             await clients.aclose()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
-            self._made_clients = None
+            self.__dict__.pop("_made_clients", None)
 
     def __copy__(self) -> Self:
         # `model_copy(update=…)` goes through here: other settings need other clients.
         twin = super().__copy__()
-        twin._made_clients = None  # noqa: SLF001 - of the same class
-        twin.__dict__.pop("_serialized", None)
+        for made in ("_made_clients", "_serialized"):
+            twin.__dict__.pop(made, None)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -270,16 +270,18 @@ class PhosphoConfiguration(BaseChatModel):
 
     def _clients(self, settings: Settings | None = None) -> "ModelClients":
         with _making:
-            if self._made_clients is None:
-                self._made_clients = model_clients.ModelClients.make(
+            clients = self._made_clients
+            if clients is None:
+                self.__dict__["_made_clients"] = clients = model_clients.ModelClients.make(
                     settings or Settings.resolve(**self._client_options()),
                     spending=self.spending,
                     http_client=self.http_client,
                     http_async_client=self.http_async_client,
                 )
-            return self._made_clients
+            return clients
 
     def _client_options(self) -> dict[str, Any]:
-        options = {option: getattr(self, name) for option, name in _OPTIONS.items()}
+        fields = self.__dict__
+        options = {option: fields[name] for option, name in _OPTIONS.items()}
         key = self.phospho_api_key
         return {**options, "api_key": None if key is None else key.get_secret_value()}

@@ -5,8 +5,8 @@ None is retryable: the client's own loop has already tried, and LangChain's retr
 pay again.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from langchain_core.exceptions import (
     ModelAPIError,
@@ -152,20 +152,32 @@ _IN_LANGCHAIN: dict[type[PhosphoError], type[PhosphoModelError]] = {
 }
 
 
-@contextmanager
-def langchain_errors() -> Iterator[None]:
+class _LangChainErrors:
+    """The one `with` block below; it has no state, and a generator would take twice as long."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, PhosphoError):
+            # The same object with its attributes and traceback: a second one would drag the first
+            # along as its context.
+            error.__class__ = _IN_LANGCHAIN.get(type(error), type(error))
+
+
+_LANGCHAIN_ERRORS = _LangChainErrors()
+
+
+def langchain_errors() -> AbstractContextManager[None]:
     """Turn the core's errors that are raised inside into LangChain's.
 
-    Yields:
-        Nothing; use it in a `with` statement.
-
-    Raises:
-        PhosphoModelError: The core raised an error; it is the same one, of another class.
+    Returns:
+        What a `with` statement takes. An error of the core that is raised inside goes on as a
+        `PhosphoModelError`: it is the same one, of another class.
     """
-    try:
-        yield
-    except PhosphoError as error:
-        # The same object with its attributes and traceback: a second one would drag the first
-        # along as its context.
-        error.__class__ = _IN_LANGCHAIN.get(type(error), type(error))
-        raise
+    return _LANGCHAIN_ERRORS

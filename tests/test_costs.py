@@ -172,8 +172,8 @@ def test_an_import_loads_the_framework_and_httpx_and_little_of_ours(package: str
 @pytest.mark.parametrize(
     ("make", "most"),
     [
-        (lambda base_url: ChatPhospho(base_url=base_url), 37),
-        (lambda base_url: Phospho(base_url=base_url), 29),
+        (lambda base_url: ChatPhospho(base_url=base_url), 29),
+        (lambda base_url: Phospho(base_url=base_url), 27),
     ],
     ids=["ChatPhospho", "Phospho"],
 )

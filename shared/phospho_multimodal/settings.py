@@ -9,8 +9,9 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
-from urllib.parse import SplitResult, urlsplit
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -194,19 +195,18 @@ class Settings:
             MissingKeyError: There is no key, and the base URL is not on the loopback.
             ConfigurationError: An argument is out of range.
         """
-        url = _checked_url(base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL)
+        place = _place(base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL)
         key = _checked_key(api_key or os.environ.get(API_KEY_VARIABLE) or None)
-        local = is_loopback(url.hostname)
-        if key is None and not local:
+        if key is None and not place.local:
             message = (
-                f"There is no API key for {_origin(url)}. Set the environment variable"
+                f"There is no API key for {place.origin}. Set the environment variable"
                 f" {API_KEY_VARIABLE} or pass api_key=…. A server on this machine needs none:"
                 f" point {BASE_URL_VARIABLE} or base_url= at it."
             )
             raise MissingKeyError(message)
-        if url.scheme == "http" and not local and not allow_insecure_http:
+        if not (place.secure or place.local or allow_insecure_http):
             message = (
-                f"{_origin(url)} would get the key, the prompt and the image over plain http."
+                f"{place.origin} would get the key, the prompt and the image over plain http."
                 " Use https, or pass allow_insecure_http=True if the network is trusted."
             )
             raise ConfigurationError(message)
@@ -214,7 +214,7 @@ class Settings:
             message = f"url_mode is {url_mode!r}; it is 'pass' or 'fetch'."
             raise ConfigurationError(message)
         return cls(
-            base_url=url.geturl(),
+            base_url=place.url,
             api_key=key,
             model=checked_model(model),
             timeouts=Timeouts.of(timeout),
@@ -347,7 +347,17 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def _checked_url(base_url: str) -> SplitResult:
+class _Place(NamedTuple):
+    """Where a base URL leads."""
+
+    url: str
+    origin: str
+    secure: bool
+    local: bool
+
+
+@lru_cache(maxsize=64)  # half of what a model's settings take, and most models share one
+def _place(base_url: str) -> _Place:
     """Take a base URL apart, and refuse what cannot be one."""
     problem = ""
     url = urlsplit("")
@@ -367,11 +377,8 @@ def _checked_url(base_url: str) -> SplitResult:
         # The URL itself may hold a password, so only its source is named.
         message = f"The base URL (base_url= or {BASE_URL_VARIABLE}) cannot be used: {problem}."
         raise ConfigurationError(message)
-    return url
-
-
-def _origin(url: SplitResult) -> str:
-    return f"{url.scheme}://{url.netloc}"
+    origin = f"{url.scheme}://{url.netloc}"
+    return _Place(url.geturl(), origin, url.scheme == "https", is_loopback(url.hostname))
 
 
 def _checked_key(api_key: str | None) -> str | None:
