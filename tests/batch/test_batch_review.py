@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import json
 import os
 import random
+import re
 import signal
 import tarfile
 import threading
@@ -451,3 +453,27 @@ async def test_an_answer_that_a_cancellation_lost_is_in_doubt(
         await job
     assert (await adescribe_many(tmp_path / "in", tmp_path / "out", **options)).in_doubt == 1
     assert server.billed == 1
+
+
+def test_a_message_tells_no_signature(tmp_path: Path, server: FaultServer) -> None:
+    options: Any = {"results": "jsonl", "base_url": server.base_url}
+    decline: Any = {"confirm": lambda _: False}
+    signed = "https://user:key@h.example/a.png?signature="
+    describe_many([signed + "one"], tmp_path / "out", **options, **decline)
+    with pytest.raises(ConfigurationError, match=r"https://h\.example") as told:
+        describe_many([signed + "two"], tmp_path / "out", **options, **decline)
+    assert not {"key", "one", "two", "signature"} & set(re.split(r"\W", str(told.value)))
+
+
+def test_a_journal_that_was_given_up_can_be_taken_again(tmp_path: Path) -> None:
+    job = Job.of("What?", "phospho-multimodal", {})
+    journal = Journal(tmp_path, job)
+    with pytest.raises(ConfigurationError, match="is at this job"):
+        Journal(tmp_path, job)
+    del journal  # as a cancelled task does, whose thread had just opened it
+    gc.collect()
+    Journal(tmp_path, job).close()
+    broken = Journal(tmp_path, job)
+    broken._database.close()
+    broken.close()
+    Journal(tmp_path, job).close()

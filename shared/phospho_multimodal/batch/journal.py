@@ -9,12 +9,13 @@ doubt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ _TABLES = [
 
 _LATE_WORDS = "late_words"
 
+_LONGEST_SCHEME = 16  # of a URL; what is longer is a path
 _CACHE_KIB = 512  # the system's own cache serves the rest
 
 KILLED = "The job was killed while this was under way: whether it was billed is not known."
@@ -89,6 +91,11 @@ ORDER BY inputs.position
 """
 
 
+# Journals that are open in this process. One that was given up without being closed, by a task that
+# was cancelled while a thread opened it for one, is not among them.
+_at_work: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
+
+
 class Journal:
     """The journal of one job, kept by one process at a time; any thread may use it.
 
@@ -109,6 +116,7 @@ class Journal:
                 the file is the journal of another one.
         """
         self.path = folder / JOURNAL_NAME
+        self._place = str(self.path.resolve())
         self.owner = lent_by or name_of_process()
         self._lent = lent_by is not None
         self._lock = threading.Lock()
@@ -130,10 +138,15 @@ class Journal:
 
     def close(self) -> None:
         """Let another process have it."""
-        with self._lock, self._told():
-            if not self._lent:
-                self._database.execute("DELETE FROM facts WHERE name = 'owner'")
-            self._database.close()
+        # Where that cannot be noted, this process knows it, and others when this process has ended.
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            if _at_work.get(self._place) is self:
+                del _at_work[self._place]
+            try:
+                if not self._lent:
+                    self._database.execute("DELETE FROM facts WHERE name = 'owner'")
+            finally:
+                self._database.close()
 
     # --- facts ---------------------------------------------------------------------------------
 
@@ -186,7 +199,8 @@ class Journal:
                 source, stamp, run, picture = row
                 if run == self.run:
                     message = (
-                        f"Two inputs have the id {entry.id!r}: {source} and {entry.source}. Each"
+                        f"Two inputs have the id {entry.id!r}: {_shown(source)} and"
+                        f" {_shown(entry.source)}. Each"
                         " row of the results needs one of its own; name another id_column=."
                     )
                     raise ConfigurationError(message)
@@ -195,8 +209,9 @@ class Journal:
                     changed = False  # the file is gone, and with it no answer that was paid for
                 if source != entry.source and (changed or stamp is None):
                     message = (
-                        f"This job has an input {entry.id!r} already, {source}, and now it is"
-                        f" {entry.source}. Choose another folder for the results of another source."
+                        f"This job has an input {entry.id!r} already, {_shown(source)}, and now it"
+                        f" is {_shown(entry.source)}. Choose another folder for the results of"
+                        " another source."
                     )
                     raise ConfigurationError(message)
                 database.execute(
@@ -550,7 +565,8 @@ class Journal:
 
     def _own(self, facts: Mapping[str, str], told: str) -> None:
         owner = facts.get("owner")
-        if owner is not None and is_alive(owner):
+        given_up = owner == name_of_process() and self._place not in _at_work
+        if owner is not None and is_alive(owner) and not given_up:
             message = (
                 f"Another process ({owner.partition(':')[0]}) is at this job, in"
                 f" {self.path.parent}. Wait for it, or stop it."
@@ -561,6 +577,7 @@ class Journal:
             "INSERT OR REPLACE INTO facts VALUES (?, ?)",
             [("job", told), ("owner", self.owner), ("runs", runs)],
         )
+        _at_work[self._place] = self
 
     def _claimed(self, database: sqlite3.Connection, claim: Claim) -> int:
         state = claim.write(database)
@@ -616,19 +633,19 @@ class Journal:
             values,
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._told():
             yield self._database
 
-    @contextmanager
+    @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._told(), transaction(self._database):
             if self._lent:
                 self._check_lender(self._database)
             yield self._database
 
-    @contextmanager
+    @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """Say what cannot be written, in the words of the system."""
         try:
@@ -636,3 +653,12 @@ class Journal:
         except (sqlite3.Error, OSError) as failure:
             message = f"The journal {self.path} cannot be used: {failure}."
             raise ConfigurationError(message) from None
+
+
+def _shown(source: str) -> str:
+    """Tell a source in a message; of a URL only where it leads, since the rest may be signed."""
+    scheme, found, rest = source.partition("://")
+    if not found or len(scheme) > _LONGEST_SCHEME:
+        return source
+    host = rest.replace("?", "/").partition("/")[0].rpartition("@")[2]
+    return f"a URL at {scheme}://{host}"
