@@ -23,8 +23,9 @@ from phospho_multimodal.errors import (
     SpendingLimitError,
 )
 from phospho_multimodal.pacing import Rate
-from phospho_multimodal.ray.books import Answered, Books, Word
+from phospho_multimodal.ray.books import Books
 from phospho_multimodal.ray.liveness import Liveness
+from phospho_multimodal.ray.told import Answered, Word
 from phospho_multimodal.spending import Spending
 
 JOB = Job.of("What is it?", "phospho-multimodal", {})

@@ -149,17 +149,42 @@ def test_an_interruption_ends_it_well(ray_cluster: Any, serve: Serve, photos: Pa
     assert summary.images_billed == sum(counts(base_url).values())
 
 
+def command_of(nodes: Any, source: Path, out: Path, base_url: str) -> list[str]:
+    command = [sys.executable, "-c", COMMAND, "batch", str(source), "--out", str(out), "--yes"]
+    command += ["--base-url", base_url, "--ray", nodes.address, "--concurrency", "4"]
+    return [*command, "--format", "jsonl"]
+
+
+def wait_for(process: subprocess.Popen[bytes], base_url: str, answers: int) -> None:
+    while sum(counts(base_url).values()) < answers:
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_ctrl_c_finishes_what_is_under_way(nodes: Any, serve: Serve, photos: Path, out: Path):
+    base_url = serve(seconds=0.3)
+    command = command_of(nodes, photos, out, base_url)
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # noqa: S603
+    wait_for(job, base_url, 20)
+    job.send_signal(signal.SIGINT)
+    _, told = job.communicate(timeout=30)
+    assert job.returncode == 130
+    assert b"the same command goes on" in told
+    assert b"Traceback" not in told
+    assert b"SIGTERM" not in told
+    summary = Summary.read(next(out.iterdir()))
+    assert summary.images_billed == sum(counts(base_url).values())
+    assert summary.images_in_doubt == 0
+    assert summary.pending > 0
+
+
 def test_the_driver_is_killed_and_the_same_command_goes_on(
     nodes: Any, serve: Serve, photos: Path, out: Path
 ):
     base_url = serve(seconds=0.2)
-    command = [sys.executable, "-c", COMMAND, "batch", str(photos), "--out", str(out), "--yes"]
-    command += ["--base-url", base_url, "--ray", nodes.address, "--concurrency", "4"]
-    command += ["--format", "jsonl"]
+    command = command_of(nodes, photos, out, base_url)
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # noqa: S603
-    while sum(counts(base_url).values()) < 40:
-        assert first.poll() is None
-        time.sleep(0.05)
+    wait_for(first, base_url, 40)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     second = subprocess.run(  # noqa: S603

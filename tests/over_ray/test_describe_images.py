@@ -16,7 +16,7 @@ import pytest
 import ray
 import ray.data
 from batch_soak import counts, look
-from clusters import add_node
+from clusters import add_node, kill_process
 from PIL import Image
 
 from phospho_multimodal import (
@@ -268,6 +268,35 @@ def test_a_node_is_killed_in_the_middle(ray_cluster: Any, serve: Serve, out: Pat
     assert settled.images_billed == 160
     twice = sum(times - 1 for times in counts(base_url).values())
     assert twice <= settled.images_in_doubt == money.images_in_doubt
+
+
+@pytest.mark.parametrize("name", ["ray::AccountsActor", "ray::MapWorker"])
+def test_a_process_is_killed_in_the_middle(name: str, serve: Serve, out: Path):
+    """The accounts go on from the journal, and a worker's batch is made again."""
+    base_url = serve(seconds=0.2)
+    killed = threading.Thread(target=kill_when, args=(name, base_url, 30))
+    killed.start()
+    try:
+        with open_accounts(out, base_url=base_url) as accounts:
+            found = describe(rows_of(120, twice=20), accounts)
+            money = accounts.snapshot().money
+    finally:
+        killed.join()
+    assert sorted(row["n"] for row in found) == list(range(140))
+    assert {row["status"] for row in found} <= {"described", "in_doubt"}
+    billed = counts(base_url)
+    assert max(billed.values()) == 1, "nothing was paid twice"
+    assert money.images_billed <= sum(billed.values())
+    assert sum(billed.values()) <= money.images_billed + money.images_in_doubt
+    assert money.images_billed + money.images_in_doubt == 120
+    assert money.images_in_doubt <= 8, "what was under way, if the kill met any"
+    assert money.images_reserved == 0
+
+
+def kill_when(name: str, base_url: str, after: int) -> None:
+    while sum(counts(base_url).values()) < after:
+        time.sleep(0.05)
+    kill_process(name)
 
 
 def kill_a_node(nodes: Any, base_url: str, after: int) -> None:

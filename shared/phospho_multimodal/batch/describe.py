@@ -269,10 +269,13 @@ class _Run:
         """Do all of it."""
         if self._over_ray is None:
             return await self._run()
-        from phospho_multimodal.ray.batch_job import connected  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_job import connect  # noqa: PLC0415 - an extra
 
-        with connected(self._over_ray):
+        leave = await asyncio.to_thread(connect, self._over_ray)
+        try:
             return await self._run()
+        finally:
+            await asyncio.to_thread(leave)
 
     async def _run(self) -> Summary:
         source = await asyncio.to_thread(self._open_source)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phospho_multimodal.ray.accounts import Accounts, open_accounts
-    from phospho_multimodal.ray.books import Snapshot
     from phospho_multimodal.ray.describe_images import DescribeImages
+    from phospho_multimodal.ray.told import Snapshot
 
 __all__ = ["Accounts", "DescribeImages", "Snapshot", "open_accounts"]
 
@@ -32,12 +32,12 @@ def __getattr__(name: str) -> Any:
     from phospho_multimodal.ray import missing  # noqa: PLC0415
 
     missing.check_ray()
-    from phospho_multimodal.ray import accounts, books, describe_images  # noqa: PLC0415
+    from phospho_multimodal.ray import accounts, describe_images, told  # noqa: PLC0415
 
     found = {
         "Accounts": accounts.Accounts,
         "DescribeImages": describe_images.DescribeImages,
-        "Snapshot": books.Snapshot,
+        "Snapshot": told.Snapshot,
         "open_accounts": accounts.open_accounts,
     }
     globals().update(found)

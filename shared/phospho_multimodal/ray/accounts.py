@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.exceptions
@@ -17,91 +15,27 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.steps import AttemptFailed, Claim, Ended, State
+from phospho_multimodal.batch.steps import State
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
-from phospho_multimodal.pacing import Rate
-from phospho_multimodal.ray.books import Answered, Books, Snapshot, Word
-from phospho_multimodal.ray.liveness import Liveness
+from phospho_multimodal.ray.actor import PATIENCE, AccountsActor, Limits, Orders
+from phospho_multimodal.ray.told import Snapshot
 from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
 from phospho_multimodal.spending import USD_PER_IMAGE, Spending
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["Accounts", "Limits", "Orders", "open_accounts", "start_accounts"]
+__all__ = [
+    "Accounts",
+    "as_ours",
+    "ask_actor",
+    "open_accounts",
+    "start_accounts",
+    "stop_accounts",
+]
 
-_PATIENCE = 15.0  # seconds that closing waits for what is under way
 _AT_ONCE = 100_000  # calls that may wait there; each is a few objects
-
-
-class Limits(TypedDict):
-    """What all runs of a job may spend together; see `Spending`."""
-
-    max_usd: float | Decimal | str | None
-    max_images: int | None
-    usd_per_image: float | Decimal | str
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What a worker has to know.
-
-    Attributes:
-        job: What is asked.
-        settings: Of its client; the rate is that of all workers together.
-        usd_per_image: Dollars for one image.
-    """
-
-    job: Job
-    settings: Settings
-    usd_per_image: Decimal
-
-
-class _Actor:
-    """The books, called from anywhere in the cluster."""
-
-    def __init__(self, orders: Orders, folder: Path, lent_by: str, limits: Limits) -> None:
-        journal = Journal(folder, orders.job, lent_by=lent_by)
-        tally = journal.tally()
-        spending = Spending.resumed(tally.images_billed, tally.images_in_doubt, **limits)
-        rate = Rate(orders.settings.requests_per_second)
-        self._books = Books(journal, spending, rate, Liveness(_living_nodes))
-
-    async def hello(self, token: str, name: str, node: str) -> None:
-        await self._books.hello(token, name, node)
-
-    async def beat(self, token: str) -> PhosphoError | None:
-        return self._books.beat(token)
-
-    async def claim(self, token: str, question: str, claim: Claim) -> Word | Answered:
-        return await self._books.claim(token, question, claim)
-
-    async def permit(self, token: str, question: str, picture: bytes, attempt: str) -> Word:
-        return await self._books.permit(token, question, picture, attempt)
-
-    async def settle(
-        self, question: str, attempt: str | None, step: AttemptFailed | Ended
-    ) -> Mapping[str, Any]:
-        return await self._books.settle(question, attempt, step)
-
-    async def give_up(self, question: str, picture: bytes) -> None:
-        await self._books.give_up(question, picture)
-
-    async def note_broken(self, position: int, error: PhosphoError) -> None:
-        await self._books.note_broken(position, error)
-
-    async def stop(self, error: PhosphoError) -> None:
-        self._books.stop(error)
-
-    async def quiet(self) -> None:
-        await self._books.quiet()
-
-    async def snapshot(self) -> Snapshot:
-        return await self._books.snapshot()
-
-    async def close(self) -> None:
-        await self._books.close(_PATIENCE)
 
 
 class Accounts:
@@ -251,7 +185,7 @@ def start_accounts(journal: Journal, job: Job, settings: Settings, limits: Limit
     _check_pickles(orders)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = (
-        ray.remote(_Actor)
+        ray.remote(AccountsActor)
         .options(
             num_cpus=0,
             scheduling_strategy=here,
@@ -269,7 +203,7 @@ def start_accounts(journal: Journal, job: Job, settings: Settings, limits: Limit
 def stop_accounts(actor: Any) -> None:
     """End an actor, once nothing is under way there."""
     try:
-        ray.get(actor.close.remote(), timeout=2 * _PATIENCE)
+        ray.get(actor.close.remote(), timeout=2 * PATIENCE)
     except ray.exceptions.RayError:  # it is gone already: the journal has what it knew
         pass
     finally:
@@ -305,11 +239,6 @@ def as_ours(failure: Exception) -> PhosphoError:
         " is gone. What was answered is kept in their folder; the same job goes on from there."
     )
     return ConfigurationError(message)
-
-
-async def _living_nodes() -> set[str]:
-    nodes = await asyncio.to_thread(ray.nodes)
-    return {node["NodeID"] for node in nodes if node["Alive"]}
 
 
 def _check_node() -> None:

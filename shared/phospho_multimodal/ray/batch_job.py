@@ -8,12 +8,9 @@ results, resuming and the manifest are those of a batch on one machine.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -22,7 +19,6 @@ import ray.data
 import ray.exceptions
 
 from phospho_multimodal.batch.engine import Stop
-from phospho_multimodal.batch.items import Item
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.level import AUTO_CEILING
@@ -30,59 +26,54 @@ from phospho_multimodal.batch.preparation import Preparation
 from phospho_multimodal.batch.progress import Watch
 from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.sources import Source
-from phospho_multimodal.errors import ConfigurationError, ImageError, PhosphoError
-from phospho_multimodal.images.prepare import LinkedImage, prepare_source
-from phospho_multimodal.images.source import image_source
+from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.ray.accounts import (
     Accounts,
-    Limits,
     as_ours,
     ask_actor,
     start_accounts,
     stop_accounts,
 )
-from phospho_multimodal.ray.describe_images import pool
+from phospho_multimodal.ray.actor import Limits
+from phospho_multimodal.ray.describe_images import pool, rows_for
+from phospho_multimodal.ray.inputs import Block, image_of, item_of
 from phospho_multimodal.ray.worker import Worker
 from phospho_multimodal.settings import Settings
 
-__all__ = ["BatchJob", "connected"]
+__all__ = ["BatchJob", "connect"]
 
-_BLOCK_ROWS = 64
-_BLOCK_BYTES = 16 * 1024 * 1024
 _WINDOW_ROWS = 10_000
 _WINDOW_BYTES = 256 * 1024 * 1024
-_BATCH_ROWS = 32
 _PATIENCE = 5.0  # seconds, for a cluster to answer
 _TICK = 0.25
 _PARTS_EVERY = 4  # ticks
 
-_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),
-        ("path", pa.binary()),  # a path need not be text
-        ("text", pa.large_string()),
-        ("data", pa.large_binary()),
-    ]
-)
 
-
-@contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Be a driver of a cluster, and say nothing on the terminal but what goes wrong.
+def connect(address: str) -> Callable[[], None]:
+    """Become a driver of a cluster, and say nothing on the terminal but what goes wrong.
 
     Args:
         address: Of the cluster; `auto` for the one that runs on this machine. A Ray that was
             initialized before is used as it is.
 
-    Yields:
-        Nothing.
+    Returns:
+        What undoes it.
 
     Raises:
         ConfigurationError: There is none.
     """
-    logger = logging.getLogger("ray.data")
-    level = logger.level
+    loggers = {logging.getLogger(name): logging.NOTSET for name in ("ray", "ray.data")}
+    for logger in loggers:
+        loggers[logger] = logger.level
+        logger.setLevel(logging.CRITICAL)  # errors are ours to tell
     begun = not ray.is_initialized()
+
+    def leave() -> None:
+        if begun:
+            ray.shutdown()
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+
     if begun:
         try:
             _knock(address)
@@ -90,18 +81,13 @@ def connected(address: str) -> Iterator[None]:
                 address=address,
                 log_to_driver=False,
                 configure_logging=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.CRITICAL,
             )
         except (OSError, RuntimeError, ValueError) as failure:
+            leave()
             message = f"There is no Ray cluster at {address!r}: {failure}"
             raise ConfigurationError(message) from None
-    logger.setLevel(logging.CRITICAL)  # errors are ours to tell
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if begun:
-            ray.shutdown()
+    return leave
 
 
 def _knock(address: str) -> None:
@@ -209,7 +195,7 @@ class BatchJob:
                 _DescribeInputs,
                 fn_constructor_kwargs={"accounts": accounts, "concurrency": self._concurrency},
                 batch_format="pyarrow",
-                batch_size=_BATCH_ROWS,
+                batch_size=rows_for(self._concurrency),
                 compute=pool(None),
                 num_cpus=0,
                 udf_modifying_row_count=False,
@@ -224,49 +210,23 @@ class BatchJob:
 
     def _next_window(self, accounts: Accounts) -> list[Any]:
         """Hand the next inputs without a row to Ray, in blocks."""
-        window, block = [], _Block()
+        window, block = [], Block()
         count = size = 0
         while count < _WINDOW_ROWS and size < _WINDOW_BYTES:
             inputs = self._preparation.next_inputs()
             for position, item in inputs:
                 try:
-                    block.add(position, _image(item, self._settings))
+                    block.add(position, image_of(item, self._settings))
                 except PhosphoError as error:  # noqa: PERF203 - each may be broken
                     ask_actor(accounts.actor.note_broken, position, error)
             if block.is_full or not inputs:
                 count, size = count + len(block.rows), size + block.size
                 if block.rows:
                     window.append(ray.put(block.table()))
-                block = _Block()
+                block = Block()
             if not inputs:
                 break
         return window
-
-
-class _Block:
-    """Inputs that go out together, written down so that another process finds them."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.size = 0
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.rows) >= _BLOCK_ROWS or self.size >= _BLOCK_BYTES
-
-    def add(self, position: int, image: Path | str | bytes) -> None:
-        row: dict[str, Any] = {"position": position, "path": None, "text": None, "data": None}
-        if isinstance(image, str):
-            row["text"] = image
-        elif isinstance(image, bytes):
-            row["data"] = image
-        else:
-            row["path"] = os.fsencode(image)
-        self.rows.append(row)
-        self.size += 0 if isinstance(image, Path) else len(image)
-
-    def table(self) -> pa.Table:
-        return pa.Table.from_pylist(self.rows, schema=_SCHEMA)
 
 
 class _DescribeInputs:
@@ -276,39 +236,10 @@ class _DescribeInputs:
         self._worker = Worker(accounts, concurrency)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        items = [(_item(row), row["position"]) for row in batch.to_pylist()]
+        items = [(item_of(row), row["position"]) for row in batch.to_pylist()]
         outcomes = self._worker.describe(items)
         states = pa.array([outcome.state for outcome in outcomes], pa.int8())
         return pa.table({"position": batch.column("position"), "state": states})
-
-
-def _image(item: Item, settings: Settings) -> Path | str | bytes:
-    """What a worker needs of an input: what it can open itself, or the bytes."""
-    if item.error is not None:
-        raise item.error
-    if isinstance(item.image, os.PathLike):
-        return Path(os.path.abspath(item.image))  # noqa: PTH100 - links stay as they are
-    if isinstance(item.image, str):
-        return item.image
-    source = image_source(item.image)
-    content = source.read()
-    if isinstance(content, bytes):
-        return content
-    # A picture in memory: made ready here, it is sent from there as it is.
-    prepared = prepare_source(
-        image_source(content), max_image_side=settings.max_image_side, prepare=settings.prepare
-    )
-    if isinstance(prepared, LinkedImage):
-        message = "A picture in memory is no URL."
-        raise ImageError(message)
-    return prepared.data
-
-
-def _item(row: dict[str, Any]) -> Item:
-    path, text, data = row["path"], row["text"], row["data"]
-    if path is not None:
-        return Item("", "", Path(os.fsdecode(path)), None)
-    return Item("", "", data if text is None else text, None)
 
 
 def _ended_by(failure: ray.exceptions.RayError) -> PhosphoError:

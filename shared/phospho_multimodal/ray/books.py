@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 from phospho_multimodal.batch.commits import GroupCommit
@@ -30,65 +29,14 @@ from phospho_multimodal.errors import (
     SpendingLimitError,
 )
 from phospho_multimodal.pacing import Rate
+from phospho_multimodal.ray.holds import Hold, Holds
 from phospho_multimodal.ray.liveness import Liveness
-from phospho_multimodal.spending import Reservation, Spending, SpendingSnapshot
+from phospho_multimodal.ray.told import Answered, Snapshot, Word
+from phospho_multimodal.spending import Reservation, Spending
 
-__all__ = ["Answered", "Books", "Snapshot", "Word"]
+__all__ = ["Books"]
 
 _LOOK_EVERY = 0.5  # seconds: how often somebody who waits looks whether the other one lives
-
-
-class Word(Enum):
-    """What a worker is told."""
-
-    GO = "go"
-    STOP = "stop"
-    """Nothing more is asked."""
-    FENCED = "fenced"
-    """You were taken for dead: say hello anew."""
-    CLAIM = "claim"
-    """The picture is not yours any more: claim it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The picture needs no question: all that is known about it."""
-
-    answer: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The accounts at one moment.
-
-    Attributes:
-        money: What was billed by all runs, what is in doubt, what is under way.
-        done: Rows of this run, by their state.
-        duplicates: Rows of this run whose picture was asked about elsewhere.
-        answers: Questions of this run that came to their end.
-        workers: How many are alive, as far as is known.
-        stopped_by: The error that ended the run, if one did.
-    """
-
-    money: SpendingSnapshot
-    done: Mapping[State, int]
-    duplicates: int
-    answers: int
-    workers: int
-    stopped_by: PhosphoError | None
-
-    def __str__(self) -> str:
-        told = f"{self.answers:,} questions answered or failed; {self.money}"
-        return told if self.stopped_by is None else f"{told}; stopped: {self.stopped_by}"
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A picture that a question of a worker is about."""
-
-    token: str
-    question: str
-    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -124,7 +72,7 @@ class Books:
         self._spending = spending
         self._rate = rate
         self._liveness = liveness
-        self._holds: dict[bytes, _Hold] = {}
+        self._holds = Holds()
         self._open: dict[str, _Attempt] = {}
         self._doubted: dict[str, _Attempt] = {}
         self._stopped: PhosphoError | None = None
@@ -168,7 +116,7 @@ class Books:
             refused = self._refused(token)
             if refused is not None:
                 return refused
-            hold = self._holds.get(claim.picture)
+            hold = self._holds.of(claim.picture)
             if hold is not None and (hold.token, hold.question) != (token, question):
                 await self._until_over(hold)
                 continue
@@ -180,8 +128,8 @@ class Books:
             counted = claim.position is not None
             if state is State.SENDING and hold is None:
                 self.stop(ConfigurationError("Somebody else asks for this job. See the journal."))
-            elif self._holds.get(claim.picture) is hold:  # nobody came between
-                self._holds[claim.picture] = hold or _Hold(token, question)
+            elif self._holds.of(claim.picture) is hold:  # nobody came between
+                self._holds.take(claim.picture, token, question)
                 return Word.GO
 
     async def permit(self, token: str, question: str, picture: bytes, attempt: str) -> Word:
@@ -207,8 +155,7 @@ class Books:
             refused = self._refused(token)
             if refused is not None:
                 return refused
-            hold = self._holds.get(picture)
-            if hold is None or (hold.token, hold.question) != (token, question):
+            if not self._holds.are(picture, token, question):
                 return Word.CLAIM
             try:
                 (reservation,) = self._spending.reserve()
@@ -248,12 +195,12 @@ class Books:
             mine.settled.set()
             self._tell_settled()
         elif attempt is None:
-            if self._holds_picture(question, step.picture):
+            if self._holds.is_held(step.picture, question):
                 await self._note_end(step, step)
         else:
             await self._hear_late(self._doubted.get(attempt), attempt, step)
         if isinstance(step, Ended):
-            self._let_go(question, step.picture)
+            self._holds.let_go(step.picture, question)
         return await self._answer(step.picture)
 
     async def give_up(self, question: str, picture: bytes) -> None:
@@ -261,7 +208,7 @@ class Books:
         for attempt, open_one in list(self._open.items()):
             if open_one.question == question and open_one.settled is None:
                 await self._doubt(attempt, open_one, "it gave up")
-        self._let_go(question, picture)
+        self._holds.let_go(picture, question)
 
     async def note_broken(self, position: int, error: PhosphoError) -> None:
         """Note an input of the job that is no picture."""
@@ -280,8 +227,7 @@ class Books:
             self._stopped = error
             self._stopping.set()
             self._tell_settled()
-            for hold in list(self._holds.values()):
-                hold.over.set()
+            self._holds.wake_all()
 
     async def quiet(self) -> None:
         """Wait until nothing is under way: what was sent is told, or in doubt."""
@@ -411,9 +357,7 @@ class Books:
         for attempt, open_one in list(self._open.items()):
             if open_one.token == token and open_one.settled is None:
                 await self._doubt(attempt, open_one, why)
-        for picture, hold in list(self._holds.items()):
-            if hold.token == token:
-                self._let_go(hold.question, picture)
+        self._holds.bury(token)
 
     async def _doubt(self, attempt: str, lost: _Attempt, why: str) -> None:
         if self._open.pop(attempt, None) is None:
@@ -435,15 +379,7 @@ class Books:
 
     # --- within: waiting -----------------------------------------------------------------------
 
-    def _holds_picture(self, question: str, picture: bytes) -> bool:
-        hold = self._holds.get(picture)
-        return hold is not None and hold.question == question
-
-    def _let_go(self, question: str, picture: bytes) -> None:
-        if self._holds_picture(question, picture):
-            self._holds.pop(picture).over.set()
-
-    async def _until_over(self, hold: _Hold) -> None:
+    async def _until_over(self, hold: Hold) -> None:
         try:
             await asyncio.wait_for(hold.over.wait(), _LOOK_EVERY)
         except asyncio.TimeoutError:

@@ -27,6 +27,9 @@ ADDED = {
 """The columns that are added, and their types, by their names in Arrow."""
 
 
+_BATCH_ROWS = 32  # half of what `auto` rises to
+
+
 class DescribeImages:
     """Describes the pictures of a column, for `Dataset.map_batches`.
 
@@ -78,7 +81,7 @@ class DescribeImages:
         column: str = "image",
         workers: int | tuple[int, int] | None = None,
         concurrency: int | Literal["auto"] = 8,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> ray.data.Dataset:
         """Describe the pictures of a dataset, in the way that was tried.
 
@@ -89,7 +92,8 @@ class DescribeImages:
             workers: How many processes: a number, or the fewest and the most; up to one for each
                 node that there is now, if nothing is said.
             concurrency: Requests of each worker at once, or `auto`.
-            batch_size: Rows that a worker takes together; each has two such batches under way.
+            batch_size: Rows that a worker takes together; each has two such batches under way, and
+                32 or its concurrency is in each, if nothing is said.
 
         Returns:
             The dataset with further columns; nothing is asked before somebody wants its rows. For
@@ -107,7 +111,7 @@ class DescribeImages:
                 "concurrency": concurrency,
             },
             batch_format="pyarrow",
-            batch_size=batch_size,
+            batch_size=rows_for(concurrency) if batch_size is None else batch_size,
             compute=pool(workers),
             num_cpus=0,
             udf_modifying_row_count=False,
@@ -174,6 +178,11 @@ def checked_concurrency(concurrency: Any) -> int | Literal["auto"]:
         message = f"concurrency is {concurrency!r}; it is 'auto', or a number from 1."
         raise ConfigurationError(message)
     return concurrency  # type: ignore[no-any-return]
+
+
+def rows_for(concurrency: int | Literal["auto"]) -> int:
+    """Tell how many rows a worker takes together: two such batches keep it busy."""
+    return _BATCH_ROWS if concurrency == "auto" else max(_BATCH_ROWS, concurrency)
 
 
 def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:

@@ -11,8 +11,8 @@ import ray.exceptions
 
 from phospho_multimodal.errors import PhosphoError
 from phospho_multimodal.ray.accounts import Accounts, as_ours, ask_actor
-from phospho_multimodal.ray.books import Word
 from phospho_multimodal.ray.liveness import BEAT
+from phospho_multimodal.ray.told import Word
 
 __all__ = ["Link"]
 

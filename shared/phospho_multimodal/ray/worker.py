@@ -27,8 +27,8 @@ from phospho_multimodal.exchange import Exchange
 from phospho_multimodal.images.prepare import SendableImage
 from phospho_multimodal.prediction import question_about
 from phospho_multimodal.ray.accounts import Accounts
-from phospho_multimodal.ray.books import Answered, Word
 from phospho_multimodal.ray.link import Link
+from phospho_multimodal.ray.told import Answered, Word
 
 __all__ = ["Outcome", "Worker"]
 
