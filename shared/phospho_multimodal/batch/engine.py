@@ -200,7 +200,7 @@ class Engine:
 
     async def _answer_one(self, question: Question) -> None:
         while True:
-            ended, inputs, error = await self._asker.ask(question, self._stop)
+            ended, inputs, error = await self._asker.ask(question, self._stop, self._stop.because)
             if ended.state is not State.PENDING:
                 self._settled.set()  # a refusal is no news: those that wait would wake each other
                 self._watch.count_ended(ended.state, inputs)
@@ -218,8 +218,7 @@ class Engine:
         self._watch.show(self._level.in_flight, self._level.limit)
 
     def _is_spent(self) -> bool:
-        snapshot = self._spending.snapshot()
-        return not snapshot.images_left or not snapshot.images_reserved
+        return not self._spending.snapshot().images_left
 
     def _note_outage(self, error: PhosphoError | None) -> None:
         """Stop where asking on only makes failed rows: nobody would be there to answer."""

@@ -80,13 +80,17 @@ class Asker:
         self._level = level
 
     async def ask(
-        self, question: Question, stopping: Callable[[], PhosphoError | None]
+        self,
+        question: Question,
+        stopping: Callable[[], PhosphoError | None],
+        stop: Callable[[PhosphoError], None] = lambda _: None,
     ) -> tuple[Ended, int, PhosphoError | None]:
         """Ask one question, and note what becomes of it.
 
         Args:
             question: What is asked; its call is used up.
             stopping: Asked before each attempt: why there shall be none.
+            stop: Told of what would end every question so, before the next one is sent.
 
         Returns:
             How it ended, how many inputs have their row by that, and the error if it was one.
@@ -113,6 +117,7 @@ class Asker:
                 failure = SpendingLimitError(f"No retry is allowed: {self._shared.spending}.")
                 return self._ended(picture, State.PENDING, call, way), 0, failure
             state = _state_of(error, stopping() is not None)
+            _stop_all(error, stop)
             ended = self._ended(picture, state, call, way, error=error)
             if state is State.PENDING and way.began is None:  # the journal has heard nothing of it
                 return ended, 0, failure
@@ -271,6 +276,12 @@ def _let_go(turn: asyncio.Future[Callable[[], None] | None]) -> None:
     """Free a turn that came when nobody wanted it any more."""
     if not turn.cancelled() and turn.exception() is None and (release := turn.result()) is not None:
         release()
+
+
+def _stop_all(error: PhosphoError, stop: Callable[[PhosphoError], None]) -> None:
+    """Stop on a fatal error, but for the cap: what is under way may yet leave an image."""
+    if isinstance(error, FATAL_ERRORS) and not isinstance(error, SpendingLimitError):
+        stop(error)
 
 
 def _state_of(error: PhosphoError, stopping: bool) -> State:
