@@ -66,18 +66,17 @@ class TestPace:
 
     def test_requests_per_second_hold(self, endpoint, batch, tmp_path):
         server = endpoint()
-        source = [numbered(n) for n in range(60)]
+        began = time.monotonic()
         batch(
-            source,
+            [numbered(n) for n in range(60)],
             tmp_path / "out",
             base_url=server.base_url,
             concurrency=20,
             requests_per_second=40,
         )
-        moments = sorted(request.at for request in server.questions)
-        for first, later in zip(moments, moments[45:], strict=False):
-            assert later - first > 0.08  # of one burst of 40, the 45th later has to wait its turn
-        assert moments[-1] - moments[0] > 0.35
+        # One second's worth may start at once; on a busy machine they arrive later, never earlier.
+        for number, moment in enumerate(sorted(request.at for request in server.questions)):
+            assert moment - began >= (number + 1 - 40) / 40 - 0.001
 
     def test_progress_rises_to_all(self, endpoint, batch, tmp_path):
         told: list[Progress] = []
