@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 try:
     import typer
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
     from rich.text import Text
@@ -25,15 +23,9 @@ except ModuleNotFoundError as missing:
 from phospho_multimodal.batch.command import run_batch
 from phospho_multimodal.client import PhosphoClient
 from phospho_multimodal.conversation import DEFAULT_PROMPT
-from phospho_multimodal.errors import (
-    AuthenticationError,
-    ConfigurationError,
-    EndpointGoneError,
-    PaymentRequiredError,
-    PhosphoError,
-    SpendingLimitError,
-)
+from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
 from phospho_multimodal.spending import USD_PER_IMAGE, Spending
+from phospho_multimodal.terminal import errors, output, plain
 
 __all__ = ["app", "main"]
 
@@ -43,20 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks can show local variables: keys, prompts
 )
 
-_output = Console()
-_errors = Console(stderr=True)
-
-# What would fail the same way for every other picture.
-_FATAL = (
-    AuthenticationError,
-    ConfigurationError,
-    EndpointGoneError,
-    PaymentRequiredError,
-    SpendingLimitError,
-)
-
 _AT_ONCE = 4  # pictures under way together
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 BaseUrl = Annotated[
     str | None,
@@ -189,7 +168,7 @@ def serve(
             )
             app_alone = make() if workers == 1 else None  # before it is said to serve
             asks = "asking for its key" if key else "asking for no key"
-            _output.print(
+            output.print(
                 Text(f"Serving {base_url(listener)} with the engine {engine!r}, {asks}."),
                 soft_wrap=True,
             )
@@ -219,16 +198,16 @@ def describe(
         with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
             batch = _Batch(client, prompt)
             rows = batch.run(pictures)
-    table = Table("Picture", "Answer", "Cost", title=_plain(prompt), show_lines=True)
+    table = Table("Picture", "Answer", "Cost", title=plain(prompt), show_lines=True)
     for picture, row in zip(pictures, rows, strict=True):
-        answer = _plain(row.text)
+        answer = plain(row.text)
         if row.failed:
             answer.stylize("red")
-        table.add_row(_plain(str(picture)), answer, row.cost)
-    _output.print(table)
-    _output.print(_plain(str(spending.snapshot())))
+        table.add_row(plain(str(picture)), answer, row.cost)
+    output.print(table)
+    output.print(plain(str(spending.snapshot())))
     if batch.fatal is not None:
-        _errors.print(_plain(str(batch.fatal)), style="red")
+        errors.print(plain(str(batch.fatal)), style="red")
     if any(row.failed for row in rows):
         raise typer.Exit(1)
 
@@ -251,18 +230,18 @@ def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
         status = client.check()
     key = {True: "accepted", False: "not accepted", None: "not known"}[status.key_accepted]
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("Endpoint", _plain(status.base_url))
+    facts.add_row("Endpoint", plain(status.base_url))
     facts.add_row("There", "yes" if status.healthy else "no")
     facts.add_row("Key", key)
-    facts.add_row("Models", _plain(", ".join(status.models) or "not listed"))
+    facts.add_row("Models", plain(", ".join(status.models) or "not listed"))
     facts.add_row(
         "Price",
         f"${USD_PER_IMAGE} per answered image ($10 per 1,000), invoiced in steps of $1;"
         " a server of your own bills nothing. This check cost nothing.",
     )
     if status.detail:
-        facts.add_row("Detail", _plain(status.detail))
-    _output.print(facts)
+        facts.add_row("Detail", plain(status.detail))
+    output.print(facts)
     if not status.healthy or status.key_accepted is False:
         raise typer.Exit(1)
 
@@ -279,7 +258,7 @@ def demo(
     with _failures_told():
         from phospho_multimodal import demo as show  # noqa: PLC0415 - it needs every extra
 
-        show.run(image, _output)
+        show.run(image, output)
 
 
 @dataclass(frozen=True)
@@ -310,7 +289,7 @@ class _Batch:
         """
         several = len(pictures) > 1
         with (
-            Progress(console=_errors, transient=True, disable=not several) as progress,
+            Progress(console=errors, transient=True, disable=not several) as progress,
             ThreadPoolExecutor(max_workers=_AT_ONCE) as threads,
         ):
             answers = threads.map(self._ask, pictures)
@@ -322,16 +301,11 @@ class _Batch:
         try:
             prediction = self._client.describe(picture, self._prompt)
         except PhosphoError as failure:
-            if isinstance(failure, _FATAL):
+            if isinstance(failure, FATAL_ERRORS):
                 self.fatal = failure
             return _Row(str(failure))
         cost = f"${prediction.metadata['cost_usd']:.2f}"
         return _Row(prediction.description, cost, failed=False)
-
-
-def _plain(text: str) -> Text:
-    """Show text as it is: no markup, and no control sequence that a server could send."""
-    return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 @contextlib.contextmanager
@@ -340,5 +314,5 @@ def _failures_told() -> Iterator[None]:
     try:
         yield
     except (PhosphoError, ImportError) as failure:
-        _errors.print(_plain(str(failure)), style="red")
+        errors.print(plain(str(failure)), style="red")
         raise typer.Exit(1) from failure

@@ -80,6 +80,15 @@ def test_yes_goes_on_without_asking(endpoint, command, tmp_path):
     assert len(server.questions) == 5
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file has such a name there")
+def test_a_name_of_a_file_tells_the_terminal_nothing(endpoint, command, photos):
+    min(photos.iterdir()).rename(photos / "0\x1b]0;title\x07.png")
+    server = endpoint(reset())
+    result = command(server, "--yes")
+    assert "In doubt: 0\N{REPLACEMENT CHARACTER}]0;title" in words(result)
+    assert "\x1b" not in result.output
+
+
 def test_a_dry_run_tells_the_price_and_asks_nothing(endpoint, command):
     server = endpoint()
     result = command(server, "--dry-run", "--max-usd", "7")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,12 +20,10 @@ from phospho_multimodal.batch.manifest import Summary
 from phospho_multimodal.batch.preflight import Preflight
 from phospho_multimodal.batch.progress import Progress
 from phospho_multimodal.conversation import DEFAULT_PROMPT
+from phospho_multimodal.terminal import errors, output, plain
 from phospho_multimodal.wire import DEFAULT_MODEL
 
 __all__ = ["run_batch"]
-
-_output = Console()
-_errors = Console(stderr=True)
 
 _LISTED = 20  # ids of rows in doubt that are printed
 _INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
@@ -139,7 +136,7 @@ def run_batch(
 ) -> None:
     """Ask the same about any number of pictures; the same command goes on after a stop."""
     if not (yes or dry_run) and (source == "-" or not sys.stdin.isatty()):
-        _errors.print("Nobody can be asked whether to go on: pass --yes, or --dry-run.")
+        errors.print("Nobody can be asked whether to go on: pass --yes, or --dry-run.")
         raise typer.Exit(1)
     # What is not given is not handed on, so that each default stands in one place.
     given: dict[str, Any] = {
@@ -169,7 +166,7 @@ def run_batch(
     number_at_once: Any = int(concurrency) if concurrency.isdecimal() else concurrency
 
     def confirm(preflight: Preflight) -> bool:
-        _output.print(str(preflight), markup=False, highlight=False)
+        output.print(plain(str(preflight)))
         if dry_run:
             return False
         return yes or not preflight.pending or typer.confirm("Go on?")
@@ -193,30 +190,22 @@ def run_batch(
             )
         except KeyboardInterrupt:
             display.stop()
-            _errors.print("Stopped. What was done is kept; the same command goes on from there.")
+            errors.print("Stopped. What was done is kept; the same command goes on from there.")
             raise typer.Exit(_INTERRUPTED) from None
     _tell(summary)
 
 
 def _tell(summary: Summary) -> None:
-    _output.print(str(summary), markup=False, highlight=False)
+    output.print(plain(str(summary)))
     ids = summary.manifest["in_doubt"]
     if ids:
         more = "" if summary.in_doubt <= _LISTED else f" and {summary.in_doubt - _LISTED:,} more"
-        _output.print(
-            f"In doubt: {', '.join(ids[:_LISTED])}{more}. They may have been billed;"
-            " --retry-in-doubt asks again.",
-            markup=False,
-            highlight=False,
-        )
+        told = f"In doubt: {', '.join(ids[:_LISTED])}{more}. They may have been billed;"
+        output.print(plain(f"{told} --retry-in-doubt asks again."))
     if summary.failed:
         classes = summary.manifest["error_classes"].items()
         told = ", ".join(f"{count:,} {name}" for name, count in classes)
-        _output.print(
-            f"Failed: {told}. --retry-failed asks again.",
-            markup=False,
-            highlight=False,
-        )
+        output.print(plain(f"Failed: {told}. --retry-failed asks again."))
 
 
 class _Display:
@@ -229,7 +218,7 @@ class _Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
-            console=_errors,
+            console=errors,
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, facts="")
