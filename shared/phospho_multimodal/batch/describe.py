@@ -34,7 +34,7 @@ from phospho_multimodal.batch.questions import Asker
 from phospho_multimodal.batch.reporting import check_report, report_on
 from phospho_multimodal.batch.results import Results, ResultsFormat, check_format
 from phospho_multimodal.batch.sources import Source, open_source
-from phospho_multimodal.batch.steps import State
+from phospho_multimodal.batch.steps import State, states_to_ask_again
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange import Exchange
@@ -361,11 +361,10 @@ class _Run:
     @property
     def _again(self) -> list[State]:
         """The rows that are to be asked for again."""
-        again = {
-            State.FAILED: self._options.get("retry_failed", False),
-            State.IN_DOUBT: self._options.get("retry_in_doubt", False),
-        }
-        return [state for state, wanted in again.items() if wanted]
+        return states_to_ask_again(
+            failed=self._options.get("retry_failed", False),
+            in_doubt=self._options.get("retry_in_doubt", False),
+        )
 
     async def _ask_all(
         self,

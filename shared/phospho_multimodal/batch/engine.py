@@ -17,6 +17,7 @@ from typing import Any
 
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.level import Level
+from phospho_multimodal.batch.outage import Outage
 from phospho_multimodal.batch.preparation import Preparation
 from phospho_multimodal.batch.progress import Watch
 from phospho_multimodal.batch.questions import Asker, Question
@@ -24,21 +25,12 @@ from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.sources import Item
 from phospho_multimodal.batch.steps import State
 from phospho_multimodal.errors import (
-    APIStatusError,
-    ConnectionFailedError,
     PhosphoError,
-    ReplyLostError,
     SpendingLimitError,
-    UnexpectedReplyError,
 )
 from phospho_multimodal.spending import Spending
 
-__all__ = ["OUTAGE", "Engine", "Stop", "is_outage"]
-
-OUTAGE = 50
-"""Questions in a row without one answer."""
-
-_NO_ANSWER = (APIStatusError, ConnectionFailedError, ReplyLostError, UnexpectedReplyError)
+__all__ = ["Engine", "Stop"]
 
 _MOST_HELD = 128 * 1024 * 1024  # bytes of pictures that wait for their turn or their answer
 _PARTS_EVERY = 1.0  # seconds
@@ -91,7 +83,7 @@ class Engine:
         self._held = 0
         self._room = asyncio.Event()
         self._settled = asyncio.Event()
-        self._in_a_row = 0
+        self._outage = Outage()
         self._failure: Exception | None = None
         self._ready: asyncio.Queue[Question | None] = asyncio.Queue(self._asking)
 
@@ -204,7 +196,9 @@ class Engine:
             if ended.state is not State.PENDING:
                 self._settled.set()  # a refusal is no news: those that wait would wake each other
                 self._watch.count_ended(ended.state, inputs)
-                self._note_outage(error)
+                outage = self._outage.note(error)
+                if outage is not None:
+                    self._stop.because(outage)
                 break
             if not isinstance(error, SpendingLimitError) or self._is_spent():
                 self._stop.because(error)
@@ -219,12 +213,6 @@ class Engine:
 
     def _is_spent(self) -> bool:
         return not self._spending.snapshot().images_left
-
-    def _note_outage(self, error: PhosphoError | None) -> None:
-        """Stop where asking on only makes failed rows: nobody would be there to answer."""
-        self._in_a_row = self._in_a_row + 1 if is_outage(error) else 0
-        if self._in_a_row >= OUTAGE:
-            self._stop.because(error)
 
     def _give_back_the_rest(self) -> None:
         while not self._ready.empty():
@@ -241,11 +229,6 @@ class Engine:
             with self._ending_well():
                 await asyncio.to_thread(self._results.write_finished)
             self._watch.show(self._level.in_flight, self._level.limit)
-
-
-def is_outage(error: PhosphoError | None) -> bool:
-    """Tell whether a question failed in a way in which every other one may."""
-    return isinstance(error, _NO_ANSWER)
 
 
 class Stop:

@@ -73,6 +73,12 @@ def _is_done(again: Sequence[State] = ()) -> str:
 
 _IS_DONE = _is_done()
 
+# A file that is not digested yet and has the size of another one.
+_MAY_BE_A_COPY = (
+    "file_digest IS NULL AND EXISTS (SELECT 1 FROM inputs AS other"
+    " WHERE other.size = inputs.size AND other.position <> inputs.position)"
+)
+
 # The first input that shows a picture is the one that its money stands beside.
 _ROWS = f"""
 SELECT inputs.id, inputs.source, description,
@@ -495,12 +501,18 @@ class Journal:
         marks = ", ".join("?" * len(ids))
         with self._reading() as database:
             found = database.execute(
-                f"SELECT id FROM inputs WHERE id IN ({marks}) AND file_digest IS NULL AND EXISTS"
-                " (SELECT 1 FROM inputs AS other WHERE other.size = inputs.size"
-                " AND other.position <> inputs.position)",
+                f"SELECT id FROM inputs WHERE id IN ({marks}) AND {_MAY_BE_A_COPY}",
                 list(ids),
             ).fetchall()
         return {name for (name,) in found}
+
+    def has_undigested(self) -> bool:
+        """Tell whether there is any such input at all."""
+        with self._reading() as database:
+            (found,) = database.execute(
+                f"SELECT EXISTS (SELECT 1 FROM inputs WHERE {_MAY_BE_A_COPY})"
+            ).fetchone()
+        return bool(found)
 
     def add_digests(self, digests: Iterable[tuple[bytes, str]]) -> None:
         """Note digests of files, each with the id of its input."""

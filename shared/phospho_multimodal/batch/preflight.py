@@ -11,6 +11,8 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
+from phospho_multimodal.batch.digests import digest_file
+from phospho_multimodal.batch.figures import duration
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.sources import Item, Source
 from phospho_multimodal.batch.steps import Entry, State
@@ -26,7 +28,6 @@ RATE = "questions_per_second"
 """The name under which a run notes how fast it was."""
 
 _TOGETHER = 256
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Preflight:
         price = f"${self.usd_from:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image"
         time = "not known before the first answers"
         if self.seconds is not None:
-            time = f"about {_duration(self.seconds)}, by {self.seconds_from}"
+            time = f"about {duration(self.seconds)}, by {self.seconds_from}"
         facts = {
             "Results": self.folder,
             "Endpoint": f"{self.base_url}: answers, and does not refuse the key",
@@ -218,6 +219,8 @@ def _digest_held(image: ImageInput | None) -> bytes | None:
 
 
 def _digest_files(source: Source, journal: Journal, stopped: Callable[[], bool]) -> None:
+    if not journal.has_undigested():  # to go through an archive again takes as long as reading it
+        return
     files = _files(source)
     while chunk := dict(islice(files, _TOGETHER)):
         alike = journal.undigested(list(chunk))
@@ -249,19 +252,8 @@ def _time(
 
 
 def _digest(path: os.PathLike[str]) -> bytes | None:
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - any path
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            return bytes.fromhex(digest_file(file)[1])
     except OSError:
         return None  # its row will say so
-    return digest.digest()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:  # noqa: PLR2004 - seconds
-        return f"{seconds:.0f} seconds"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:,.1f} hours"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
+from phospho_multimodal.batch.digests import digest_file
 from phospho_multimodal.batch.job import DIGEST_BYTES, Job
 from phospho_multimodal.batch.journal import PART_ROWS, Journal
 from phospho_multimodal.batch.steps import State
@@ -57,7 +58,6 @@ _DIGESTED = (
     "width",
     "height",
 )
-_PIECE = 1 << 20
 
 
 class Results:
@@ -267,21 +267,12 @@ def _flushed(path: Path) -> tuple[int, str]:
     """Have a file on the disk before it takes its name, and tell its size and digest."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-        return _digest(file)
-
-
-def _digest(file: Any) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    size = 0
-    while piece := file.read(_PIECE):
-        digest.update(piece)
-        size += len(piece)
-    return size, digest.hexdigest()
+        return digest_file(file)
 
 
 def _is_whole(path: Path, size: int, sha256: str) -> bool:
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == size and _digest(file) == (size, sha256)
+            return os.fstat(file.fileno()).st_size == size and digest_file(file) == (size, sha256)
     except OSError:
         return False

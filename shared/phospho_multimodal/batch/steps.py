@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Step",
     "Tally",
+    "states_to_ask_again",
 ]
 
 
@@ -31,6 +32,20 @@ class State(IntEnum):
     DESCRIBED = 2
     FAILED = 3
     IN_DOUBT = 4
+
+
+def states_to_ask_again(*, failed: bool, in_doubt: bool) -> list[State]:
+    """Tell which rows are to be asked for again.
+
+    Args:
+        failed: Whether those that failed are.
+        in_doubt: Whether those in doubt are.
+
+    Returns:
+        Their states.
+    """
+    wanted = {State.FAILED: failed, State.IN_DOUBT: in_doubt}
+    return [state for state in wanted if wanted[state]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.steps import State
+from phospho_multimodal.batch.steps import states_to_ask_again
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.ray.actor import PATIENCE, AccountsActor, Limits, Orders
@@ -152,8 +152,7 @@ def open_accounts(
     job = Job.of(prompt, settings.model, parameters, stop)
     journal = Journal(job.folder(Path(folder)), job)
     try:
-        again = {State.FAILED: retry_failed, State.IN_DOUBT: retry_in_doubt}
-        states = [state for state, wanted in again.items() if wanted]
+        states = states_to_ask_again(failed=retry_failed, in_doubt=retry_in_doubt)
         if states:
             journal.ask_again(*states)
         return start_accounts(journal, job, settings, limits)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from phospho_multimodal.batch.commits import GroupCommit
-from phospho_multimodal.batch.engine import OUTAGE, is_outage
 from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.outage import Outage
 from phospho_multimodal.batch.steps import AttemptFailed, Claim, Ended, LateWord, Sending, State
 from phospho_multimodal.errors import (
     ConfigurationError,
@@ -78,7 +78,7 @@ class Books:
         self._stopped: PhosphoError | None = None
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
-        self._in_a_row = 0
+        self._outage = Outage()
         self._done: Counter[State] = Counter()
         self._duplicates = 0
         self._answers = 0
@@ -327,9 +327,9 @@ class Books:
         self._done[step.state] += inputs or 1
         if isinstance(noted, LateWord):
             self._done[State.IN_DOUBT] -= inputs or 1
-        self._in_a_row = self._in_a_row + 1 if is_outage(step.error) else 0
-        if self._in_a_row >= OUTAGE and step.error is not None:
-            self.stop(step.error)
+        outage = self._outage.note(step.error)
+        if outage is not None:
+            self.stop(outage)
 
     async def _answer(self, picture: bytes) -> Mapping[str, Any]:
         return await asyncio.to_thread(self._journal.answer, picture)
