@@ -16,8 +16,6 @@ from describing_many import BATCHES, Batch, Endpoint  # noqa: E402 - rewritten a
 def batch(request: pytest.FixtureRequest) -> Batch:
     """Both functions and both kinds of results."""
     made: Batch = request.param
-    if made.results == "parquet":
-        pytest.importorskip("pyarrow")
     return made
 
 

@@ -488,7 +488,6 @@ class TestDamage:
         check_books(server, out)
 
     def test_unfinished_results_of_the_other_kind_are_no_results(self, endpoint, photos, out):
-        pytest.importorskip("pyarrow")
         server = endpoint()
         with pytest.raises(SpendingLimitError):
             go_on(server, photos, out, max_images=7)
@@ -520,7 +519,6 @@ class TestDamage:
         assert journal.read_bytes() == content
 
     def test_results_of_the_other_kind_are_written_without_asking(self, endpoint, photos, out):
-        pytest.importorskip("pyarrow")
         server = endpoint()
         digests, kinds = set(), []
         for results in ("jsonl", "parquet", "jsonl"):

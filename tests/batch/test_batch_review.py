@@ -477,3 +477,19 @@ def test_a_journal_that_was_given_up_can_be_taken_again(tmp_path: Path) -> None:
     broken._database.close()
     broken.close()
     Journal(tmp_path, job).close()
+
+
+def test_a_source_is_not_gone_through_where_no_two_files_have_one_size(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    class Archive(list[bytes]):
+        times = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            self.times += 1
+            return super().__iter__()
+
+    pictures = Archive(path.read_bytes() for path in photos(tmp_path / "in", 3))
+    summary = describe_many(pictures, tmp_path / "out", base_url=server.base_url, results="jsonl")
+    assert summary.described == 3
+    assert pictures.times == 3, "once to see what it is, once to count, and once to ask"

@@ -10,6 +10,7 @@ import tarfile
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 from describing_many import (
@@ -97,7 +98,6 @@ class TestRows:
         check_books(server, summary)
 
     def test_a_parquet_dataset_is_the_folder_itself(self, endpoint, tmp_path):
-        pq = pytest.importorskip("pyarrow.parquet")
         photos = fill(tmp_path / "photos", 3)
         (photos / "9.png").write_bytes(b"broken")
         server = endpoint()
@@ -109,7 +109,6 @@ class TestRows:
             assert kind in str(column.type)
 
     def test_the_types_are_the_same_when_all_is_broken(self, endpoint, tmp_path):
-        pq = pytest.importorskip("pyarrow.parquet")
         good, bad = fill(tmp_path / "good", 2), tmp_path / "bad"
         bad.mkdir()
         (bad / "1.png").write_bytes(b"broken")

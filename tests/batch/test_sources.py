@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,8 +63,6 @@ def write(path: Path, data: bytes) -> Path:
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
     """A table in the form that the name says."""
     if path.suffix == ".parquet":
-        pq = pytest.importorskip("pyarrow.parquet")
-        pa = pytest.importorskip("pyarrow")
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
     if ".csv" in path.name or ".tsv" in path.name:
@@ -459,15 +459,12 @@ def test_a_table_whose_column_is_gone_at_the_second_pass_gives_no_pictures(
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv.gz", ".jsonl.gz", ".csv"])
 def test_a_file_that_is_no_such_table_is_told_at_once(tmp_path: Path, suffix: str):
-    pytest.importorskip("pyarrow")
     path = write(tmp_path / f"rows{suffix}", "path,url".encode("utf-16") * 10)
     with pytest.raises(ConfigurationError, match="rows"):
         open_source(path)
 
 
 def test_a_parquet_file_with_a_broken_page_ends_with_an_error(folder: Path):
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     pictures = [os.urandom(20_000) for _ in range(200)]
     path = folder / "rows.parquet"
     pq.write_table(pa.table({"image": pictures}), path, row_group_size=50)
@@ -481,8 +478,6 @@ def test_a_parquet_file_with_a_broken_page_ends_with_an_error(folder: Path):
 
 
 def test_parquet_columns_of_other_forms(folder: Path):
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     picture = (folder / "a.jpg").read_bytes()
     columns = {
         "long": pa.array(["a.jpg", None], pa.large_string()),
@@ -734,8 +729,6 @@ def test_a_long_archive_takes_no_memory(tmp_path: Path):
 
 
 def test_pictures_in_parquet_take_the_memory_of_a_page(tmp_path: Path):
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
     table = pa.table({"image": [os.urandom(100_000) for _ in range(400)]})
     pq.write_table(table, path, use_dictionary=False, write_batch_size=16)  # rows of a page
