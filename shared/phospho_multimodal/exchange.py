@@ -73,27 +73,32 @@ _FREE_SERVER_ERRORS = frozenset({500, 503})
 class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
     """The body of one attempt, which knows whether all of it was handed to the socket.
 
-    Large ones go in slices: given whole, each partial send copies the rest.
+    Large ones go in slices: given whole, each partial send copies the rest. The last byte goes by
+    itself, and the body counts as sent when that is handed over: whoever is interrupted before has
+    not sent it, and whoever is interrupted while it is written may have.
     """
 
     def __init__(self, *pieces: bytes) -> None:
-        self._pieces = pieces
+        self._pieces = [piece for piece in pieces if piece]
         self.size = sum(map(len, pieces))
         self.sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        if self.size <= _WHOLE_BODY:
-            yield b"".join(self._pieces)
-        else:
-            yield from _slices(self._pieces)
+        last = self._pieces[-1] if self._pieces else b""
+        rest: list[bytes | memoryview] = [*self._pieces[:-1], memoryview(last)[:-1]]
+        if self.size > _WHOLE_BODY:
+            yield from _slices(rest)
+        elif self.size > 1:
+            yield b"".join(rest)
         self.sent = True
+        yield last[-1:]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self:
             yield piece
 
 
-def _slices(pieces: Sequence[bytes]) -> Iterator[bytes]:
+def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     """Cut what the pieces are together, without ever putting all of it together."""
     held: list[memoryview] = []
     room = _SLICE

@@ -128,6 +128,27 @@ async def test_cancelled_after_sending_the_image_is_in_doubt_and_the_slot_free(l
         assert spending.snapshot().images_reserved == 0
 
 
+async def test_cancelled_as_the_server_has_read_the_request_the_image_is_in_doubt(lab):
+    """However short the time is between the last byte and the look for an answer."""
+    loop = asyncio.get_running_loop()
+
+    def read_and_cancel(connection: Connection, request: Received) -> None:
+        loop.call_soon_threadsafe(tasks[-1].cancel)
+        hang()(connection, request)
+
+    server = lab(read_and_cancel)
+    spending = Spending()
+    tasks: list[asyncio.Task] = []
+    async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
+        for _ in range(40):
+            tasks.append(asyncio.create_task(client.describe(PICTURE)))
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[-1]
+
+    snapshot = spending.snapshot()
+    assert (snapshot.images_in_doubt, snapshot.images_reserved) == (40, 0)
+
+
 async def test_cancelled_while_sleeping_before_a_retry(lab, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retry, "_FIRST_DELAY", 100.0)
     monkeypatch.setattr(retry, "_LONGEST_DELAY", 100.0)

@@ -79,12 +79,17 @@ def test_a_body_goes_whole_up_to_two_megabytes_and_in_slices_of_a_quarter_above(
     pieces = [bytes([number % 256]) * size for number, size in enumerate([*sizes, padding])]
     body = RequestBody(*pieces)
 
-    handed_over = list(body)
+    handed_over = []
+    for piece in body:
+        assert body.sent == (sum(map(len, handed_over)) + len(piece) == body.size)
+        handed_over.append(piece)
 
     assert b"".join(handed_over) == b"".join(pieces)
     assert body.size == sum(map(len, pieces))
     assert body.sent
+    *whole, last = handed_over
+    assert len(last) == min(body.size, 1)
     if body.size > 2 * 1024 * 1024:
-        assert {len(piece) for piece in handed_over[:-1]} == {256 * 1024}
+        assert {len(piece) for piece in whole[:-1]} == {256 * 1024}
     else:
-        assert len(handed_over) == 1
+        assert len(whole) == (body.size > 1)
