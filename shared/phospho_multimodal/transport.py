@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl
 import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -30,9 +28,16 @@ from typing import Any, Generic, TypeVar, cast
 
 import httpx
 
+from phospho_multimodal.connections import (
+    IDLE_SECONDS,
+    async_connection_maker,
+    connection_maker,
+    has_more,
+    is_usable,
+)
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange import MAX_REPLY_BYTES, DeadlineError, Reply, Send
-from phospho_multimodal.settings import Settings, Timeouts, checked_proxy, is_loopback
+from phospho_multimodal.settings import Settings, Timeouts
 
 __all__ = [
     "AsyncConnectionPool",
@@ -42,14 +47,6 @@ __all__ = [
     "read_async_reply",
     "read_reply",
 ]
-
-IDLE_SECONDS = 4.0
-"""A kept-alive connection is dropped after this: servers close theirs from 5 s on, and a request
-sent into a closing connection is a lost reply."""
-
-_ONE_CONNECTION = httpx.Limits(
-    max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS
-)
 
 _DEADLINE = "phospho.deadline"
 """The extension of a request that tells the pool when to give up on it."""
@@ -144,7 +141,7 @@ class _Connection:
         self.leave()
         if connected.fileno() < 0:  # closed since: a new connection will tell
             return
-        self._line = socket.socket(fileno=os.dup(connected.fileno()))
+        self._line = socket.socket(fileno=socket.dup(connected.fileno()))
         self._timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._cut)
         self._timer.daemon = True
         self._timer.start()
@@ -159,7 +156,7 @@ class ConnectionPool(httpx.BaseTransport):
     """The connections of one client, for any number of threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._make = _factory(httpx.HTTPTransport, settings)
+        self._make = connection_maker(settings)
         self._free: _FreeList[_Connection] = _FreeList()
         self._closed = False
         self._process = os.getpid()
@@ -167,7 +164,7 @@ class ConnectionPool(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send over an idle connection or a new one; closing the response gives it back."""
         self._leave_parents_connections()
-        connection = self._free.take() or _Connection(self._make())
+        connection = self._take()
         try:
             response = connection.send(request)
         except BaseException:
@@ -182,39 +179,46 @@ class ConnectionPool(httpx.BaseTransport):
         self._closed = True
         self._close_idle()
 
+    def _take(self) -> _Connection:
+        while (connection := self._free.take()) is not None:
+            if is_usable(connection.transport):
+                return connection
+            connection.close()
+        return _Connection(self._make())
+
     def _close_idle(self) -> None:
         for connection in self._free.drain():
             connection.close()
 
     def _give_back(self, connection: _Connection) -> None:
         connection.leave()
-        if _has_more(connection.transport):
+        if has_more(connection.transport):
             connection.close()
             return
         self._free.put(connection)
-        if self._closed:  # looked at after putting it there: of this and `close` one finds it
-            self._close_idle()
         for old in self._free.expired():
             old.close()
+        if self._closed:  # looked at after putting it there: of this and `close` one finds it
+            self._close_idle()
 
     def _leave_parents_connections(self) -> None:
         """After a fork the idle connections belong to the parent, which goes on using them."""
         if self._process != os.getpid():
-            self._process = os.getpid()
             self._close_idle()  # only descriptors of this process: nothing goes over the wire
+            self._process = os.getpid()  # after that: another thread may ask at the same time
 
 
 class AsyncConnectionPool(httpx.AsyncBaseTransport):
     """The connections of one client on one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._make = _factory(httpx.AsyncHTTPTransport, settings)
+        self._make = async_connection_maker(settings)
         self._free: _FreeList[httpx.AsyncHTTPTransport] = _FreeList()
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send over an idle connection or a new one; closing the response gives it back."""
-        transport = self._free.take() or self._make()
+        transport = await self._take()
         try:
             response = await transport.handle_async_request(request)
         except BaseException:
@@ -227,16 +231,29 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
         self._closed = True
-        for transport in self._free.drain():
+        await _close_all(self._free.drain())
+
+    async def _take(self) -> httpx.AsyncHTTPTransport:
+        while (transport := self._free.take()) is not None:
+            if is_usable(transport):
+                return transport
             await transport.aclose()
+        return self._make()
 
     async def _give_back(self, transport: httpx.AsyncHTTPTransport) -> None:
-        if self._closed or _has_more(transport):
+        if self._closed or has_more(transport):
             await transport.aclose()
             return
         self._free.put(transport)
-        for old in self._free.expired():
-            await old.aclose()
+        with contextlib.suppress(httpx.RequestError, OSError):  # an answer is there to be given
+            await _close_all(self._free.expired())
+
+
+async def _close_all(transports: Iterable[httpx.AsyncHTTPTransport]) -> None:
+    """Close every one, whatever comes between."""
+    async with contextlib.AsyncExitStack() as stack:
+        for transport in transports:
+            stack.push_async_callback(transport.aclose)
 
 
 class _PooledStream(httpx.SyncByteStream):
@@ -265,76 +282,12 @@ class _AsyncPooledStream(httpx.AsyncByteStream):
         return self._stream.__aiter__()
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
         give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            await give_back()
-
-
-def _has_more(transport: object) -> bool:
-    """Tell whether something came after an answer, which would be taken for the next one.
-
-    httpcore looks for it at the socket, but what came in the same piece has been read already. It
-    waits in the parser, to which there is no public way: past the pool, its connection, and those
-    that a proxy wraps around it.
-    """
-    pool = getattr(transport, "_pool", None)
-    for connection in getattr(pool, "connections", ()):
-        inner = connection
-        while hasattr(inner, "_connection"):
-            inner = inner._connection  # noqa: SLF001 - see above
-        parser = getattr(inner, "_h11_state", None)
-        if parser is not None and parser.trailing_data[0]:
-            return True
-    return False
-
-
-def _factory(transport_class: Callable[..., T], settings: Settings) -> Callable[[], T]:
-    """Make a maker of one-connection transports, with the TLS context shared by them all."""
-    return partial(
-        transport_class,
-        verify=_tls_context(settings.verify),
-        limits=_ONE_CONNECTION,
-        proxy=_proxy(settings),
-    )
-
-
-def _tls_context(verify: bool | str | ssl.SSLContext) -> ssl.SSLContext:
-    if isinstance(verify, ssl.SSLContext):
-        return verify
-    environment = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-    return _shared_tls_context(verify, environment)
-
-
-@lru_cache(maxsize=8)
-def _shared_tls_context(
-    verify: bool | str,
-    environment: tuple[str | None, str | None],
-) -> ssl.SSLContext:
-    """Load the CA certificates once: it takes 30 ms, and a context serves any number of clients."""
-    del environment  # only tells apart what httpx reads from it
-    if isinstance(verify, bool):
-        return httpx.create_ssl_context(verify=verify)
-    try:
-        if os.path.isdir(verify):  # noqa: PTH112 - a CA path is a string in every TLS library
-            return ssl.create_default_context(capath=verify)
-        return ssl.create_default_context(cafile=verify)
-    except OSError as failure:
-        message = f"verify={verify!r} is no CA file or folder that can be read: {failure}."
-        raise ConfigurationError(message) from None
-
-
-def _proxy(settings: Settings) -> str | None:
-    """The proxy for the base URL: the argument's or the environment's, and none to the loopback."""
-    if is_loopback(settings.host):
-        return None
-    if settings.proxy is not None or urllib.request.proxy_bypass(settings.host):
-        return settings.proxy
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(settings.base_url.split(":", 1)[0]) or proxies.get("all")
-    if proxy and "://" not in proxy:
-        proxy = f"http://{proxy}"
-    return checked_proxy(proxy)
+        try:
+            await self._stream.aclose()
+        finally:  # one that was interrupted is not usable, and will not be used
+            if give_back is not None:
+                await give_back()
 
 
 def check_borrowed(
@@ -451,6 +404,8 @@ def read_reply(response: httpx.Response, deadline: float | None) -> Reply:
             _check_deadline(deadline)
             if len(body) > MAX_REPLY_BYTES:
                 break
+        if "content-length" not in response.headers:
+            _check_deadline(deadline)  # that cuts the line, and a body of any length ends with it
     finally:
         response.close()
     return Reply(response.status_code, response.headers, bytes(body))
