@@ -6,7 +6,7 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -278,7 +278,7 @@ class AsyncPhosphoClient:
         if isinstance(step, AwaitTurn):
             return await self._await_turn(step.deadline)
         if isinstance(step, Work):
-            return await _on_a_thread(step.run) if step.heavy else step.run()
+            return await self._work(step)
         if isinstance(step, Together):
             return await self._run_together(step.conversations)
         return await asyncio.sleep(step.seconds)
@@ -298,6 +298,28 @@ class AsyncPhosphoClient:
             return await self.run(conversation)
         except PhosphoError as error:
             return error
+
+    async def _work(self, step: Work) -> Any:
+        if not step.computes:
+            return await _on_a_thread(step.run)
+        cores = self._shared.cores
+        await cores.take_async()
+        core = [cores.give_back]  # to be called by who takes it out
+
+        def run() -> Any:
+            give_back = core.pop()  # none is there if it was cancelled before it began
+            try:
+                return step.run()
+            finally:
+                give_back()
+
+        # A cancelled task does not wait for its thread: that one has the core until it is done.
+        try:
+            return await _on_a_thread(run)
+        except BaseException:
+            with suppress(IndexError):
+                core.pop()()
+            raise
 
     async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         slots = self._shared.slots

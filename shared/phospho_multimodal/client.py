@@ -243,7 +243,7 @@ class PhosphoClient:
         if isinstance(step, AwaitTurn):
             return self._await_turn(step.deadline)
         if isinstance(step, Work):
-            return step.run()
+            return self._work(step)
         if isinstance(step, Together):
             return self._run_together(step.conversations)
         return time.sleep(step.seconds) if given_up is None else given_up.wait(step.seconds)
@@ -270,6 +270,16 @@ class PhosphoClient:
             return self._run(conversation, given_up)
         except PhosphoError as error:
             return error
+
+    def _work(self, step: Work) -> Any:
+        if not step.computes:
+            return step.run()
+        cores = self._shared.cores
+        cores.take()
+        try:
+            return step.run()
+        finally:
+            cores.give_back()
 
     def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

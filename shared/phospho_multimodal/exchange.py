@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -64,8 +65,10 @@ T = TypeVar("T")
 MAX_REPLY_BYTES = 10 * 1024 * 1024
 """What is read of a reply; an answer has a few hundred bytes."""
 
-_WHOLE_BODY = 2 * 1024 * 1024
+_JOINED = 128 * 1024
+_WHOLE_PIECES = 2 * 1024 * 1024
 _SLICE = 256 * 1024
+_SHORT_END = 64
 _OK = 200
 _FREE_SERVER_ERRORS = frozenset({500, 503})
 
@@ -73,9 +76,13 @@ _FREE_SERVER_ERRORS = frozenset({500, 503})
 class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
     """The body of one attempt, which knows whether all of it was handed to the socket.
 
-    Large ones go in slices: given whole, each partial send copies the rest. The last byte goes by
-    itself, and the body counts as sent when that is handed over: whoever is interrupted before has
-    not sent it, and whoever is interrupted while it is written may have.
+    A small one is put together, since that costs less than another write. The pieces of a larger
+    one go as they are, without a copy. The largest go in slices: a piece given whole is copied
+    with each partial send.
+
+    The end goes by itself, a few bytes, and the body counts as sent when that is handed over:
+    whoever is interrupted before has not sent it, and whoever is interrupted while it is written
+    may have.
     """
 
     def __init__(self, *pieces: bytes) -> None:
@@ -84,14 +91,19 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        last = self._pieces[-1] if self._pieces else b""
-        rest: list[bytes | memoryview] = [*self._pieces[:-1], memoryview(last)[:-1]]
-        if self.size > _WHOLE_BODY:
+        end = self._pieces[-1] if self._pieces else b""
+        rest: list[bytes | memoryview] = [*self._pieces[:-1]]
+        if not rest or len(end) > _SHORT_END:
+            rest.append(memoryview(end)[:-1])
+            end = end[-1:]
+        if self.size > _WHOLE_PIECES:
             yield from _slices(rest)
+        elif self.size > _JOINED:
+            yield from map(bytes, rest)  # which copies none that is bytes already
         elif self.size > 1:
             yield b"".join(rest)
         self.sent = True
-        yield last[-1:]
+        yield end
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self:
@@ -117,10 +129,14 @@ def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run this and send back what it returns; `heavy` work does not belong on an event loop."""
+    """Run this, which does not belong on an event loop, and send back what it returns.
+
+    What computes goes on as many threads at once as there are cores: more would only take memory.
+    What waits (for a lock on a file, for an image of somebody's server) takes no core.
+    """
 
     run: Callable[[], Any]
-    heavy: bool
+    computes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +208,7 @@ class Exchange:
     budget: RetryBudget
     slots: Slots
     rate: Rate
+    cores: Slots
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
@@ -204,6 +221,7 @@ class Exchange:
             budget=RetryBudget(),
             slots=Slots(settings.max_concurrency),
             rate=Rate(settings.requests_per_second),
+            cores=Slots(os.cpu_count() or 1),
         )
 
 
@@ -299,7 +317,7 @@ def with_ledger(shared: Exchange, work: Callable[[], T]) -> Generator[Step, Any,
     """
     if shared.spending.path is None:
         return work()
-    return cast("T", (yield Work(work, heavy=True)))
+    return cast("T", (yield Work(work, computes=False)))
 
 
 def set_aside(shared: Exchange, images: int = 1) -> Generator[Step, Any, tuple[Reservation, ...]]:
@@ -319,6 +337,8 @@ def set_aside(shared: Exchange, images: int = 1) -> Generator[Step, Any, tuple[R
         SpendingLimitError: The cap does not allow it. Nothing was reserved.
     """
     spending = shared.spending
+    if spending.path is None:
+        return spending.reserve(images)
     made: list[Reservation] = []
     given_up = threading.Event()
 
@@ -331,7 +351,7 @@ def set_aside(shared: Exchange, images: int = 1) -> Generator[Step, Any, tuple[R
         return tuple(made)
 
     try:
-        return (yield from with_ledger(shared, make))
+        return cast("tuple[Reservation, ...]", (yield Work(make, computes=False)))
     except BaseException:
         # A cancelled task does not wait for the thread that works for it, and is not told what it
         # made: whoever comes second, the thread or this, releases it.

@@ -92,7 +92,7 @@ def predict(
 
     clean: SendableImage | None = None
     if plan.policy != "montage" and _is_small(handed_over[0]):
-        clean = yield Work(partial(_clean, handed_over[0], settings), heavy=False)
+        clean = _clean(handed_over[0], settings)
 
     def make_ready() -> tuple[Call, list[dict[str, Any]]]:
         if plan.policy == "montage":
@@ -104,8 +104,10 @@ def predict(
         shown = [source.to_metadata() for source in sources]
         return question_about(image, text, asking, settings, deadline), shown
 
-    heavy = clean is None and _have_bytes(handed_over)
-    call, shown = yield Work(make_ready, heavy=heavy)
+    if clean is None and _have_bytes(handed_over):
+        call, shown = yield Work(make_ready, computes=True)
+    else:
+        call, shown = make_ready()
     clean = None  # or its bytes would wait for the answer, beside the base64 of them
     description = yield from ask(shared, call)
     metadata = _metadata(shared, plan, asking, [call], shown)
@@ -129,7 +131,8 @@ def _ask_each(
             for image in images
         ]
 
-    ready = yield Work(make_ready, heavy=_have_bytes(handed_over))
+    have_bytes = _have_bytes(handed_over)
+    ready = (yield Work(make_ready, computes=True)) if have_bytes else make_ready()
     # For all or for none: half an answer for half the money is not what was asked for.
     reservations = yield from set_aside(shared, len(ready))
     calls = [call for _, call in ready]
@@ -201,7 +204,7 @@ def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any
     given_up = threading.Event()
     fetch = partial(fetch_image, source.url, deadline=deadline, given_up=given_up.is_set)
     try:
-        return _HandedOver(source, (yield Work(fetch, heavy=True)))
+        return _HandedOver(source, (yield Work(fetch, computes=False)))
     finally:
         # A cancelled task does not wait for the thread that works for it: this ends the work.
         given_up.set()
