@@ -1,10 +1,10 @@
 """`ChatPhospho`: the endpoint as a LangChain chat model."""
 
 import hashlib
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
@@ -14,7 +14,7 @@ from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
-from langchain_phospho.configuration import PARAMETERS
+from langchain_phospho.configuration import PARAMETERS, PhosphoConfiguration
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.token_counts import TokenCounts
 from phospho_multimodal import ConfigurationError
@@ -36,6 +36,8 @@ else:
     tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
 
 __all__ = ["ChatPhospho"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _KEYWORDS = frozenset({"model", "max_tokens", *PARAMETERS})
 
@@ -70,7 +72,13 @@ def _digest(image: str) -> str:
     return hashlib.sha256(image.encode()).hexdigest()
 
 
-class ChatPhospho(TokenCounts):
+def _with_signature(method: _Method) -> _Method:
+    """Keep a method's signature with it: LangChain inspects it anew for each call."""
+    cast("Any", method).__signature__ = inspect.signature(method)
+    return method
+
+
+class ChatPhospho(TokenCounts, PhosphoConfiguration):
     """Answers a question about the newest image of a conversation.
 
     Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
@@ -175,6 +183,7 @@ class ChatPhospho(TokenCounts):
         wanted = structured_output.StructuredOutput(schema, method, include_raw, max_repairs)
         return wanted.reading(self.bind(**wanted.keywords(), **kwargs))
 
+    @_with_signature
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -185,6 +194,7 @@ class ChatPhospho(TokenCounts):
         del run_manager
         return results.chat_result(self._predict(messages, stop, kwargs))
 
+    @_with_signature
     async def _agenerate(
         self,
         messages: list[BaseMessage],
@@ -255,7 +265,7 @@ class ChatPhospho(TokenCounts):
         if "max_tokens" in given:
             given["max_new_tokens"] = given.pop("max_tokens")
         return protocol, {
-            "policy": replace(self._policy(), one_answer=bool(protocol)),
+            "policy": self._policy(one_answer=bool(protocol)),
             "model": given.pop("model", self.model_name),
             "stop": self._listed(self.stop if stop is None else stop),
             "parameters": {name: given.get(name, getattr(self, name)) for name in PARAMETERS},

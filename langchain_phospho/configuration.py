@@ -259,13 +259,14 @@ class PhosphoConfiguration(BaseChatModel):
             twin.http_client = twin.http_async_client = None
         return super(PhosphoConfiguration, twin).__getstate__()
 
-    def _policy(self) -> ImagePolicy:
+    def _policy(self, *, one_answer: bool = False) -> ImagePolicy:
         image = self.default_image
         return ImagePolicy(
             multi_image=self.multi_image,
             max_images=self.max_images,
             default_image=None if image is None else source.image_source(image),
             default_prompt=self.default_prompt,
+            one_answer=one_answer,
         )
 
     def _clients(self, settings: Settings | None = None) -> "ModelClients":

@@ -1,18 +1,22 @@
 """How long a text is, for what trims conversations: a guess, since the endpoint tells nothing."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage
 
-from langchain_phospho.configuration import PhosphoConfiguration
 from langchain_phospho.errors import langchain_errors
 from phospho_multimodal import ConfigurationError
+
+if TYPE_CHECKING:
+    from langchain_phospho.configuration import PhosphoConfiguration as _Model
+else:
+    _Model = object  # pydantic takes two milliseconds for each class of its own
 
 __all__ = ["TokenCounts"]
 
 
-class TokenCounts(PhosphoConfiguration):
+class TokenCounts(_Model):
     """Counts tokens without a tokenizer; LangChain's own way would download one."""
 
     def get_token_ids(self, text: str) -> list[int]:

@@ -81,7 +81,10 @@ def read_called_messages(messages: Sequence[BaseMessage]) -> list[Turn]:
         ImageError: An image's URL cannot be used.
     """
     turns = zip(messages, read_messages(messages), strict=True)
-    return [replace(turn, calls=_calls(message)) for message, turn in turns]
+    return [
+        replace(turn, calls=calls) if (calls := _calls(message)) else turn
+        for message, turn in turns
+    ]
 
 
 def _calls(message: BaseMessage) -> tuple[ToolCall, ...]:

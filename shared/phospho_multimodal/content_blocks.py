@@ -120,6 +120,7 @@ _HOLDERS = (
     "fileData",
     "resource",
 )
+_KEYS_OF_IMAGES = (*_VALUES, *_HOLDERS)
 _TYPES = ("mime_type", "media_type", "mimeType", "mediaType")
 _REFERENCES = ("path", "file_id", "fileId", "file_uri", "fileUri", "s3Location", "id")
 
@@ -171,7 +172,7 @@ def read_content(content: object) -> Iterator[Part]:
         yield from _read_block(content)
     elif isinstance(content, Iterable) and not isinstance(content, (bytes, bytearray)):
         for block in content:
-            yield from read_content(block)
+            yield from _read_block(block) if isinstance(block, Mapping) else read_content(block)
     else:
         reason = f"A block is a {type(content).__name__}, and neither a text nor a mapping"
         raise _unsupported(reason, "Send text blocks and image blocks.")
@@ -194,7 +195,11 @@ def _read_block(block: Block) -> Iterator[Part]:
     reading = KINDS.get(_kind(block))
     if reading is None:
         raise _unknown(block)
-    if reading == "inner":
+    if reading in _READERS:
+        read = _READERS[reading](block)
+        if read is not None:
+            yield read
+    elif reading == "inner":
         value = block.get("value")
         if not isinstance(value, Mapping):
             raise _unknown(block)
@@ -205,10 +210,6 @@ def _read_block(block: Block) -> Iterator[Part]:
             yield part
     elif reading == "found":
         yield from _read_found(_contents(block) or block.get(_kind(block)))
-    elif reading != "nothing":
-        read = _READERS[reading](block)
-        if read is not None:
-            yield read
 
 
 def _kind(block: Block) -> str:
@@ -325,10 +326,11 @@ def _places(block: Block) -> Iterator[Block]:
 
 def _find_image(block: Block) -> Any:
     for place in _places(block):
-        for key in (*_VALUES, *_HOLDERS):
+        for key in _KEYS_OF_IMAGES:
             value = place.get(key)
-            empty = value is None or (isinstance(value, (str, bytes)) and not value)
-            if not empty and not isinstance(value, Mapping):
+            if value is None or isinstance(value, Mapping):
+                continue
+            if not isinstance(value, (str, bytes)) or value:
                 return value
     return None
 

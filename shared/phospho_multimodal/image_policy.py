@@ -17,6 +17,9 @@ DEFAULT_PROMPT = "Describe this image."
 MultiImage: TypeAlias = Literal["montage", "each", "last", "error"]
 
 
+_MULTI_IMAGE = get_args(MultiImage)
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
     """What to do with several images, and with none.
@@ -38,8 +41,8 @@ class ImagePolicy:
     one_answer: bool = False
 
     def __post_init__(self) -> None:
-        if self.multi_image not in get_args(MultiImage):
-            choices = ", ".join(get_args(MultiImage))
+        if self.multi_image not in _MULTI_IMAGE:
+            choices = ", ".join(_MULTI_IMAGE)
             message = f"multi_image is {self.multi_image!r}; it is one of: {choices}."
             raise ConfigurationError(message)
         if self.max_images < 1:

@@ -48,6 +48,8 @@ class Slots:
         Returns:
             Whether there is one; then it has to be given back.
         """
+        if self._take_free():
+            return True
         event = threading.Event()
         waiter = self._join(event.set)
         if waiter is None:
@@ -62,6 +64,8 @@ class Slots:
 
     async def take_async(self) -> None:
         """Wait for a slot, on an event loop; it has to be given back."""
+        if self._take_free():
+            return
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         waiter = self._join(lambda: loop.call_soon_threadsafe(_wake, turn))
@@ -86,6 +90,14 @@ class Slots:
                     continue
                 return
             self._free += 1
+
+    def _take_free(self) -> bool:
+        """Take a slot if there is one: whoever waits for one finds none free."""
+        with self._lock:
+            if not self._free:
+                return False
+            self._free -= 1
+            return True
 
     def _join(self, wake: Callable[[], object]) -> _Waiter | None:
         """Take a slot (`None`), or a place in the queue."""
