@@ -5,13 +5,6 @@
 prints, in bytes, the size of the base64, the growth of the peak, and what stays.
 
 What is free inside glibc's malloc is given back before each look, so that only what is held counts.
-After 100 in a row nothing is. After 64 at once 7 to 25 times the base64 stay, of which our objects
-hold 0.08 times (by tracemalloc): the rest is free at the ends of the threads' arenas, which cannot
-be given back. With `MALLOC_ARENA_MAX=1` 0.2 times stay, with `MALLOC_MMAP_THRESHOLD_=1000000` 0.4
-times. So that figure is told and not judged.
-
-The growth at 64 at once is 1.05 times the base64 for each call by what objects hold at most, and
-1.4 to 1.6 times by what glibc takes for a `data:` URL; 0.7 to 1.0 times of bytes, which are there.
 """
 
 from __future__ import annotations
@@ -35,6 +28,7 @@ __all__ = ["measure_memory"]
 
 _SIDE = 2048  # pixels: 5 MB of noise are 1600, and shall be sent as they are
 IN_A_ROW, AT_ONCE = 100, 64
+_UNDER_WAY = 3.0  # seconds until an answer comes
 
 
 def measure_memory(names: list[str]) -> dict[str, dict[str, float]]:
@@ -49,10 +43,11 @@ def measure_memory(names: list[str]) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[str, float]] = {}
     picture = clean_jpeg(5_000_000)
-    with running_stub() as base_url:
+    # All are to be under way at once, whoever prepares his pictures one after the other, too.
+    with running_stub() as at_once, running_stub(delay=_UNDER_WAY) as slow:
         for name in names:
             sizes = {}
-            for pattern in ("in a row", "at once"):
+            for pattern, base_url in (("in a row", at_once), ("at once", slow)):
                 command = [sys.executable, __file__, name, base_url, pattern]
                 ran = subprocess.run(command, input=picture, capture_output=True, check=True)
                 out = ran.stdout

@@ -90,7 +90,7 @@ def _throughputs(tables: dict[str, dict[str, float]]) -> list[Verdict]:
 
 
 def _memory(table: dict[str, dict[str, float]]) -> list[Verdict]:
-    limits = {"in a row": 2.5, "at once": 1.5, "kept in a row": 0.5}
+    limits = {"in a row": 2.5, "at once": 1.5, "kept in a row": 0.5, "kept at once": 0.5}
     return [
         Verdict(f"5 MB, {pattern}: memory of {name} / base64", table[name][pattern], limit)
         for name in ("PhosphoClient", "ChatPhospho")
