@@ -38,7 +38,7 @@ from stub import running_stub, seen
 __all__ = ["Overhead", "measure_overhead"]
 
 REFERENCE, CARRIER = "httpx json=", "httpx content="
-PROCESSES = 6
+PROCESSES = 5
 
 
 @dataclass(frozen=True)
