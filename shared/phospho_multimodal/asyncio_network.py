@@ -207,10 +207,20 @@ class _Line(asyncio.Protocol):
         self.is_full = False
         self._wake()
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether nothing can go out any more; known before `connection_lost` is called."""
-        return self.transport.is_closing()
+    async def send(self, piece: bytes | memoryview, seconds: float | None) -> bool:
+        """Hand a piece to the socket, and tell whether it took all of it."""
+        # Asked of the transport, which knows it before `connection_lost` is called.
+        is_closing = self.transport.is_closing
+        if is_closing():
+            return False
+        self.transport.write(piece)
+        if is_closing():
+            return False
+        if self.is_full:
+            await self.wait_until(
+                lambda: not self.is_full or is_closing(), seconds, httpcore.WriteTimeout
+            )
+        return not self.is_full
 
     def take(self, most: int) -> bytes:
         """Take out what has come in."""
@@ -258,21 +268,19 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, line: _Line) -> None:
         self._line = line
-        self._answered = True
-        self._broken = False
+        self._is_whole = True
 
     async def read(
         self,
         max_bytes: int,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> bytes:
-        self._answered = True
         line = self._line
         if not line.received and not line.ended:
             await line.wait_until(
                 lambda: bool(line.received) or line.ended, timeout, httpcore.ReadTimeout
             )
-        if not line.received and self._broken:
+        if not line.received and not self._is_whole:
             # httpcore passes over what is wrong with a write, to see whether there is an answer.
             # There is none, and the end of the request has not gone out.
             message = f"The connection was closed before all was sent: {line.failure}"
@@ -288,21 +296,10 @@ class _Stream(httpcore.AsyncNetworkStream):
     ) -> None:
         if not buffer:
             return
-        line = self._line
-        if self._answered:
-            self._answered = self._broken = False
         for piece in segments(buffer):
-            if not line.is_closing:
-                line.transport.write(piece)
-                self._broken = line.is_closing
-            else:
-                self._broken = True
-            if line.is_full and not self._broken:
-                await line.wait_until(
-                    lambda: not line.is_full or line.is_closing, timeout, httpcore.WriteTimeout
-                )
-                self._broken = line.is_full
-            if self._broken:
+            # A connection that broke once takes no other request.
+            self._is_whole = await self._line.send(piece, timeout)
+            if not self._is_whole:
                 message = "The connection is closed."
                 raise httpcore.WriteError(message)
 

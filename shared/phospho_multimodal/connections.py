@@ -7,7 +7,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httpx
 
@@ -29,14 +29,6 @@ sent into a closing connection is a lost reply."""
 _ONE_CONNECTION = httpx.Limits(
     max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS
 )
-
-
-class _Connection(Protocol):
-    """What httpcore's connections tell of themselves."""
-
-    def is_available(self) -> bool: ...
-
-    def has_expired(self) -> bool: ...
 
 
 class _Direct(httpx.HTTPTransport):
@@ -100,8 +92,8 @@ def is_usable(transport: httpx.BaseTransport | httpx.AsyncBaseTransport) -> bool
     """Tell whether an idle connection can take another request: a proxy's sees to that itself."""
     if not isinstance(transport, (_Direct, _AsyncDirect)):
         return True
-    connection = cast("_Connection", transport._pool)  # noqa: SLF001 - made above
-    return connection.is_available() and not connection.has_expired()
+    connection: Any = transport._pool  # noqa: SLF001 - made above
+    return bool(connection.is_available() and not connection.has_expired())
 
 
 def has_more(transport: httpx.BaseTransport | httpx.AsyncBaseTransport) -> bool:

@@ -7,7 +7,7 @@ part. TLS stays with httpcore's own way.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpcore
@@ -24,38 +24,12 @@ whole, and 5 % less than in pieces of 64 kB: the other side begins to read at on
 uses the same pages again while they are in the processor's cache."""
 
 
-class SocketNetwork(httpcore.NetworkBackend):
+class SocketNetwork(httpcore.SyncBackend):
     """Opens connections as httpcore does, and writes and reads by itself."""
 
-    def __init__(self) -> None:
-        self._network = httpcore.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        """Connect to a host.
-
-        Args:
-            host: A name or an address.
-            port: Its port.
-            timeout: Seconds; `None` is for ever.
-            local_address: Where to connect from.
-            socket_options: Set on the socket.
-
-        Returns:
-            The connection.
-
-        Raises:
-            httpcore.ConnectTimeout: It took too long.
-            httpcore.ConnectError: It was refused, or there is no such host.
-        """
-        options = socket_options or ()
-        return _Stream(self._network.connect_tcp(host, port, timeout, local_address, options))
+    def connect_tcp(self, *arguments: Any, **keywords: Any) -> httpcore.NetworkStream:
+        """Connect as httpcore does: its arguments, and its errors."""
+        return _Stream(super().connect_tcp(*arguments, **keywords))
 
 
 class _Stream(httpcore.NetworkStream):
@@ -92,7 +66,7 @@ class _Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._answered:
-            self._answered, self._held, self._broken = False, buffer, None
+            self._answered, self._held = False, buffer
             return
         held, self._held = self._held, None
         try:
