@@ -48,6 +48,9 @@ __all__ = [
     "read_reply",
 ]
 
+_TELLS_ITS_END = {"content-length", "transfer-encoding"}
+"""Headers of a body that is known to be whole; any other may have been cut off."""
+
 _DEADLINE = "phospho.deadline"
 """The extension of a request that tells the pool when to give up on it."""
 
@@ -404,8 +407,8 @@ def read_reply(response: httpx.Response, deadline: float | None) -> Reply:
             _check_deadline(deadline)
             if len(body) > MAX_REPLY_BYTES:
                 break
-        if "content-length" not in response.headers:
-            _check_deadline(deadline)  # that cuts the line, and a body of any length ends with it
+        if not _TELLS_ITS_END & response.headers.keys():
+            _check_deadline(deadline)  # that cuts the line, and such a body ends with the line
     finally:
         response.close()
     return Reply(response.status_code, response.headers, bytes(body))
