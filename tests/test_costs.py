@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from random import Random
+from types import FrameType
 from typing import Any, cast
 
 import httpx
@@ -102,14 +103,13 @@ def server() -> Iterator[CountingServer]:
         yield running
 
 
-def own_calls(ask: Callable[[], Any]) -> int:
-    """Count the calls of functions of ours, and steps of our generators, on this thread."""
+def count_calls(ask: Callable[[], Any], counts: Callable[[FrameType], bool]) -> int:
+    """Count calls of functions, and steps of generators, on this thread."""
     count = 0
 
-    def note(frame: Any, event: str, _: Any) -> None:
+    def note(frame: FrameType, event: str, _: Any) -> None:
         nonlocal count
-        if event == "call":
-            count += frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+        count += event == "call" and counts(frame)
 
     before = sys.getprofile()
     sys.setprofile(note)
@@ -118,6 +118,11 @@ def own_calls(ask: Callable[[], Any]) -> int:
     finally:
         sys.setprofile(before)
     return count
+
+
+def own_calls(ask: Callable[[], Any]) -> int:
+    """Count those of functions of ours."""
+    return count_calls(ask, lambda f: f.f_globals.get("__name__", "").partition(".")[0] in OURS)
 
 
 def peak(ask: Callable[[], Any]) -> int:
@@ -308,27 +313,14 @@ def test_a_question_takes_two_rounds_of_the_event_loop(server: CountingServer) -
         loop.close()
 
 
-def calls_of(name: str, ask: Callable[[], Any]) -> int:
-    """Count the calls of one function of ours."""
-    count = 0
-
-    def note(frame: Any, event: str, _: Any) -> None:
-        nonlocal count
-        count += event == "call" and frame.f_code.co_name == name
-
-    sys.setprofile(note)
-    try:
-        ask()
-    finally:
-        sys.setprofile(None)
-    return count
-
-
 def test_a_picture_that_is_sent_again_is_not_looked_through_again(server: CountingServer) -> None:
+    def looks_through(frame: FrameType) -> bool:
+        return frame.f_code.co_name == "clean_image"
+
     picture, another = noise(200_000), noise(300_000)
     with PhosphoClient(base_url=server.base_url) as client:
         looks = [
-            calls_of("clean_image", lambda given=given: client.describe(given))
+            count_calls(lambda given=given: client.describe(given), looks_through)
             for given in (picture, another, picture, pybase64.b64encode_as_string(picture))
         ]
     assert looks == [1, 1, 0, 0]

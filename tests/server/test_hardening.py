@@ -218,15 +218,17 @@ def test_keys_are_compared_in_constant_time():
 
 
 def test_a_key_of_100_kb_is_refused_by_whoever_meets_it_first(server, dial):
-    with dial(server) as client:
-        client.send("Content-Length: 0", key="x" * 100_000)
-        # Up to 64 kB of an unfinished head are kept; one that comes whole is looked at. Who closes
-        # on what was not read resets the line, and a reset may overtake the answer.
-        reply = client.reply()
-        assert reply is None or reply.status in {400, 401}
-    with dial(server) as client:
-        client.send("Content-Length: 0", key=KEY)
-        assert client.reply().status not in {400, 401}
+    def asked():
+        with dial(server) as client:
+            client.send("Content-Length: 0", key="x" * 100_000)
+            return client.reply()
+
+    # Who closes on what was not read resets the line, and a reset may overtake the answer: one of a
+    # hundred is asked again for that.
+    replies = (asked() for _ in range(20))
+    reply = next(reply for reply in replies if reply is not None)
+    # Up to 64 kB of an unfinished head are kept; one that comes whole is looked at.
+    assert reply.status in {400, 401}
 
 
 @pytest.mark.parametrize(
