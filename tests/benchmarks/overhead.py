@@ -11,7 +11,7 @@ malloc's free lists are the others' before). Users have one client, and not twel
 Rounds are spread over several processes. In one, megabytes lie by chance where malloc gives their
 pages back after each call, or where it does not: 0.4 ms of `httpx json=` alone.
 
-    python overhead.py --picture --rounds 6 --calls 10
+    python overhead.py --picture --rounds 6 --calls 10 < picture.jpg
 
 is one of the processes; it prints the microseconds of each round, by way and contestant.
 """
