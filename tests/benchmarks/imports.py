@@ -17,7 +17,7 @@ import sys
 import tempfile
 from statistics import median
 
-__all__ = ["FOREIGN", "measure_imports"]
+__all__ = ["FLOORS", "FOREIGN", "measure_imports"]
 
 _PROBE = """
 import json, sys, time
@@ -76,6 +76,12 @@ _PROBES = {
     "llama_index.llms.openai": ("from llama_index.llms.openai import OpenAI", "None"),
 }
 
+FLOORS = {
+    "langchain_phospho": "LangChain and httpx",
+    "llama_index_phospho": "LlamaIndex and httpx",
+}
+"""What each of ours stands on."""
+
 FOREIGN = {
     "langchain_phospho": ("PIL", "fastapi", "uvicorn", "rapidocr", "onnxruntime", "llama_index"),
     "llama_index_phospho": ("fastapi", "uvicorn", "rapidocr", "onnxruntime", "langchain_core"),
@@ -90,8 +96,10 @@ def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
         rounds: How many fresh processes each has.
 
     Returns:
-        By what is imported: `ms` of CPU, `modules` loaded, `object` in microseconds, and how many
-        of `FOREIGN` are `foreign` modules among the loaded.
+        By what is imported: `ms` of CPU, `modules` loaded, `object` in microseconds, how many of
+        `FOREIGN` are `foreign` modules among the loaded, and for those of `FLOORS` the CPU `over`
+        their floor's: the median of the ratios within each round, since a machine that slows down
+        meanwhile slows down both of a round.
     """
     with tempfile.TemporaryDirectory() as cache:
         # Compiled by a first round that does not count, as pip compiles what it installs: not what
@@ -124,8 +132,12 @@ def _measure(rounds: int, environment: dict[str, str]) -> dict[str, dict[str, fl
             elif "ModuleNotFoundError" not in ran.stderr:
                 raise RuntimeError(ran.stderr)
     columns = ("ms", "modules", "object", "foreign")
-    return {
+    found = {
         name: dict(zip(columns, map(median, zip(*rows, strict=True)), strict=True))
         for name, rows in seen.items()
         if rows
     }
+    for name, floor in FLOORS.items():
+        pairs = zip(seen[name], seen[floor], strict=True)
+        found[name]["over"] = median(ours[0] / theirs[0] for ours, theirs in pairs)
+    return found

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from imports import FLOORS
 from machine import versions
 from overhead import CARRIER, REFERENCE, Overhead
 from targets import Verdict
@@ -94,13 +95,7 @@ def table_of_readme(results: dict[str, Any]) -> str:
         cells = [row[kind] for kind in ("in a row", "kept in a row", "at once", "kept at once")]
         lines.append(f"| {name} | {' | '.join(f'{max(0.0, cell):.1f}' for cell in cells)} |")
     imports, photo = results["imports"], results["preparation"]
-    shares = [
-        imports[ours]["ms"] / imports[floor]["ms"]
-        for ours, floor in (
-            ("langchain_phospho", "LangChain and httpx"),
-            ("llama_index_phospho", "LlamaIndex and httpx"),
-        )
-    ]
+    shares = [imports[ours]["over"] for ours in FLOORS]
     said = (
         f"Importing an adapter takes {shares[0]:.2f} (LangChain) and {shares[1]:.2f} (LlamaIndex)"
         " times what importing its framework and httpx takes. A photo of 12 megapixels is made"

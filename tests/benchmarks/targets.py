@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from imports import FLOORS
 from overhead import Overhead
 
 __all__ = ["Verdict", "judge"]
@@ -100,12 +101,8 @@ def _memory(table: dict[str, dict[str, float]]) -> list[Verdict]:
 
 def _imports(table: dict[str, dict[str, float]]) -> list[Verdict]:
     verdicts = []
-    for ours, floor in (
-        ("langchain_phospho", "LangChain and httpx"),
-        ("llama_index_phospho", "LlamaIndex and httpx"),
-    ):
-        share = table[ours]["ms"] / table[floor]["ms"]
-        verdicts.append(Verdict(f"import {ours} / {floor}", share, 1.05))
+    for ours, floor in FLOORS.items():
+        verdicts.append(Verdict(f"import {ours} / {floor}", table[ours]["over"], 1.05))
         verdicts.append(Verdict(f"foreign modules that {ours} loads", table[ours]["foreign"], 0))
     share = table["langchain_phospho"]["object"] / table["LangChain and httpx"]["object"]
     verdicts.append(Verdict("ChatPhospho() / a do-nothing model()", share, 3))
