@@ -11,6 +11,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import tarfile
 import threading
 import time
@@ -453,6 +454,38 @@ async def test_an_answer_that_a_cancellation_lost_is_in_doubt(
         await job
     assert (await adescribe_many(tmp_path / "in", tmp_path / "out", **options)).in_doubt == 1
     assert server.billed == 1
+
+
+async def test_who_cancels_twice_loses_no_answer_that_waits_for_the_disk(tmp_path: Path) -> None:
+    asked, answered, answer = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+
+    def wait(connection: Connection, request: Received) -> None:
+        asked.release()
+        assert answer.wait(30)
+        connection.reply(200, prediction(seen(request.image)), billed=True)
+        answered.release()
+
+    photos(tmp_path / "in", 12)
+    with FaultServer(endpoint(wait)).running() as server:
+        options: Any = {"results": "jsonl", "base_url": server.base_url, "concurrency": 12}
+        job = asyncio.ensure_future(adescribe_many(tmp_path / "in", tmp_path / "out", **options))
+        for _ in range(12):
+            await asyncio.to_thread(asked.acquire)
+        (path,) = (tmp_path / "out").glob("job-*/_journal.sqlite")
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # the disk is slow
+            answer.set()
+            for _ in range(12):
+                await asyncio.to_thread(answered.acquire)
+            await asyncio.sleep(0.3)  # the answers are here, and not on the disk
+            for _ in range(3):
+                job.cancel()
+                await asyncio.sleep(0.2)
+            other.execute("ROLLBACK")
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        summary = await adescribe_many(tmp_path / "in", tmp_path / "out", **options)
+        assert (summary.described, summary.in_doubt, server.billed) == (12, 0, 12)
 
 
 def test_a_message_tells_no_signature(tmp_path: Path, server: FaultServer) -> None:

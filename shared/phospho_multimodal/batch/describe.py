@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
 from phospho_multimodal.batch.commits import GroupCommit
+from phospho_multimodal.batch.endings import to_the_end
 from phospho_multimodal.batch.engine import Engine, Stop
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
@@ -283,7 +284,7 @@ class _Run:
         try:
             return await self._work(source, journal)
         finally:
-            await asyncio.to_thread(journal.close)
+            await to_the_end(journal.close)
 
     async def _work(self, source: Source, journal: Journal) -> Summary:
         spent = await asyncio.to_thread(journal.tally)
@@ -435,7 +436,7 @@ class _Run:
         try:
             await engine.run()
         finally:
-            await asyncio.to_thread(commits.close)
+            await to_the_end(commits.close)  # what it was told may be paid
 
 
 def _check_names(options: BatchOptions) -> None:
