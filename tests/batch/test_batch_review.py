@@ -35,9 +35,16 @@ from phospho_multimodal.batch.preparation import Preparation
 from phospho_multimodal.batch.progress import Watch
 from phospho_multimodal.batch.results import Results
 from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
-from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
+from phospho_multimodal.errors import (
+    ConfigurationError,
+    SpendingLimitError,
+    UnsupportedContentError,
+)
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending import Reservation, Spending
+
+SETTINGS = Settings.resolve(base_url="http://127.0.0.1:9")
+JOB = Job.of("What?", SETTINGS, {})
 
 
 def endpoint(behave: Behaviour | None = None) -> Behaviour:
@@ -146,7 +153,7 @@ def test_who_says_no_keeps_the_rows_that_there_are(tmp_path: Path) -> None:
 
 
 def test_many_copies_of_one_picture_are_counted_at_once(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, Job.of("What?", "phospho-multimodal", {}))
+    journal = Journal(tmp_path, JOB)
     for first in range(0, 20_000, 250):
         journal.add(
             [
@@ -318,12 +325,10 @@ def test_few_items_that_hold_their_picture_are_held(tmp_path: Path) -> None:
             made += 1
             yield Item(f"{number}", "a.png", bytes(5_000_000), None)
 
-    job = Job.of("What?", "phospho-multimodal", {})
-    journal = Journal(tmp_path, job)
+    journal = Journal(tmp_path, JOB)
     journal.add([Entry(f"{number}", "a.png") for number in range(100)])
-    settings = Settings.resolve(base_url="http://127.0.0.1:9")
     source: Any = items()
-    preparation = Preparation(source, journal, job, settings, lambda: False)
+    preparation = Preparation(source, journal, JOB, SETTINGS, lambda: False)
     assert len(preparation.next_inputs()) == 2
     assert made == 2
     journal.close()
@@ -488,28 +493,103 @@ async def test_who_cancels_twice_loses_no_answer_that_waits_for_the_disk(tmp_pat
         assert (summary.described, summary.in_doubt, server.billed) == (12, 0, 12)
 
 
+@pytest.mark.parametrize(
+    "other", [{"max_image_side": 6}, {"prepare": False}], ids=["smaller", "as it is"]
+)
+def test_pictures_of_another_size_are_another_job(
+    tmp_path: Path, server: FaultServer, other: dict[str, Any]
+) -> None:
+    photos(tmp_path / "in", 3)
+    options: Any = {"results": "jsonl", "base_url": server.base_url}
+    with pytest.raises(SpendingLimitError):
+        describe_many(tmp_path / "in", tmp_path / "out", max_images=1, concurrency=1, **options)
+    of_other = describe_many(tmp_path / "in", tmp_path / "out", **options, **other)
+    whole = describe_many(tmp_path / "in", tmp_path / "out", **options)
+    assert of_other.folder != whole.folder
+    assert (of_other.described, whole.described, server.billed) == (3, 3, 6)
+    assert of_other.manifest["max_image_side"] == other.get("max_image_side")
+    assert {row["width"] for row in rows(whole)} == {8}
+
+
+def test_rows_and_manifest_tell_one_price(tmp_path: Path, server: FaultServer) -> None:
+    photos(tmp_path / "in", 1003)
+    options: Any = {"results": "jsonl", "base_url": server.base_url, "usd_per_image": "0.01"}
+    with pytest.raises(SpendingLimitError):
+        describe_many(tmp_path / "in", tmp_path / "out", max_images=1001, **options)
+    options["usd_per_image"] = "0.02"
+    for confirm in (lambda _: False, lambda _: True):
+        summary = describe_many(tmp_path / "in", tmp_path / "out", confirm=confirm, **options)
+        assert {row["cost_usd"] for row in rows(summary)} == {0.02}
+        assert summary.cost_usd == pytest.approx(0.02 * summary.images_billed)
+    assert summary.described == server.billed == 1003
+
+
+SIGNED = [
+    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}",
+    "X-Goog-Date={0}&X-Goog-Signature={0}",
+    "x-oss-date={0}&x-oss-signature={0}",
+    "AWSAccessKeyId=me&Expires={0}&Signature={0}",
+    "Expires={0}&Signature={0}&Key-Pair-Id=me",
+    "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}",
+]
+
+
+@pytest.mark.parametrize("signature", SIGNED)
+def test_a_url_that_is_signed_anew_is_the_same_picture(tmp_path: Path, signature: str) -> None:
+    def see(connection: Connection, _request: Received) -> None:
+        connection.reply(200, prediction("A cat."), billed=True)
+
+    def describe(number: int, version: int = 7, **caps: Any) -> Summary:
+        urls = [
+            f"http://127.0.0.1:9/{name}.png?versionId={version}&{signature.format(number)}"
+            for name in "abc"
+        ]
+        options: Any = {"results": "jsonl", "base_url": server.base_url, "concurrency": 1}
+        return describe_many(urls, tmp_path / "out", **options, **caps)
+
+    with FaultServer(endpoint(see)).running() as server:
+        with pytest.raises(SpendingLimitError):
+            describe(1, max_images=2)
+        with pytest.raises(ConfigurationError, match="already"):
+            describe(2, version=8)
+        summary = describe(2)
+        assert (summary.described, server.billed) == (3, 3)
+    assert all(row["source"].endswith(signature.format(2)) for row in rows(summary))
+
+
+@pytest.mark.parametrize("texts", [{"prompt": "a\ud800"}, {"prompt": "a", "stop": ["\udc00"]}])
+def test_half_a_character_in_a_prompt_is_told_before_anything_is_sent(
+    tmp_path: Path, server: FaultServer, texts: dict[str, Any]
+) -> None:
+    photos(tmp_path / "in", 1)
+    with pytest.raises(UnsupportedContentError, match="half of a surrogate pair"):
+        describe_many(
+            tmp_path / "in", tmp_path / "out", results="jsonl", base_url=server.base_url, **texts
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_message_tells_no_signature(tmp_path: Path, server: FaultServer) -> None:
     options: Any = {"results": "jsonl", "base_url": server.base_url}
     decline: Any = {"confirm": lambda _: False}
-    signed = "https://user:key@h.example/a.png?signature="
+    signed = "https://user:key@h.example/a.png?token="
     describe_many([signed + "one"], tmp_path / "out", **options, **decline)
     with pytest.raises(ConfigurationError, match=r"https://h\.example") as told:
         describe_many([signed + "two"], tmp_path / "out", **options, **decline)
-    assert not {"key", "one", "two", "signature"} & set(re.split(r"\W", str(told.value)))
+    assert not {"key", "one", "two", "token"} & set(re.split(r"\W", str(told.value)))
 
 
 def test_a_journal_that_was_given_up_can_be_taken_again(tmp_path: Path) -> None:
-    job = Job.of("What?", "phospho-multimodal", {})
-    journal = Journal(tmp_path, job)
+    journal = Journal(tmp_path, JOB)
     with pytest.raises(ConfigurationError, match="is at this job"):
-        Journal(tmp_path, job)
+        Journal(tmp_path, JOB)
     del journal  # as a cancelled task does, whose thread had just opened it
     gc.collect()
-    Journal(tmp_path, job).close()
-    broken = Journal(tmp_path, job)
+    Journal(tmp_path, JOB).close()
+    broken = Journal(tmp_path, JOB)
     broken._database.close()
     broken.close()
-    Journal(tmp_path, job).close()
+    Journal(tmp_path, JOB).close()
 
 
 def test_a_source_is_not_gone_through_where_no_two_files_have_one_size(

@@ -26,9 +26,10 @@ from phospho_multimodal.pacing import Rate
 from phospho_multimodal.ray.books import Books
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Word
+from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending import Spending
 
-JOB = Job.of("What is it?", "phospho-multimodal", {})
+JOB = Job.of("What is it?", Settings.resolve(base_url="http://127.0.0.1:9"), {})
 CAT, DOG, COW = (bytes([number]) * 32 for number in range(3))
 
 

@@ -205,8 +205,8 @@ async def adescribe_many(
     """Ask the same about many pictures, and write a row for each.
 
     The same picture, by what is sent, is paid for once. The job can be stopped and killed at any
-    moment: the same call goes on where it was. Another prompt, model or parameter is another job,
-    in a folder of its own inside `out`.
+    moment: the same call goes on where it was. Another prompt, model, parameter or size of what is
+    sent is another job, in a folder of its own inside `out`.
 
     Args:
         source: A folder, a pattern, a table (CSV, JSONL, Parquet), tar archives, `-`, or a list of
@@ -255,7 +255,7 @@ class _Run:
             for name, value in options.items()
             if name in ParameterOptions.__annotations__
         }
-        self._job = Job.of(prompt, self._settings.model, parameters, options.get("stop"))
+        self._job = Job.of(prompt, self._settings, parameters, options.get("stop"))
         self._folder = self._job.folder(out)
         self._open_source: Callable[[], Source] = partial(
             open_source,

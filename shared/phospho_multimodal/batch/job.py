@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phospho_multimodal.batch.signed_urls import without_signature
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.prediction import Asking
-from phospho_multimodal.settings import checked_model, checked_parameters
+from phospho_multimodal.settings import Settings, checked_parameters
+from phospho_multimodal.wire import request_body
 
 __all__ = ["DIGEST_BYTES", "Job", "picture_key"]
 
@@ -28,16 +30,18 @@ class Job:
     Attributes:
         prompt: The question.
         asking: Model, parameters and stop strings.
+        max_image_side: Longest side of what is sent, in pixels; `None` for files as they are.
     """
 
     prompt: str
     asking: Asking
+    max_image_side: int | None
 
     @classmethod
     def of(
         cls,
         prompt: str,
-        model: str,
+        settings: Settings,
         parameters: Mapping[str, Any],
         stop: Sequence[str] | None = None,
     ) -> Job:
@@ -45,7 +49,7 @@ class Job:
 
         Args:
             prompt: The question.
-            model: The model's name.
+            settings: Of the client: its model, and how pictures are made ready.
             parameters: Generation parameters; `None` means not set.
             stop: Strings at which an answer is cut.
 
@@ -53,14 +57,19 @@ class Job:
             The job.
 
         Raises:
-            ConfigurationError: The endpoint would refuse the model or a parameter.
+            ConfigurationError: The endpoint would refuse a parameter.
+            UnsupportedContentError: The prompt or a stop string is a text that cannot be written.
         """
-        stops = tuple(stop) if stop else None
-        return cls(prompt, Asking(checked_model(model), checked_parameters(parameters), stops))
+        asking = Asking(
+            settings.model, checked_parameters(parameters), tuple(stop) if stop else None
+        )
+        for text in (prompt, *(asking.stop or ())):
+            request_body(model=asking.model, text=text, image_url="", parameters={})
+        return cls(prompt, asking, settings.max_image_side if settings.prepare else None)
 
     @property
     def prompt_id(self) -> str:
-        """Names what is asked: another prompt, model or parameter is another job."""
+        """Names what is asked: another prompt, model, parameter or size is another job."""
         told = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:_NAME_LENGTH]
 
@@ -76,6 +85,7 @@ class Job:
             "model": self.asking.model,
             "parameters": dict(self.asking.parameters),
             "stop": stop,
+            "max_image_side": self.max_image_side,
         }
 
 
@@ -86,8 +96,9 @@ def picture_key(image: SendableImage) -> bytes:
         image: A picture, ready to be sent.
 
     Returns:
-        The digest of its bytes; for a URL that is passed on, of its string, with a mark before it.
+        The digest of its bytes; for a URL that is passed on, of what it is without its signature,
+        with a mark before it.
     """
     if isinstance(image, LinkedImage):
-        return b"url:" + hashlib.sha256(image.url.encode()).digest()
+        return b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()
     return bytes.fromhex(image.sha256)

@@ -54,6 +54,7 @@ _TABLES = [
 ]
 
 _LATE_WORDS = "late_words"
+_PRICE = "usd_per_image"
 
 _LONGEST_SCHEME = 16  # of a URL; what is longer is a path
 _CACHE_KIB = 512  # the system's own cache serves the rest
@@ -416,6 +417,19 @@ class Journal:
     def late_words(self) -> str | None:
         """How many rows have changed after they were done, which a part may hold already."""
         return self.fact(_LATE_WORDS)
+
+    def price(self, usd_per_image: str) -> None:
+        """Note what an image costs; parts that were written at another price are written anew.
+
+        Args:
+            usd_per_image: Dollars, as they are written.
+        """
+        with self._writing() as database:
+            if self._fact(database, _PRICE) != usd_per_image:
+                database.execute("DELETE FROM parts")
+                database.execute(
+                    "INSERT OR REPLACE INTO facts VALUES (?, ?)", (_PRICE, usd_per_image)
+                )
 
     def drop_part(self, number: int) -> None:
         """Have a part written anew."""

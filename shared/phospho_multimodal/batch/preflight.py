@@ -14,6 +14,7 @@ from pathlib import Path
 from phospho_multimodal.batch.digests import digest_file
 from phospho_multimodal.batch.figures import duration
 from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.signed_urls import without_signature
 from phospho_multimodal.batch.sources import Item, Source
 from phospho_multimodal.batch.steps import Entry, State
 from phospho_multimodal.checkup import EndpointStatus
@@ -202,7 +203,7 @@ def _digest_held(image: ImageInput | None) -> bytes | None:
     if image is None or isinstance(image, os.PathLike):
         return None
     if isinstance(image, str):
-        return hashlib.sha256(image.encode("utf-8", "surrogatepass")).digest()
+        return hashlib.sha256(without_signature(image).encode("utf-8", "surrogatepass")).digest()
     try:
         picture = image_source(image)
         if picture.form == "file" and not image.seekable():  # type: ignore[union-attr]

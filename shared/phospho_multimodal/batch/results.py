@@ -89,11 +89,12 @@ class Results:
     def check(self) -> list[str]:
         """Look whether every part that was written is still there, whole.
 
-        One that is missing, torn, changed or of another format is written anew.
+        One that is missing, torn, changed, of another format or at another price is written anew.
 
         Returns:
             The names of those.
         """
+        self._journal.price(str(self._price))
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
             path = self._folder / name

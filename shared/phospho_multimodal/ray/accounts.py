@@ -118,8 +118,8 @@ def open_accounts(
     """Open the accounts of a job on this node, for any number of workers.
 
     Everything that was answered stays in `folder`: the same question about the same picture is paid
-    once, in this Ray job and in all that follow. Another prompt, model or parameter has a folder of
-    its own inside.
+    once, in this Ray job and in all that follow. Another prompt, model, parameter or size of what
+    is sent has a folder of its own inside.
 
     Args:
         folder: Where the journal is kept, on this machine; the workers need not see it.
@@ -149,7 +149,7 @@ def open_accounts(
     settings = Settings.resolve(**given)
     limits = Limits(max_usd=max_usd, max_images=max_images, usd_per_image=usd_per_image)
     Spending(**limits)  # a wrong figure is told here
-    job = Job.of(prompt, settings.model, parameters, stop)
+    job = Job.of(prompt, settings, parameters, stop)
     journal = Journal(job.folder(Path(folder)), job)
     try:
         states = states_to_ask_again(failed=retry_failed, in_doubt=retry_in_doubt)
