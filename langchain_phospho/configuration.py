@@ -109,7 +109,7 @@ class PhosphoConfiguration(BaseChatModel):
     max_images: int = 16
     """More images in one turn are an error."""
     default_image: Any = Field(default=None, repr=False)
-    """Sent where a conversation has no image: any form of one. A URL or base64 once made."""
+    """Sent where a conversation has no image: any form of one. A URL or base64 once it is set."""
     default_prompt: str = DEFAULT_PROMPT
     """Asked where a message has no text."""
     prepare: bool = True
@@ -187,10 +187,9 @@ class PhosphoConfiguration(BaseChatModel):
             if options["api_key"] != settings.api_key:
                 self.phospho_api_key = SecretStr(settings.api_key or "")
             checked_parameters({name: self.__dict__[name] for name in PARAMETERS})
-            if self.default_image is not None:
-                self.default_image = prepare.storable_image(
-                    self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
-                )
+            image = self.default_image
+            if image is not None:
+                self.default_image = image  # which reads it
             self._policy()
             if self.http_client is not None or self.http_async_client is not None:
                 self._clients(settings)  # which judges them; any others are made by the first call
@@ -228,6 +227,11 @@ class PhosphoConfiguration(BaseChatModel):
             await clients.aclose()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "default_image" and value is not None:
+            with langchain_errors():
+                value = prepare.storable_image(
+                    value, max_image_side=self.max_image_side, prepare=self.prepare
+                )
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
             self.__dict__.pop("_made_clients", None)

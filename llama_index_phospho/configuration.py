@@ -168,10 +168,9 @@ class PhosphoConfiguration(FunctionCallingLLM):
         self.api_key = settings.api_key
         self.base_url = settings.base_url
         checked_parameters({name: getattr(self, name) for name in PARAMETERS})
-        if self.default_image is not None:
-            self.default_image = prepare.storable_image(
-                self.default_image, max_image_side=self.max_image_side, prepare=self.prepare
-            )
+        image = self.default_image
+        if image is not None:
+            self.default_image = image  # which reads it
         ImagePolicy(multi_image=self.multi_image, max_images=self.max_images)
         if self.http_client is not None or self.http_async_client is not None:
             self._clients(settings)  # which judges them; any others are made by the first call
@@ -205,6 +204,10 @@ class PhosphoConfiguration(FunctionCallingLLM):
             await clients.aclose()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "default_image" and value is not None:
+            value = prepare.storable_image(
+                value, max_image_side=self.max_image_side, prepare=self.prepare
+            )
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
             self._made_clients = None

@@ -25,7 +25,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from langchain_phospho import ChatPhospho
-from langchain_phospho.errors import PhosphoModelError
+from langchain_phospho.errors import MissingImageError, PhosphoModelError
 from phospho_multimodal import (
     ConfigurationError,
     ImageError,
@@ -175,6 +175,19 @@ def test_a_default_image_is_prepared_once(driver: Any, endpoint: Any) -> None:
     assert endpoint.received[0].image_url == model.default_image
     assert endpoint.received[0].picture == prepare_image(photo, max_image_side=90).sha256
     assert answer.response_metadata["image_policy"] == "default_image"
+
+
+def test_a_default_image_may_be_set_later(driver: Any, endpoint: Any, red: Any) -> None:
+    model = ChatPhospho(base_url=endpoint.base_url)
+    model.default_image = Image.open(io.BytesIO(red.data))
+    with pytest.raises(PhosphoModelError):
+        model.default_image = b"not an image"
+    driver.invoke(model, "Hello")
+    assert endpoint.received[0].image_url == model.default_image
+    assert len(model._identifying_params["default_image"]) == 64
+    model.default_image = None
+    with pytest.raises(MissingImageError):
+        driver.invoke(model, "Hello")
 
 
 def test_a_default_image_may_be_a_url(driver: Any, endpoint: Any) -> None:

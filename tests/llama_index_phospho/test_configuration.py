@@ -162,6 +162,18 @@ def test_a_default_image_is_read_when_the_model_is_made(
     assert twin.default_image == llm.default_image
 
 
+def test_a_default_image_may_be_set_later(make: Callable[..., Any], server: FaultServer) -> None:
+    llm = make()
+    llm.default_image = draw()
+    with pytest.raises(ImageError):
+        llm.default_image = b"no image at all"
+    assert llm.complete("What?").raw["image_policy"] == "default_image"
+    assert server.requests[0].item["image_url"] == llm.default_image
+    llm.default_image = None
+    with pytest.raises(MissingImageError):
+        llm.complete("What?")
+
+
 def test_a_default_url_stays_one(make: Callable[..., Any], server: FaultServer) -> None:
     url = "http://127.0.0.1:9/picture.png"
     llm = make(default_image=url)
