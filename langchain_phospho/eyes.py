@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -41,6 +41,7 @@ QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM]}
 
 _MOST_ANSWERS = 1024
 _MOST_KEYS = 8192
+_MOST_KEPT = 16
 
 _Outcome: TypeAlias = AIMessage | Exception
 _Key: TypeAlias = tuple[str, str]
@@ -95,6 +96,7 @@ class Eyes:
         self._lock = threading.Lock()
         self._answers: dict[_Key, _Answer] = {}
         self._keys: dict[str, str] = {}
+        self._kept: dict[str, Sight] = {}
 
     def recognise(self, picture: ShownPicture) -> Sight | PhosphoError:
         """Tell which picture it is.
@@ -128,6 +130,25 @@ class Eyes:
         return Sight(
             key, ImageSource("bytes", image.data) if isinstance(image, PreparedImage) else picture
         )
+
+    def keep(self, sights: Iterable[Sight | PhosphoError]) -> None:
+        """Keep pictures of instructions, which no state of an agent holds.
+
+        Args:
+            sights: Those of one request; of all, the last 16 are kept.
+        """
+        with self._lock:
+            for sight in sights:
+                if isinstance(sight, Sight):
+                    self._kept.pop(sight.key, None)
+                    self._kept[sight.key] = sight
+            while len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+
+    def kept(self) -> list[Sight]:
+        """List the pictures that are kept."""
+        with self._lock:
+            return list(self._kept.values())
 
     def look(self, looks: Sequence[Look]) -> list[_Outcome]:
         """Ask.

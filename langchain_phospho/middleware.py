@@ -93,6 +93,9 @@ class LookAgainTool(DescribeImageTool):
                         raise sight
                 elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
                     return f"Image {numbers[sight.key]}", sight
+        for sight in self.eyes.kept():
+            if sight.key in numbers and wanted in {None, numbers[sight.key]}:
+                return f"Image {numbers[sight.key]}", sight
         known = ", ".join(str(number) for number in sorted(numbers.values())) or "none"
         which = "image" if wanted is None else f"image {wanted}"
         message = f"There is no {which} to look at in the conversation. Described so far: {known}."
@@ -120,10 +123,11 @@ class _View:
 class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
     """Gives eyes to an agent of `create_agent`, whatever its model.
 
-    In place of every picture that the model would see, from the user, from a tool or in the
-    history, it reads a description that `ChatPhospho` made with the user's request in view, marked
-    as untrusted and fenced. Each picture is described once: its description lives in the agent's
-    private state, and a checkpointer keeps it. New questions go through the tool `look_again`.
+    In place of every picture that the model would see, from the user, from a tool (in its text,
+    too), in the instructions or in the history, it reads a description that `ChatPhospho` made with
+    the user's request in view, marked as untrusted and fenced. Each picture is described once: its
+    description lives in the agent's private state, and a checkpointer keeps it. New questions go
+    through the tool `look_again`.
     The messages of the state keep their pictures, so that a model with eyes can take over.
 
     A failure leaves a note in the picture's place, and the next step tries again; configuration,
@@ -211,6 +215,8 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             [self._eyes.recognise(picture) for picture in shown_pictures(message)]
             for message in messages
         ]
+        if request.system_message is not None:
+            self._eyes.keep(sights[0])
         seen: dict[str, SeenImage] = dict(_remembered(request))
         next_number = 1 + max((entry["number"] for entry in seen.values()), default=0)
         looks: dict[str, Look] = {}

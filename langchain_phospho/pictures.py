@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
@@ -11,6 +11,7 @@ from phospho_multimodal import ImageError, PhosphoError, UnsupportedContentError
 from phospho_multimodal.content_blocks import KINDS, Block, read_content
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.tool_texts import pictures_apart
 
 __all__ = ["ShownPicture", "message_about", "prepared", "shown_pictures", "with_words"]
 
@@ -33,7 +34,7 @@ def shown_pictures(message: BaseMessage) -> list[ShownPicture]:
     """
     pictures: list[ShownPicture] = []
     # A visitor that has no words for a picture leaves it where it is.
-    _walk(message.content, pictures.append)
+    _walk(_content(message), pictures.append)
     return pictures
 
 
@@ -48,7 +49,7 @@ def with_words(message: BaseMessage, words: Iterator[str]) -> BaseMessage:
         A copy without pictures. What is text alone then becomes one string, the only content that
         some text models take; an assistant's stays blocks, as its version may demand.
     """
-    content = _walk(message.content, lambda _: next(words))
+    content = _walk(_content(message), lambda _: next(words))
     if not isinstance(message, AIMessage) and all(map(_is_plain, content)):
         content = "\n".join(
             block if isinstance(block, str) else str(block["text"]) for block in content
@@ -89,6 +90,26 @@ def message_about(image: SendableImage, question: str) -> HumanMessage:
         kind = f"image/{image.format.lower()}"
         block = {"type": "image", "base64": image.to_wire(), "mime_type": kind}
     return HumanMessage([{"type": "text", "text": question}, block])
+
+
+def _content(message: BaseMessage) -> Any:
+    """Read a message's content, with a block for each picture that a tool wrote into its text."""
+    content: Any = message.content
+    if not isinstance(message, ToolMessage):
+        return content
+    blocks = content if isinstance(content, list) else [content]
+    apart = [part for block in blocks for part in _apart(block)]
+    return content if apart == blocks else apart
+
+
+def _apart(block: Any) -> Iterator[Any]:
+    text = block.get("text") if isinstance(block, Mapping) and _reading(block) == "text" else block
+    parts = pictures_apart(text) if isinstance(text, str) else []
+    if not any(isinstance(part, ImageSource) for part in parts):
+        yield block
+        return
+    for part in parts:
+        yield part if isinstance(part, str) else {"type": "image", part.form: part.value}
 
 
 def _walk(content: Any, visit: _Visitor) -> Any:

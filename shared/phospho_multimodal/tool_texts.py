@@ -6,14 +6,19 @@ bytes for one. The picture is then never seen, and a megabyte of base64 is the p
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 
 import pybase64
 
 from phospho_multimodal.errors import UnsupportedContentError
 from phospho_multimodal.images.headers import sniff
+from phospho_multimodal.images.source import ImageSource
 
-__all__ = ["LONGEST_RUN", "check_tool_text"]
+__all__ = ["LONGEST_RUN", "check_tool_text", "pictures_apart"]
 
 LONGEST_RUN = 4096
 """Characters of a file that a tool's text may hold.
@@ -35,6 +40,16 @@ _SHOWN_BYTES = re.compile(
     r"\bb(['\"])(?=\\x89PNG|\\xff\\xd8\\xff|GIF8|RIFF|II\*|MM\\x00|BM)"
     rf"(?:[^\\'\"]|\\.|(?!\1).){{,{LONGEST_RUN}}}"
 )
+_ALL_SHOWN_BYTES = re.compile(r"b(['\"])(?:[^\\'\"]|\\.|(?!\1).)*\1")
+
+# What belongs to a file beside its run: what names its type, its short last line, its padding.
+_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,\Z", re.IGNORECASE)
+_LONGEST_DATA_URL = 60
+_LAST_LINE = re.compile(
+    r"[A-Za-z0-9+/_-]{0,59}=(?:(?:\r?\n|(?:\\r)?\\n)?=)?|[A-Za-z0-9+/_-]{1,59}(?=[\r\n\\\"']|\Z)"
+)
+_LONGEST_WRAPPED_LINE = 998  # RFC 5322; base64 has 64 or 76
+_LINE_BREAK = re.compile(r"\r?\n|(?:\\r)?\\n")
 
 
 def check_tool_text(text: object, name: str | None = None) -> None:
@@ -61,17 +76,103 @@ def check_tool_text(text: object, name: str | None = None) -> None:
         raise UnsupportedContentError(message)
 
 
+def pictures_apart(text: str) -> list[str | ImageSource]:
+    """Take the pictures out of a tool's text, for who can look at them.
+
+    Args:
+        text: What a tool gave back.
+
+    Returns:
+        Its texts and pictures, in their order; the text alone if there is no picture in it. A file
+        of another kind, and a picture of less than `LONGEST_RUN` characters, stays text.
+    """
+    if len(text) < LONGEST_RUN:
+        return [text]
+    parts: list[str | ImageSource] = []
+    done = 0
+    for start, end, picture in sorted(_pictures(text), key=lambda found: found[:2]):
+        if start >= done:
+            parts += [text[done:start], picture]
+            done = end
+    parts.append(text[done:])
+    return [part for part in parts if part] if done else [text]
+
+
+def _pictures(text: str) -> Iterator[tuple[int, int, ImageSource]]:
+    for run in _base64_runs(text):
+        for start, end in _files(text, *run):
+            if _is_picture(text, start):
+                named = _DATA_URL.search(text, max(0, start - _LONGEST_DATA_URL), start)
+                picture = ImageSource("base64", _LINE_BREAK.sub("", text[start:end]))
+                yield named.start() if named else start, end, picture
+    for start, _ in _shown_bytes(text):
+        shown = _ALL_SHOWN_BYTES.match(text, start)
+        with contextlib.suppress(SyntaxError):  # cut off, or no bytes after all
+            if shown:
+                yield *shown.span(), ImageSource("bytes", ast.literal_eval(shown.group()))
+
+
+def _files(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Part a run where another picture begins: two on lines of their own can look like one."""
+    lines = []
+    at = start
+    for line_break in _LINE_BREAK.finditer(text, start, end):
+        lines.append((at, line_break.start()))
+        at = line_break.end()
+    if at < end:
+        lines.append((at, end))
+    width = lines[0][1] - start
+    for (before, before_end), (line, line_end) in pairwise(lines):
+        is_new = before_end - before < width or line_end - line > _LONGEST_WRAPPED_LINE
+        if is_new and _is_picture(text, line):
+            yield start, before_end
+            start, width = line, line_end - line
+    yield start, _end_of_file(text, start, end)
+
+
+def _end_of_file(text: str, start: int, end: int) -> int:
+    """Find where a file ends whose last line is shorter than those of its run."""
+    last = _LAST_LINE.match(text, end)
+    if last is not None:
+        lines = _LINE_BREAK.split(text[start:end])
+        is_one_of_many = len(lines) > 2  # noqa: PLR2004 - behind its own break there is nothing
+        is_whole = not (sum(map(len, lines)) + len(last[0])) % 4
+        if "=" in last[0] or (is_one_of_many and is_whole):
+            return last.end()  # and no word that happens to stand there
+    return start + len(text[start:end].rstrip("\r\n"))
+
+
 def _holds_a_file(text: str) -> bool:
-    runs = (run.span() for run in _BASE64_RUN.finditer(text))
-    if any(end - start >= LONGEST_RUN and _is_file(text, start, end) for start, end in runs):
-        return True
-    shown = (run.span() for run in _SHOWN_BYTES.finditer(text))
-    return any(end - start >= LONGEST_RUN for start, end in shown)
+    return any(True for _ in _base64_runs(text)) or any(True for _ in _shown_bytes(text))
+
+
+def _base64_runs(text: str) -> Iterator[tuple[int, int]]:
+    for run in _BASE64_RUN.finditer(text):
+        start, end = run.span()
+        if text[start - 1 : start] == "\\":  # its first letter is the end of an escaped line break
+            start += 1
+        if end - start >= LONGEST_RUN and _is_file(text, start, end):
+            yield start, end
+
+
+def _shown_bytes(text: str) -> Iterator[tuple[int, int]]:
+    for run in _SHOWN_BYTES.finditer(text):
+        if run.end() - run.start() >= LONGEST_RUN:
+            yield run.span()
 
 
 def _is_file(text: str, start: int, end: int) -> bool:
     if len(set(text[start : min(end, start + _SAMPLE)])) >= _FEWEST_SYMBOLS:
         return True
     # A blank sheet without compression has few symbols, and says what it is.
+    return _format(text, start) not in {"", "text"}
+
+
+def _is_picture(text: str, start: int) -> bool:
+    return _format(text, start).isupper()  # a format of pictures has its name in capitals there
+
+
+def _format(text: str, start: int) -> str:
+    """Tell by the beginning of a run what file it is; nothing if it is none that is known."""
     head = text[start : start + _HEAD].replace("-", "+").replace("_", "/")
-    return sniff(pybase64.b64decode(head)) not in {None, "text"}
+    return sniff(pybase64.b64decode(head)) or ""

@@ -18,7 +18,8 @@ from PIL import Image
 from phospho_multimodal import UnsupportedContentError
 from phospho_multimodal.content_blocks import checked_turn
 from phospho_multimodal.conversation import Turn
-from phospho_multimodal.tool_texts import LONGEST_RUN, check_tool_text
+from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.tool_texts import LONGEST_RUN, check_tool_text, pictures_apart
 from pictures import encoded, receipt
 
 
@@ -122,6 +123,59 @@ def test_bytes_that_python_made_into_text_are_found(data: bytes) -> None:
     for text in (str(data), str({"type": "image", "data": data})):
         with pytest.raises(UnsupportedContentError):
             check_tool_text(text)
+
+
+PICTURES = {name: data for name, data in FILES.items() if name != "anything"}
+
+
+@pytest.mark.parametrize("data", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize("wrap", [*WRAPPINGS.values(), str, repr], ids=[*WRAPPINGS, "str", "repr"])
+def test_pictures_are_taken_out_of_a_text_whole(data: bytes, wrap: Any) -> None:
+    text = f"Before: {wrap(data)}\nBetween: {wrap(data)}\nAfter"
+    before, first, between, second, after = pictures_apart(text)
+    assert isinstance(first, ImageSource)
+    assert isinstance(second, ImageSource)
+    assert first.read() == second.read() == data
+    assert isinstance(before, str)
+    assert before.startswith("Before: ")
+    assert "Between: " in str(between)
+    assert str(after).endswith("\nAfter")
+    assert len(f"{before}{between}{after}") < 150
+    assert "base64," not in f"{before}{between}{after}"
+
+
+@pytest.mark.parametrize(
+    "text", [*TEXTS.values(), base64.b64encode(FILES["anything"]).decode()], ids=[*TEXTS, "a file"]
+)
+def test_what_is_no_picture_stays_text(text: str) -> None:
+    assert pictures_apart(text) == [text]
+
+
+@settings(max_examples=50)
+@given(size=st.integers(LONGEST_RUN, 3 * LONGEST_RUN), width=st.integers(60, 200))
+def test_no_byte_is_lost_between_lines(size: int, width: int) -> None:
+    data = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + noise(size, size)
+    symbols = base64.b64encode(data).decode()
+    lines = "\n".join(symbols[at : at + width] for at in range(0, len(symbols), width))
+    before, picture, after = pictures_apart(f"It is\n{lines}\nAll of it.")
+    assert isinstance(picture, ImageSource)
+    assert (before, picture.read()) == ("It is\n", data)
+    assert str(after).strip() == "All of it."
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\\n"])
+@pytest.mark.parametrize("width", [60, 76, 10**9])
+def test_two_pictures_on_lines_of_their_own_are_two(width: int, line_break: str) -> None:
+    pictures = [PICTURES["a JPEG"], PICTURES["a PNG"], PICTURES["a JPEG"] + b"!", NOISE + b"!!"]
+    lines = []
+    for data in pictures:
+        symbols = base64.b64encode(data).decode()
+        if width > len(symbols):
+            symbols = symbols.rstrip("=")
+        lines += [symbols[at : at + width] for at in range(0, len(symbols), width)]
+    found = pictures_apart(line_break.join(lines))
+    assert [part.read() for part in found if isinstance(part, ImageSource)] == pictures
+    assert not "".join(part for part in found if isinstance(part, str)).strip("\\nr\r\n")
 
 
 def test_no_module_of_the_standard_library_is_taken_for_a_file() -> None:

@@ -148,6 +148,38 @@ def test_what_is_no_picture_is_left_to_the_driving_model(model: ChatPhospho) -> 
     assert shown_pictures(HumanMessage(["Hear", sound, paper])) == []
 
 
+@pytest.mark.parametrize("wrap", ["base64", "data URL", "bytes", "a block as text", "two"])
+def test_a_picture_that_a_tool_wrote_into_its_text_is_described_too(
+    wrap: str, driver: Any, model: ChatPhospho, endpoint: Any
+) -> None:
+    data = encoded(receipt())
+    base64_text = base64.b64encode(data).decode()
+    texts: dict[str, Any] = {
+        "base64": base64_text,
+        "data URL": f"Here: data:image/jpeg;base64,{base64_text} (the receipt)",
+        "bytes": data,
+        "a block as text": {"type": "image", "base64": base64_text, "mime_type": "image/jpeg"},
+        "two": [{"type": "text", "text": f"One:\n{base64_text}"}, "Two:", base64_text],
+    }
+
+    @tool
+    def screenshot() -> Any:
+        """Take a picture."""
+        return texts[wrap]
+
+    endpoint.answer("A receipt.")
+    driving = ScriptedChat(
+        replies=[calls("screenshot"), calls("look_again", question="Which total?"), "42.50"]
+    )
+    driver.invoke(agent_of(driving, model, tools=[screenshot]), ask("What do you see?"))
+    assert len(endpoint.received) == 2  # the second is the look again
+    assert len({request.picture for request in endpoint.received}) == 1
+    read = [message.text for message in driving.heard[-1] if isinstance(message, ToolMessage)]
+    assert read[0].count("| A receipt.") == (2 if wrap == "two" else 1)
+    assert len(read[0]) < 2000
+    assert ("Here: " in read[0], "(the receipt)" in read[0]) == (wrap == "data URL",) * 2
+
+
 def test_pictures_of_tools_history_and_instructions_are_described_too(
     driver: Any, model: ChatPhospho, endpoint: Any, red: Any, blue: Any
 ) -> None:
@@ -408,6 +440,28 @@ def test_a_new_question_goes_through_look_again(
     assert "| You asked: Which corner?" in results[0].text
     assert "Image 2, as another model" in results[1].text
     assert results[0].artifact["images"][0]["sha256"] == red.sha256
+
+
+def test_a_picture_of_the_instructions_can_be_looked_at_again(
+    driver: Any, model: ChatPhospho, endpoint: Any, red: Any, blue: Any
+) -> None:
+    driving = ScriptedChat(
+        replies=[
+            calls("look_again", image=1, question="Which corner?"),
+            calls("look_again", question="Which colour?"),
+            calls("look_again", image=3, question="Which one?"),
+            "Done.",
+        ]
+    )
+    instructions = SystemMessage(["Our logo:", red.block])
+    agent = agent_of(driving, model, system_prompt=instructions)
+    outcome = driver.invoke(agent, ask("What?", blue.block))
+    assert [(request.picture, request.text) for request in endpoint.received[2:]] == [
+        (red.sha256, "Which corner?"),
+        (blue.sha256, "Which colour?"),
+    ]
+    results = [message for message in outcome["messages"] if isinstance(message, ToolMessage)]
+    assert [message.status for message in results] == ["success", "success", "error"]
 
 
 @pytest.mark.parametrize(
