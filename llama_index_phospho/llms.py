@@ -306,11 +306,14 @@ class Phospho(PhosphoConfiguration):
         Core's own would make an empty object of prose, which was paid for.
 
         Raises:
-            NoToolCallError: The answer holds no such object.
+            NoToolCallError: The answer holds no such object, or a query engine asks and would
+                stream nothing of this one.
             ConfigurationError: A query engine asks, which would stream nothing of it.
         """
         synthesizers.check_streamed_object(output_cls, prompt, prompt_args)
-        yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        made = self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        synthesizers.check_streamed_answer(made, prompt, prompt_args)
+        yield made
 
     @override
     async def astream_structured_predict(
@@ -324,7 +327,9 @@ class Phospho(PhosphoConfiguration):
         synthesizers.check_streamed_object(output_cls, prompt, prompt_args)
 
         async def answer() -> AsyncGenerator[_Object, None]:
-            yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            made = await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            synthesizers.check_streamed_answer(made, prompt, prompt_args)
+            yield made
 
         return answer()
 

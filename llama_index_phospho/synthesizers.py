@@ -15,9 +15,14 @@ from llama_index.core.response_synthesizers.refine import StructuredRefineRespon
 from pydantic import BaseModel
 
 from llama_index_phospho.tool_calls import object_or_error
-from phospho_multimodal import ConfigurationError
+from phospho_multimodal import ConfigurationError, NoToolCallError
 
-__all__ = ["check_filtered_answer", "check_streamed_object", "is_filter"]
+__all__ = [
+    "check_filtered_answer",
+    "check_streamed_answer",
+    "check_streamed_object",
+    "is_filter",
+]
 
 _STREAMED = "answer"
 """The one field of an object that core's synthesizers stream."""
@@ -66,11 +71,11 @@ def check_streamed_object(
     Raises:
         ConfigurationError: A synthesizer asks, and would come to nothing.
     """
-    if "query_str" not in prompt.kwargs or given.keys() not in _STEPS:
-        return  # somebody else asks, who can read all of the object
+    if not _is_step(prompt, given):
+        return
     field = wanted.model_fields.get(_STREAMED)
     kind = None if field is None else field.annotation
-    # Of a union or a literal only the answer will tell.
+    # Of a union or a literal only the answer will tell: `check_streamed_answer`.
     if field is not None and (not isinstance(kind, type) or issubclass(kind, str)):
         return
     message = (
@@ -79,6 +84,35 @@ def check_streamed_object(
         " field."
     )
     raise ConfigurationError(message)
+
+
+def check_streamed_answer(
+    made: BaseModel, prompt: BasePromptTemplate, given: Mapping[str, Any]
+) -> None:
+    """Refuse an object of which a synthesizer streams nothing, once it is there.
+
+    Args:
+        made: The object.
+        prompt: What was asked.
+        given: What was filled in there.
+
+    Raises:
+        NoToolCallError: A synthesizer asked, and the object has no text for it.
+    """
+    answer = getattr(made, _STREAMED, None)
+    if isinstance(answer, str) or not _is_step(prompt, given):
+        return
+    message = (
+        f"The field {_STREAMED!r} of the {type(made).__name__} is of type {type(answer).__name__},"
+        " and a query engine that streams an object hands on a text alone; what was asked was"
+        " billed. Use streaming=False, or make the field a str."
+    )
+    raise NoToolCallError(message)
+
+
+def _is_step(prompt: BasePromptTemplate, given: Mapping[str, Any]) -> bool:
+    """Tell whether a synthesizer asks; anybody else can read all of an object."""
+    return "query_str" in prompt.kwargs and given.keys() in _STEPS
 
 
 @cache
