@@ -14,6 +14,18 @@ _PATIENCE = 30.0
 """Seconds to wait for other processes; each of their transactions takes milliseconds."""
 
 
+class _Database(sqlite3.Connection):
+    """A connection that is closed with the last object that uses it.
+
+    A ledger has no end of its own: it lives as long as its models. From Python 3.13 on, sqlite3
+    warns of connections that are left to the garbage collector.
+    """
+
+    def __del__(self) -> None:
+        with contextlib.suppress(sqlite3.ProgrammingError):  # the file could not be opened
+            self.close()
+
+
 def open_database(path: Path | None, tables: Sequence[str]) -> sqlite3.Connection:
     """Open a database, and make what is missing in it.
 
@@ -32,6 +44,7 @@ def open_database(path: Path | None, tables: Sequence[str]) -> sqlite3.Connectio
         timeout=_PATIENCE,
         isolation_level=None,
         check_same_thread=False,
+        factory=_Database,
     )
     try:
         # With a write-ahead log a step costs no waiting for the disk, and no kill can tear it.

@@ -346,8 +346,10 @@ def test_a_forked_child_has_slots_and_locks_of_its_own(lab):
     server = lab(hang(2), answer())
 
     printed = _printed(f"""
-        import os, threading, time
+        import os, threading, time, warnings
         from phospho_multimodal import PhosphoClient
+        # Python 3.12 and later warn of just this.
+        warnings.filterwarnings("ignore", ".* is multi-threaded, use of fork", DeprecationWarning)
         client = PhosphoClient(base_url={server.base_url!r}, max_concurrency=1)
         threading.Thread(target=client.describe, args=({PICTURE!r},), daemon=True).start()
         time.sleep(0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import pickle
@@ -369,7 +370,7 @@ def test_a_ledger_that_breaks_after_the_answer_costs_no_answer(driver, lab, tmp_
     spending = Spending(max_images=1, path=path)
 
     def breaking(connection, request) -> None:
-        with sqlite3.connect(path) as database:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("DROP TABLE totals")
         answer("Paid for.")(connection, request)
 
