@@ -27,10 +27,13 @@ class ModuleOnDemand:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._module: Any = None
 
     def __getattr__(self, name: str) -> Any:
-        module = sys.modules.get(self._name) or import_module(self._name)
-        return getattr(module, name)
+        if self._module is None:
+            # Not looked up in `sys.modules`, which has it while another thread still loads it.
+            self._module = import_module(self._name)
+        return getattr(self._module, name)
 
     def __repr__(self) -> str:
         return f"<{self._name}, on demand>"
