@@ -34,6 +34,7 @@ from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.preparation import Preparation
 from phospho_multimodal.batch.progress import Watch
 from phospho_multimodal.batch.results import Results
+from phospho_multimodal.batch.signed_urls import without_signature
 from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
 from phospho_multimodal.errors import (
     ConfigurationError,
@@ -525,11 +526,14 @@ def test_rows_and_manifest_tell_one_price(tmp_path: Path, server: FaultServer) -
 
 
 SIGNED = [
-    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}",
-    "X-Goog-Date={0}&X-Goog-Signature={0}",
-    "x-oss-date={0}&x-oss-signature={0}",
+    "X-Amz-Credential=me&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}",
+    "X-Goog-Credential=me&X-Goog-Date={0}&X-Goog-Signature={0}",
+    "x-oss-credential=me&x-oss-date={0}&x-oss-signature={0}",
     "AWSAccessKeyId=me&Expires={0}&Signature={0}",
+    "GoogleAccessId=me&Expires={0}&Signature={0}",
+    "OSSAccessKeyId=me&Expires={0}&Signature={0}",
     "Expires={0}&Signature={0}&Key-Pair-Id=me",
+    "Policy={0}&Signature={0}&Key-Pair-Id=me",
     "sv=2024-11-04&sr=b&sp=r&se={0}&sig={0}",
 ]
 
@@ -555,6 +559,29 @@ def test_a_url_that_is_signed_anew_is_the_same_picture(tmp_path: Path, signature
         summary = describe(2)
         assert (summary.described, server.billed) == (3, 3)
     assert all(row["source"].endswith(signature.format(2)) for row in rows(summary))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h/a.png?id={0}",
+        "https://h/a.png?signature={0}",
+        "https://h/a.png?policy={0}&signature=a",
+        "https://h/a.png?x-oss-process=crop,{0}&x-oss-credential=me&x-oss-signature=a",
+        "https://h/a.png?x-amz-meta-page={0}&X-Amz-Credential=me&X-Amz-Signature=a",
+        "https://h/a.png?si={0}&sig=a&sv=b",
+        "https://h/a.png?generation={0}&GoogleAccessId=me&Signature=a",
+        "https://h/{0}.png?Expires=1&Signature=a&Key-Pair-Id=me",
+        "https://h/a.png#{0}",
+    ],
+)
+def test_what_may_name_a_picture_is_no_signature(url: str) -> None:
+    assert without_signature(url.format(1)) != without_signature(url.format(2))
+
+
+def test_a_signature_alone_makes_no_other_picture() -> None:
+    signed = "https://h/a.png?Expires=1&Signature=a&Key-Pair-Id=me"
+    assert without_signature(signed) == "https://h/a.png"
 
 
 @pytest.mark.parametrize("texts", [{"prompt": "a\ud800"}, {"prompt": "a", "stop": ["\udc00"]}])

@@ -73,7 +73,7 @@ def _members(prefix: str | None, path: Path) -> Iterator[Item]:
     with file:
         try:
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
-                while (member := archive.next()) is not None:
+                for member in archive:  # Python 3.10's next() fails in one that is empty
                     _forget(archive)
                     last = member.name
                     if member.isreg() and _is_wanted(last):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from phospho_multimodal.batch.endings import to_the_end
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.level import Level
 from phospho_multimodal.batch.outage import Outage
@@ -105,8 +106,10 @@ class Engine:
         finally:
             self._stop.because(None)
             self._give_back_the_rest()
-            for pool in (reader, threads):
-                await asyncio.to_thread(pool.shutdown)
+            try:
+                await to_the_end(reader.shutdown)
+            finally:
+                await to_the_end(threads.shutdown)
         self._watch.show(self._level.in_flight, self._level.limit, at_once=True)
         if self._failure is not None:
             raise self._failure

@@ -4,29 +4,51 @@ from __future__ import annotations
 
 __all__ = ["without_signature"]
 
-# Each way of signing: the parameters that show it, and those that come with it, or how they begin.
-# From the documentation of Amazon S3 and CloudFront, Google Cloud Storage, Alibaba OSS, and Azure's
-# shared access signatures, whose names are so short that elsewhere they may name a picture.
+# Each way of signing: the parameters that show it, and all that come with it. What only begins like
+# them may choose the picture (`x-oss-process`), and so may a short name without the others beside
+# it. From the documentation of Amazon S3 and CloudFront, Google Cloud Storage, Alibaba OSS, and
+# Azure's shared access signatures.
+_AZURE = (
+    *("sv", "ss", "srt", "sr", "sp", "st", "se", "sip", "spr", "si", "sdd", "ses", "sig"),
+    *("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid"),
+)
 _WAYS = (
-    ({"x-amz-signature"}, ("x-amz-",), ()),
-    ({"x-goog-signature"}, ("x-goog-",), ()),
-    ({"x-oss-signature"}, ("x-oss-",), ()),
     (
-        {"signature"},
-        ("x-amz-security-token",),
+        {"x-amz-signature", "x-amz-credential"},
         (
-            *("signature", "expires", "policy", "key-pair-id", "hash-algorithm"),
-            *("awsaccesskeyid", "googleaccessid", "ossaccesskeyid", "security-token"),
+            *("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires"),
+            *("x-amz-signedheaders", "x-amz-security-token", "x-amz-signature"),
         ),
     ),
     (
-        {"sig", "sv"},
-        (),
+        {"x-goog-signature", "x-goog-credential"},
         (
-            *("sig", "sv", "ss", "srt", "sr", "sp", "st", "se", "sip", "spr", "si", "sdd", "ses"),
-            *("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid"),
+            *("x-goog-algorithm", "x-goog-credential", "x-goog-date", "x-goog-expires"),
+            *("x-goog-signedheaders", "x-goog-signature"),
         ),
     ),
+    (
+        {"x-oss-signature", "x-oss-credential"},
+        (
+            *("x-oss-signature-version", "x-oss-credential", "x-oss-date", "x-oss-expires"),
+            *("x-oss-additional-headers", "x-oss-security-token", "x-oss-signature"),
+        ),
+    ),
+    (
+        {"signature", "awsaccesskeyid"},
+        ("awsaccesskeyid", "expires", "x-amz-security-token", "signature"),
+    ),
+    ({"signature", "googleaccessid"}, ("googleaccessid", "expires", "signature")),
+    (
+        {"signature", "ossaccesskeyid"},
+        ("ossaccesskeyid", "expires", "security-token", "signature"),
+    ),
+    (
+        {"signature", "key-pair-id"},
+        ("key-pair-id", "expires", "policy", "hash-algorithm", "signature"),
+    ),
+    ({"sig", "sv", "se", "sr"}, _AZURE),
+    ({"sig", "sv", "se", "ss"}, _AZURE),
 )
 
 
@@ -45,12 +67,8 @@ def without_signature(url: str) -> str:
     place, _, query = url.partition("#")[0].partition("?")
     parameters = [(part.partition("=")[0].lower(), part) for part in query.split("&")]
     names = {name for name, _ in parameters}
-    ways = [way for way in _WAYS if way[0] <= names]
-    if not ways:
+    signing = {part for needed, these in _WAYS if needed <= names for part in these}
+    if not signing:
         return url
-    beginnings = tuple(beginning for _, these, _ in ways for beginning in these)
-    others = {name for _, _, these in ways for name in these}
-    kept = [
-        part for name, part in parameters if name not in others and not name.startswith(beginnings)
-    ]
-    return f"{place}?{'&'.join(kept)}"
+    kept = [part for name, part in parameters if name not in signing]
+    return f"{place}?{'&'.join(kept)}" if kept else place
