@@ -41,7 +41,7 @@ QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM]}
 
 _MOST_ANSWERS = 1024
 _MOST_KEYS = 8192
-_MOST_KEPT = 16
+_MOST_KEPT = 256
 
 _Outcome: TypeAlias = AIMessage | Exception
 _Key: TypeAlias = tuple[str, str]
@@ -135,14 +135,14 @@ class Eyes:
         """Keep pictures of instructions, which no state of an agent holds.
 
         Args:
-            sights: Those of one request; of all, the last 16 are kept.
+            sights: Those of one request, all of which are kept, and of others the last ones.
         """
+        recent = {sight.key: sight for sight in sights if isinstance(sight, Sight)}
         with self._lock:
-            for sight in sights:
-                if isinstance(sight, Sight):
-                    self._kept.pop(sight.key, None)
-                    self._kept[sight.key] = sight
-            while len(self._kept) > _MOST_KEPT:
+            for key in recent:
+                self._kept.pop(key, None)
+            self._kept |= recent
+            while len(self._kept) > max(_MOST_KEPT, len(recent)):
                 del self._kept[next(iter(self._kept))]
 
     def kept(self) -> list[Sight]:

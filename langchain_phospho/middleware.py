@@ -26,7 +26,7 @@ from typing_extensions import NotRequired, TypedDict
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight
-from langchain_phospho.pictures import shown_pictures, with_words
+from langchain_phospho.pictures import opened, shown_pictures, with_words
 from langchain_phospho.tools import DescribeImageInput, DescribeImageTool, image_number
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.fence import fenced, single_line
@@ -86,14 +86,14 @@ class LookAgainTool(DescribeImageTool):
         seen: dict[str, SeenImage] = state.get("phospho_images") or {}
         numbers = {key: entry["number"] for key, entry in seen.items()}
         for message in reversed(state.get("messages") or ()):
-            for picture in reversed(shown_pictures(message)):
+            for picture in reversed(shown_pictures(opened(message))):
                 sight = self.eyes.recognise(picture)
                 if isinstance(sight, PhosphoError):
                     if wanted is None:
                         raise sight
                 elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
                     return f"Image {numbers[sight.key]}", sight
-        for sight in self.eyes.kept():
+        for sight in reversed(self.eyes.kept()):
             if sight.key in numbers and wanted in {None, numbers[sight.key]}:
                 return f"Image {numbers[sight.key]}", sight
         known = ", ".join(str(number) for number in sorted(numbers.values())) or "none"
@@ -208,7 +208,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         return self._noted(view, request, await handler(self._told(view, outcomes, request)))
 
     def _view(self, request: ModelRequest[ContextT]) -> _View:
-        messages: list[BaseMessage] = list(request.messages)
+        messages: list[BaseMessage] = list(map(opened, request.messages))
         if request.system_message is not None:
             messages.insert(0, request.system_message)
         sights = [

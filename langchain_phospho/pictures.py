@@ -13,7 +13,14 @@ from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepar
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.tool_texts import pictures_apart
 
-__all__ = ["ShownPicture", "message_about", "prepared", "shown_pictures", "with_words"]
+__all__ = [
+    "ShownPicture",
+    "message_about",
+    "opened",
+    "prepared",
+    "shown_pictures",
+    "with_words",
+]
 
 ShownPicture: TypeAlias = ImageSource | PhosphoError
 """A picture of a message, or the reason why it cannot be looked at."""
@@ -23,18 +30,37 @@ _Visitor: TypeAlias = Callable[[ShownPicture], str | None]
 _TYPES = ("mime_type", "media_type", "mimeType", "mediaType")
 
 
+def opened(message: BaseMessage) -> BaseMessage:
+    """Make a block of each picture that a tool wrote into its text.
+
+    To look for them in megabytes takes its time: this does not belong on an event loop.
+
+    Args:
+        message: Of any role; it stays as it is.
+
+    Returns:
+        The message, or a copy with such blocks.
+    """
+    if not isinstance(message, ToolMessage):
+        return message
+    content: Any = message.content
+    blocks = content if isinstance(content, list) else [content]
+    apart = [part for block in blocks for part in _apart(block)]
+    return message if apart == blocks else message.model_copy(update={"content": apart})
+
+
 def shown_pictures(message: BaseMessage) -> list[ShownPicture]:
     """Find the pictures of a message, in every form that `ChatPhospho` knows.
 
     Args:
-        message: Of any role.
+        message: Of any role; that of a tool has been `opened`.
 
     Returns:
         The pictures in their order; what is no picture is none of our business.
     """
     pictures: list[ShownPicture] = []
     # A visitor that has no words for a picture leaves it where it is.
-    _walk(_content(message), pictures.append)
+    _walk(message.content, pictures.append)
     return pictures
 
 
@@ -49,7 +75,7 @@ def with_words(message: BaseMessage, words: Iterator[str]) -> BaseMessage:
         A copy without pictures. What is text alone then becomes one string, the only content that
         some text models take; an assistant's stays blocks, as its version may demand.
     """
-    content = _walk(_content(message), lambda _: next(words))
+    content = _walk(message.content, lambda _: next(words))
     if not isinstance(message, AIMessage) and all(map(_is_plain, content)):
         content = "\n".join(
             block if isinstance(block, str) else str(block["text"]) for block in content
@@ -90,16 +116,6 @@ def message_about(image: SendableImage, question: str) -> HumanMessage:
         kind = f"image/{image.format.lower()}"
         block = {"type": "image", "base64": image.to_wire(), "mime_type": kind}
     return HumanMessage([{"type": "text", "text": question}, block])
-
-
-def _content(message: BaseMessage) -> Any:
-    """Read a message's content, with a block for each picture that a tool wrote into its text."""
-    content: Any = message.content
-    if not isinstance(message, ToolMessage):
-        return content
-    blocks = content if isinstance(content, list) else [content]
-    apart = [part for block in blocks for part in _apart(block)]
-    return content if apart == blocks else apart
 
 
 def _apart(block: Any) -> Iterator[Any]:

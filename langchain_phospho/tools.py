@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, SkipValidation
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.eyes import NOT_FOR_AGENTS, QUIET
-from langchain_phospho.pictures import message_about, prepared, shown_pictures
+from langchain_phospho.pictures import message_about, opened, prepared, shown_pictures
 from phospho_multimodal import PhosphoError
 from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
@@ -115,7 +115,7 @@ class DescribeImageTool(BaseTool):
         shown = [
             picture
             for message in convert_to_messages(state.get("messages") or ())
-            for picture in shown_pictures(message)
+            for picture in shown_pictures(opened(message))
         ]
         if not shown:
             message = "There is no image in the conversation."

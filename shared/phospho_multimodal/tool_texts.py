@@ -40,7 +40,6 @@ _SHOWN_BYTES = re.compile(
     r"\bb(['\"])(?=\\x89PNG|\\xff\\xd8\\xff|GIF8|RIFF|II\*|MM\\x00|BM)"
     rf"(?:[^\\'\"]|\\.|(?!\1).){{,{LONGEST_RUN}}}"
 )
-_ALL_SHOWN_BYTES = re.compile(r"b(['\"])(?:[^\\'\"]|\\.|(?!\1).)*\1")
 
 # What belongs to a file beside its run: what names its type, its short last line, its padding.
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,\Z", re.IGNORECASE)
@@ -48,6 +47,9 @@ _LONGEST_DATA_URL = 60
 _LAST_LINE = re.compile(
     r"[A-Za-z0-9+/_-]{0,59}=(?:(?:\r?\n|(?:\\r)?\\n)?=)?|[A-Za-z0-9+/_-]{1,59}(?=[\r\n\\\"']|\Z)"
 )
+_TAIL = 16
+_ENDS_OF_FILES = (b"\xff\xd9", b"IEND\xaeB`\x82", b"\x00;")  # JPEG, PNG, GIF
+_LONGEST_HEAD = 4096
 _LONGEST_WRAPPED_LINE = 998  # RFC 5322; base64 has 64 or 76
 _LINE_BREAK = re.compile(r"\r?\n|(?:\\r)?\\n")
 
@@ -106,10 +108,12 @@ def _pictures(text: str) -> Iterator[tuple[int, int, ImageSource]]:
                 picture = ImageSource("base64", _LINE_BREAK.sub("", text[start:end]))
                 yield named.start() if named else start, end, picture
     for start, _ in _shown_bytes(text):
-        shown = _ALL_SHOWN_BYTES.match(text, start)
-        with contextlib.suppress(SyntaxError):  # cut off, or no bytes after all
-            if shown:
-                yield *shown.span(), ImageSource("bytes", ast.literal_eval(shown.group()))
+        end = _end_of_literal(text, start)
+        # Cut off, or no bytes after all: a hostile text can look like any beginning.
+        with contextlib.suppress(SyntaxError, ValueError, MemoryError):
+            data: bytes = ast.literal_eval(text[start:end])
+            if _is_picture_file(data):
+                yield start, end, ImageSource("bytes", data)
 
 
 def _files(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -123,7 +127,11 @@ def _files(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         lines.append((at, end))
     width = lines[0][1] - start
     for (before, before_end), (line, line_end) in pairwise(lines):
-        is_new = before_end - before < width or line_end - line > _LONGEST_WRAPPED_LINE
+        is_new = (
+            before_end - before < width
+            or line_end - line > _LONGEST_WRAPPED_LINE
+            or _decoded(text[before_end - _TAIL : before_end]).endswith(_ENDS_OF_FILES)
+        )
         if is_new and _is_picture(text, line):
             yield start, before_end
             start, width = line, line_end - line
@@ -165,14 +173,45 @@ def _is_file(text: str, start: int, end: int) -> bool:
     if len(set(text[start : min(end, start + _SAMPLE)])) >= _FEWEST_SYMBOLS:
         return True
     # A blank sheet without compression has few symbols, and says what it is.
-    return _format(text, start) not in {"", "text"}
+    return sniff(_head(text, start)) not in {None, "text"}
+
+
+def _end_of_literal(text: str, start: int) -> int:
+    """Find the end of bytes as Python shows them; where they are cut off, that is their beginning.
+
+    A regular expression for all of it would keep every step of millions in memory.
+    """
+    quote, at = text[start + 1], start + 2
+    while (at := text.find(quote, at)) >= 0:
+        before = at
+        while text[before - 1] == "\\":
+            before -= 1
+        at += 1
+        if (at - 1 - before) % 2 == 0:
+            return at
+    return start
 
 
 def _is_picture(text: str, start: int) -> bool:
-    return _format(text, start).isupper()  # a format of pictures has its name in capitals there
+    return _is_picture_file(_head(text, start))
 
 
-def _format(text: str, start: int) -> str:
-    """Tell by the beginning of a run what file it is; nothing if it is none that is known."""
-    head = text[start : start + _HEAD].replace("-", "+").replace("_", "/")
-    return sniff(pybase64.b64decode(head)) or ""
+def _is_picture_file(data: bytes) -> bool:
+    # A format of pictures has its name in capitals there.
+    kind = sniff(data[:_LONGEST_HEAD]) or ""
+    if kind == "BMP":  # two letters, which words begin with too; these are always zero
+        return data[6:10] == bytes(4)
+    return kind.isupper()
+
+
+def _head(text: str, start: int) -> bytes:
+    """Decode the beginning of a run."""
+    return _decoded(_LINE_BREAK.sub("", text[start : start + _HEAD + 4])[:_HEAD])
+
+
+def _decoded(symbols: str) -> bytes:
+    symbols = symbols[: len(symbols) // 4 * 4].replace("-", "+").replace("_", "/")
+    try:
+        return pybase64.b64decode(symbols)
+    except ValueError:
+        return b""

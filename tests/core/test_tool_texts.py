@@ -151,6 +151,57 @@ def test_what_is_no_picture_stays_text(text: str) -> None:
     assert pictures_apart(text) == [text]
 
 
+# What looks like a picture, and is none, or cannot be read any more.
+ODD_TEXTS = {
+    "words that begin like a BMP": repr(b"BMW sold cars. " + noise(LONGEST_RUN, 1)),
+    "a sound": repr(b"RIFF\x00\x10\x00\x00WAVEfmt " + noise(LONGEST_RUN, 1)),
+    "cut off": repr(FILES["a PNG"])[:6000] + "... [truncated]",
+    "a line break within": repr(FILES["a GIF"]).replace("\\x00", "\n", 1),
+    "half a character within": repr(FILES["a GIF"]).replace("\\x00", "\ud800", 1),
+    "many beginnings": "b'BM\\x00" * 5000,
+    "backslashes": "b'BM" + "\\" * 50_000 + "'" * 50_000,
+    "base64 of two letters": base64.b64encode(b"BM" + noise(LONGEST_RUN, 1)).decode(),
+}
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS)
+def test_what_only_looks_like_a_picture_stays_text(text: str) -> None:
+    begin = time.process_time()
+    assert pictures_apart(text) == [text]
+    assert time.process_time() - begin < 1
+
+
+def test_a_short_first_line_behind_an_escaped_break_is_no_error() -> None:
+    symbols = base64.b64encode(noise(3 * LONGEST_RUN, 1)).decode()
+    text = f"\\n{symbols[:59]}\n{symbols[59:]}"
+    assert pictures_apart(text) == [text]
+    with pytest.raises(UnsupportedContentError):
+        check_tool_text(text)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_a_picture_behind_another_whose_last_line_is_full_is_found(kind: str) -> None:
+    data = encoded(receipt(), kind=kind)
+    # Filled up until it has whole lines of 57 bytes.
+    missing = -len(data) % 57
+    first = {
+        "PNG": lambda: data[:8] + bytes(missing) + data[8:],
+        "JPEG": lambda: data[:2] + b"\xff" * missing + data[2:],
+        "GIF": lambda: data[:6] + bytes(missing) + data[6:],
+    }[kind]()
+    found = pictures_apart((base64.encodebytes(first) + base64.encodebytes(NOISE)).decode())
+    assert [part.read() for part in found if isinstance(part, ImageSource)] == [first, NOISE]
+
+
+def test_a_large_picture_as_python_shows_bytes_takes_no_long_time() -> None:
+    data = b"\x89PNG\r\n\x1a\n" + noise(4_000_000, 1)
+    begin = time.process_time()
+    (picture,) = pictures_apart(repr(data))
+    assert isinstance(picture, ImageSource)
+    assert picture.read() == data
+    assert time.process_time() - begin < 3
+
+
 @settings(max_examples=50)
 @given(size=st.integers(LONGEST_RUN, 3 * LONGEST_RUN), width=st.integers(60, 200))
 def test_no_byte_is_lost_between_lines(size: int, width: int) -> None:

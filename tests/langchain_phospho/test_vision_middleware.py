@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from PIL import Image
 
 from langchain_phospho import ChatPhospho, VisionMiddleware
 from langchain_phospho.middleware import LookAgainTool
@@ -462,6 +464,29 @@ def test_a_picture_of_the_instructions_can_be_looked_at_again(
     ]
     results = [message for message in outcome["messages"] if isinstance(message, ToolMessage)]
     assert [message.status for message in results] == ["success", "success", "error"]
+
+
+def test_of_many_pictures_of_the_instructions_each_can_be_looked_at_again(
+    driver: Any, model: ChatPhospho, endpoint: Any
+) -> None:
+    pictures = [encoded(Image.new("RGB", (8, 8), (9 * n, 0, 0)), kind="PNG") for n in range(20)]
+    blocks = [
+        {"type": "image", "base64": base64.b64encode(data).decode(), "mime_type": "image/png"}
+        for data in pictures
+    ]
+    driving = ScriptedChat(
+        replies=[
+            calls("look_again", question="The newest?"),
+            calls("look_again", image=1, question="The first?"),
+            "Done.",
+        ]
+    )
+    agent = agent_of(driving, model, system_prompt=SystemMessage(["Our logos:", *blocks]))
+    driver.invoke(agent, {"messages": [HumanMessage("What?")]})
+    assert [request.text for request in endpoint.received[20:]] == ["The newest?", "The first?"]
+    newest, first = (request.picture for request in endpoint.received[20:])
+    assert newest == hashlib.sha256(pictures[-1]).hexdigest()
+    assert first == hashlib.sha256(pictures[0]).hexdigest()
 
 
 @pytest.mark.parametrize(
