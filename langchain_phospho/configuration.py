@@ -2,11 +2,11 @@
 
 import logging
 import ssl
-import threading
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.load import dumpd
 from pydantic import (
     AliasChoices,
     ConfigDict,
@@ -23,6 +23,7 @@ from phospho_multimodal import ConfigurationError, Spending, __version__
 from phospho_multimodal.endpoint import DEFAULT_MODEL
 from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
 from phospho_multimodal.on_demand import ModuleOnDemand
+from phospho_multimodal.processes import LockOfProcess
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
     ClientOptions,
@@ -56,11 +57,12 @@ _OPTIONS = {name: _FIELDS.get(name, name) for name in ClientOptions.__annotation
 _BORROWED = ("http_client", "http_async_client")
 _OF_THE_CLIENTS = frozenset({*_OPTIONS.values(), *_BORROWED, "spending"})
 _SHARED = (*_BORROWED, "verify", "cache", "callbacks", "rate_limiter")
+_NOTHING_MADE = {"_made_clients": None, "_made_serialized": None}
 _STAYED_BEHIND = "a Spending, which is not serialized"
 
 # Making clients is quick and opens nothing, so that one lock does for all models; one of its own
 # could neither be pickled nor copied with the model.
-_making = threading.Lock()
+_making = LockOfProcess()
 
 
 class PhosphoConfiguration(BaseChatModel):
@@ -149,9 +151,11 @@ class PhosphoConfiguration(BaseChatModel):
     default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
     """Further headers of every request; not serialized, since they can hold secrets."""
 
-    # In the instance's `__dict__` once there are any, like LangChain's own `_serialized`: private
-    # attributes are set up anew for each class of a model's line, and take a third of making it.
+    # In the instance's `__dict__`, from the beginning: of the first calls of several threads, one
+    # goes through it while another one makes these. Private attributes are set up anew for each
+    # class of a model's line, and take a third of making it.
     _made_clients: ClassVar["ModelClients | None"] = None
+    _made_serialized: ClassVar[dict[str, Any] | None] = None
     _checked: ClassVar[bool] = False
 
     @field_validator("stop", mode="before")
@@ -177,6 +181,7 @@ class PhosphoConfiguration(BaseChatModel):
     def _check_phospho_settings(self) -> Self:
         if self._checked:
             return self  # pydantic comes here again for each model that this one is put into
+        self.__dict__.update(_NOTHING_MADE)
         with langchain_errors():
             options = self._client_options()
             settings = Settings.resolve(**options)
@@ -203,6 +208,14 @@ class PhosphoConfiguration(BaseChatModel):
         return True
 
     @property
+    def _serialized(self) -> dict[str, Any]:
+        # LangChain's own makes an entry in `__dict__`.
+        made = self._made_serialized
+        if made is None:
+            self.__dict__["_made_serialized"] = made = dumpd(self)
+        return made
+
+    @property
     def lc_secrets(self) -> dict[str, str]:
         """Where the key comes from when a dumped model is loaded."""
         return {"phospho_api_key": "PHOSPHO_API_KEY"}
@@ -214,15 +227,17 @@ class PhosphoConfiguration(BaseChatModel):
 
     def close(self) -> None:
         """Close the connections of synchronous calls; a later call opens new ones."""
-        with _making:
-            clients = self.__dict__.pop("_made_clients", None)
+        with _making.held:
+            clients = self._made_clients
+            self.__dict__["_made_clients"] = None
         if clients is not None:
             clients.sync.close()
 
     async def aclose(self) -> None:
         """Close all connections of this model on this event loop; a later call opens new ones."""
-        with _making:
-            clients = self.__dict__.pop("_made_clients", None)
+        with _making.held:
+            clients = self._made_clients
+            self.__dict__["_made_clients"] = None
         if clients is not None:
             await clients.aclose()
 
@@ -234,13 +249,12 @@ class PhosphoConfiguration(BaseChatModel):
                 )
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
-            self.__dict__.pop("_made_clients", None)
+            self.__dict__["_made_clients"] = None
 
     def __copy__(self) -> Self:
         # `model_copy(update=…)` goes through here: other settings need other clients.
         twin = super().__copy__()
-        for made in ("_made_clients", "_serialized"):
-            twin.__dict__.pop(made, None)
+        twin.__dict__.update(_NOTHING_MADE)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -274,7 +288,7 @@ class PhosphoConfiguration(BaseChatModel):
         )
 
     def _clients(self, settings: Settings | None = None) -> "ModelClients":
-        with _making:
+        with _making.held:
             clients = self._made_clients
             if clients is None:
                 self.__dict__["_made_clients"] = clients = model_clients.ModelClients.make(

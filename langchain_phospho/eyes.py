@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ from phospho_multimodal import (
     PhosphoError,
     SpendingLimitError,
 )
+from phospho_multimodal.finalizing import is_finalizing
 from phospho_multimodal.images.fingerprint import fingerprint
 from phospho_multimodal.images.prepare import PreparedImage
 from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.processes import after_fork
 
 __all__ = ["NOT_FOR_AGENTS", "QUIET", "Eyes", "Look", "Sight"]
 
@@ -93,10 +96,17 @@ class Eyes:
             model: Who is asked.
         """
         self._model = model
-        self._lock = threading.Lock()
         self._answers: dict[_Key, _Answer] = {}
         self._keys: dict[str, str] = {}
         self._kept: dict[str, Sight] = {}
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._left: deque[tuple[_Key, _Answer]] = deque()  # by finalizers, which may not wait
+        # What a thread of the parent waits for never comes to a forked child.
+        self._answers = {key: answer for key, answer in self._answers.items() if answer.done()}
 
     def recognise(self, picture: ShownPicture) -> Sight | PhosphoError:
         """Tell which picture it is.
@@ -204,6 +214,8 @@ class Eyes:
         others: dict[_Key, _Answer] = {}
         here = threading.get_ident()
         with self._lock:
+            while self._left:
+                self._strike_out(*self._left.popleft())
             for look in looks:
                 answer = self._answers.get(look.key)
                 if look.key in mine:
@@ -246,9 +258,15 @@ class Eyes:
                 answer.set_result(None)
 
     def _forget(self, key: _Key, answer: _Answer) -> None:
+        if is_finalizing():
+            self._left.append((key, answer))
+            return
         with self._lock:
-            if self._answers.get(key) is answer:
-                del self._answers[key]
+            self._strike_out(key, answer)
+
+    def _strike_out(self, key: _Key, answer: _Answer) -> None:
+        if self._answers.get(key) is answer:
+            del self._answers[key]
 
 
 def _digest(value: Any) -> str:

@@ -3,7 +3,6 @@
 import logging
 import pickle
 import ssl
-import threading
 from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +25,7 @@ from phospho_multimodal import ConfigurationError, Spending
 from phospho_multimodal.endpoint import DEFAULT_MODEL
 from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
 from phospho_multimodal.on_demand import ModuleOnDemand
+from phospho_multimodal.processes import LockOfProcess
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
     ClientOptions,
@@ -57,7 +57,7 @@ _OF_THE_CLIENTS = frozenset({*_CLIENT_OPTIONS, "spending", "http_client", "http_
 
 # Making clients is quick and opens nothing, so that one lock does for all models; one of its own
 # could neither be pickled nor copied with the model.
-_making = threading.Lock()
+_making = LockOfProcess()
 
 
 class PhosphoConfiguration(FunctionCallingLLM):
@@ -179,7 +179,7 @@ class PhosphoConfiguration(FunctionCallingLLM):
         return {name: getattr(self, name) for name in _CLIENT_OPTIONS}
 
     def _clients(self, settings: Settings | None = None) -> "ModelClients":
-        with _making:
+        with _making.held:
             if self._made_clients is None:
                 self._made_clients = model_clients.ModelClients.make(
                     settings or Settings.resolve(**self._client_options()),
@@ -191,14 +191,14 @@ class PhosphoConfiguration(FunctionCallingLLM):
 
     def close(self) -> None:
         """Close the connections of synchronous calls; a later call opens new ones."""
-        with _making:
+        with _making.held:
             clients, self._made_clients = self._made_clients, None
         if clients is not None:
             clients.sync.close()
 
     async def aclose(self) -> None:
         """Close all connections of this model on this event loop; a later call opens new ones."""
-        with _making:
+        with _making.held:
             clients, self._made_clients = self._made_clients, None
         if clients is not None:
             await clients.aclose()

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.processes import is_alive, name_of_process
+from phospho_multimodal.finalizing import is_finalizing
+from phospho_multimodal.processes import after_fork, is_alive, name_of_process
 from phospho_multimodal.sqlite_file import open_database, transaction
 
 __all__ = ["Description", "DescriptionStore"]
@@ -58,11 +60,16 @@ class DescriptionStore:
             ConfigurationError: The file cannot be used.
         """
         self.path = path
-        self._lock = threading.Lock()
+        self._begin()
+        after_fork(self._begin)
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         with self._transaction():  # a path that cannot be used is told of here and not when paying
             pass
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._left: deque[str] = deque()  # claims that finalizers gave up, which may not wait
 
     def find(self, key: str) -> Description | None:
         """Look for a description.
@@ -123,8 +130,11 @@ class DescriptionStore:
         Args:
             key: What was claimed.
         """
+        if is_finalizing():
+            self._left.append(key)
+            return
         with self._transaction() as database:
-            database.execute("DELETE FROM descriptions WHERE key = ? AND text IS NULL", (key,))
+            _give_up(database, key)
 
     def __copy__(self) -> Self:
         """A copy would be a second memory, and pay a second time: it is the same one."""
@@ -143,6 +153,8 @@ class DescriptionStore:
             try:
                 database = self._open()
                 with transaction(database):
+                    while self._left:
+                        _give_up(database, self._left.popleft())
                     yield database
             except sqlite3.Error as failure:
                 message = f"The store of descriptions {self.path} cannot be used: {failure}."
@@ -155,6 +167,10 @@ class DescriptionStore:
             self._connection = open_database(self.path, _TABLES)
             weakref.finalize(self, _close, self._connection, self._process)
         return self._connection
+
+
+def _give_up(database: sqlite3.Connection, key: str) -> None:
+    database.execute("DELETE FROM descriptions WHERE key = ? AND text IS NULL", (key,))
 
 
 def _close(database: sqlite3.Connection, process: int) -> None:

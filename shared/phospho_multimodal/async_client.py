@@ -247,6 +247,7 @@ class AsyncPhosphoClient:
         do = perform or self.perform
         outcome: Any = None
         failure: BaseException | None = None
+        task = asyncio.current_task()
         with closing(conversation):
             while True:
                 # Thrown in outside any handler: see the twin in `client`.
@@ -262,7 +263,8 @@ class AsyncPhosphoClient:
                 try:
                     outcome = await do(step)
                 except BaseException as error:  # noqa: BLE001 - the conversation judges it
-                    failure = error
+                    # Left behind and collected, it may come out as something else than that.
+                    failure = error if _is_current(task) else GeneratorExit()
 
     async def perform(self, step: Step) -> Any:
         """Do one step of a conversation of the exchange.
@@ -368,6 +370,13 @@ class AsyncPhosphoClient:
             self._states[loop] = state = _LoopState(self._settings)
             await state.begin()
         return state
+
+
+def _is_current(task: asyncio.Task[Any] | None) -> bool:
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs here
+        return False
 
 
 # anyio is loaded by whoever needs it first: an import of this package has no use for it.

@@ -89,13 +89,15 @@ class LedgerInMemory:
 
     def __init__(self, counts: Counts = Counts()) -> None:
         self._counts = counts
-        self._open: set[int] = set()
         self._next = 0
         self._begin()
         after_fork(self._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
+        # What is set aside for calls of the parent ends there: in a forked child nobody ends it.
+        self._open: set[int] = set()
+        self._counts = replace(self._counts, reserved=0)
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
         """Set images aside; see `Ledger`."""
@@ -225,6 +227,10 @@ class Backlog:
         self._left: deque[Callable[[], object]] = deque()
         self._clearing = threading.RLock()  # what is called in it may look at the ledger too
         self._writer: ThreadPoolExecutor | None = None
+
+    def leave(self, work: Callable[[], object]) -> None:
+        """Have something done by whoever looks at the ledger next; this takes no lock."""
+        self._left.append(work)
 
     def add(self, work: Callable[[], object]) -> None:
         """Have something done without waiting for it; to do it twice must not matter."""

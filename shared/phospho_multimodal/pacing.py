@@ -6,7 +6,9 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
+from phospho_multimodal.finalizing import is_finalizing
 from phospho_multimodal.processes import after_fork
 
 __all__ = ["Rate", "Slots"]
@@ -37,6 +39,7 @@ class Slots:
         # In a forked child the threads that held slots, or this lock, are gone.
         self._free = self._limit
         self._queue: deque[_Waiter] = deque()
+        self._left: deque[_Waiter | None] = deque()  # by finalizers: places, and slots (`None`)
         self._lock = threading.Lock()
 
     def take(self, timeout: float | None = None) -> bool:
@@ -74,47 +77,84 @@ class Slots:
         try:
             await turn
         except BaseException:
-            if self._leave(waiter):
+            if is_finalizing():
+                self._left.append(waiter)
+                self._catch_up()
+            elif self._leave(waiter):
                 self.give_back()
             raise
 
     def give_back(self) -> None:
         """Hand a slot to whoever has waited longest."""
-        with self._lock:
-            while self._queue:
-                waiter = self._queue.popleft()
-                waiter.has_slot = True
-                try:
-                    waiter.wake()
-                except RuntimeError:  # its event loop is closed
-                    continue
-                return
-            self._free += 1
+        if is_finalizing():
+            self._left.append(None)
+        else:
+            with self._lock:
+                self._hand_on()
+        if self._left:
+            self._catch_up()
 
     def _take_free(self) -> bool:
         """Take a slot if there is one: whoever waits for one finds none free."""
         with self._lock:
-            if not self._free:
-                return False
-            self._free -= 1
-            return True
+            is_free = self._free > 0
+            if is_free:
+                self._free -= 1
+        if self._left:
+            self._catch_up()
+        return is_free
 
     def _join(self, wake: Callable[[], object]) -> _Waiter | None:
         """Take a slot (`None`), or a place in the queue."""
+        waiter: _Waiter | None = _Waiter(wake)
         with self._lock:
             if self._free:
                 self._free -= 1
-                return None
-            waiter = _Waiter(wake)
-            self._queue.append(waiter)
-            return waiter
+                waiter = None
+            elif waiter is not None:
+                self._queue.append(waiter)
+        if self._left:
+            self._catch_up()
+        return waiter
 
     def _leave(self, waiter: _Waiter) -> bool:
         """Leave the queue, and tell whether a slot came before that."""
         with self._lock:
-            if not waiter.has_slot:
+            self._strike_out(waiter)
+        if self._left:
+            self._catch_up()
+        return waiter.has_slot
+
+    def _catch_up(self) -> None:
+        """Do what finalizers left: at once, or when whoever has the lock has given it back."""
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                while self._left:
+                    waiter = self._left.popleft()
+                    if waiter is None or self._strike_out(waiter):
+                        self._hand_on()
+            finally:
+                self._lock.release()
+
+    # --- with the lock -------------------------------------------------------------------------
+
+    def _hand_on(self) -> None:
+        while self._queue:
+            waiter = self._queue.popleft()
+            waiter.has_slot = True
+            try:
+                waiter.wake()
+            except RuntimeError:  # its event loop is closed, and whoever waited there is gone
+                waiter.has_slot = False
+                continue
+            return
+        self._free += 1
+
+    def _strike_out(self, waiter: _Waiter) -> bool:
+        if not waiter.has_slot:
+            with suppress(ValueError):  # struck out before, since its event loop is closed
                 self._queue.remove(waiter)
-            return waiter.has_slot
+        return waiter.has_slot
 
 
 def _wake(turn: asyncio.Future[None]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
+from phospho_multimodal.finalizing import is_finalizing
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -236,7 +237,9 @@ class Spending:
             end: Its `bill`, `release` or `doubt`. It counts in whatever is asked of this ledger
                 from now on.
         """
-        if self.path is None:
+        if is_finalizing():  # maybe in the middle of a step of this ledger
+            self._backlog.leave(end)
+        elif self.path is None:
             end()
         else:
             self._backlog.add(end)

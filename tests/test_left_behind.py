@@ -1,0 +1,204 @@
+"""Calls that nobody waits for any more: on a closed event loop, or on the other side of a fork.
+
+Each runs in a process of its own, which ends by itself if it hangs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from fault_server import Behaviour, Connection, FaultServer, Received, answer
+from fresh_python import in_fresh_python
+from pictures import encoded
+
+PICTURE = encoded()
+
+BEGIN = """
+import asyncio, faulthandler, gc, logging, os, sys, threading, time
+faulthandler.dump_traceback_later(10, exit=True)
+logging.disable(logging.CRITICAL)  # "Task was destroyed but it is pending"
+sys.unraisablehook = lambda _: None
+"""
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="There is no fork on this system.")
+
+
+def later(seconds: float) -> Behaviour:
+    def behave(connection: Connection, request: Received) -> None:
+        connection.server.stopping.wait(seconds)
+        answer()(connection, request)
+
+    return behave
+
+
+def printed(server: FaultServer, code: str) -> str:
+    known = f"BASE_URL, PICTURE = {server.base_url!r}, {PICTURE!r}\n"
+    ran = in_fresh_python(f"{BEGIN}{known}{dedent(code)}\nos._exit(0)")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout.strip()
+
+
+# Whatever is collected meanwhile is collected in the middle of these.
+IN_A_STEP_OF_THE_LEDGER = """
+from decimal import Decimal
+class Price(Decimal):
+    def __rmul__(self, number):
+        gc.collect()
+        return number * Decimal(self)
+spending.usd_per_image = Price("0.01")
+(reservation,) = spending.reserve()
+reservation.release()
+"""
+AS_AN_EXECUTOR_TAKES_WORK = """
+from concurrent.futures import ThreadPoolExecutor, thread
+class Future(thread._base.Future):
+    def __init__(self):
+        gc.collect()
+        super().__init__()
+thread._base.Future = Future
+with ThreadPoolExecutor(1) as threads:  # all of them share a lock
+    threads.submit(print, end="").result()
+"""
+
+
+@pytest.mark.parametrize("in_a_file", [False, True], ids=["in memory", "in a file"])
+@pytest.mark.parametrize(
+    "meanwhile",
+    [IN_A_STEP_OF_THE_LEDGER, AS_AN_EXECUTOR_TAKES_WORK],
+    ids=["in a step of the ledger", "as an executor takes work"],
+)
+def test_what_is_collected_at_a_bad_moment_is_settled_and_stops_nobody(
+    in_a_file: bool, meanwhile: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "spending.db") if in_a_file else None
+    left_behind = f"""
+from phospho_multimodal import AsyncPhosphoClient, Spending
+spending = Spending(max_usd=1, path={path!r})
+client = AsyncPhosphoClient(base_url=BASE_URL, spending=spending)
+gc.disable()
+loop = asyncio.new_event_loop()
+async def no_answer_yet():
+    calls = [asyncio.ensure_future(client.describe(PICTURE)) for _ in range(4)]
+    await asyncio.sleep(0.3)
+loop.run_until_complete(no_answer_yet())
+loop.close()
+del loop
+"""
+    told = """
+found = spending.snapshot()
+print(found.images_billed, found.images_in_doubt, found.images_reserved)
+"""
+    with FaultServer(later(0.6)).running() as server:
+        assert printed(server, f"{left_behind}{meanwhile}{told}") == "0 4 0"
+
+
+def test_calls_left_behind_in_the_queue_add_no_slot() -> None:
+    with FaultServer(later(0.3)).running() as server:
+        told = printed(
+            server,
+            """
+            from phospho_multimodal import AsyncPhosphoClient
+            client = AsyncPhosphoClient(base_url=BASE_URL, max_concurrency=2)
+            async def together(count):
+                await asyncio.gather(*(client.describe(PICTURE) for _ in range(count)))
+            elsewhere = threading.Thread(target=lambda: asyncio.run(together(2)))
+            elsewhere.start()
+            time.sleep(0.1)
+            loop = asyncio.new_event_loop()
+            async def queue():
+                calls = [asyncio.ensure_future(client.describe(PICTURE)) for _ in range(6)]
+                await asyncio.sleep(0.05)
+            loop.run_until_complete(queue())
+            loop.close()
+            del loop
+            elsewhere.join()
+            gc.collect()
+            asyncio.run(together(6))
+            print("done")
+            """,
+        )
+        assert told == "done"
+        assert server.most_in_flight == 2
+
+
+@forks
+@pytest.mark.parametrize("package", ["langchain_phospho", "llama_index_phospho"])
+def test_a_child_makes_clients_of_its_own_whoever_made_some_at_the_fork(package: str) -> None:
+    with FaultServer().running() as server:
+        told = printed(
+            server,
+            f"""
+            from {package} import {"ChatPhospho" if package == "langchain_phospho" else "Phospho"}
+            from {package}.configuration import _making
+            model = {"ChatPhospho" if package == "langchain_phospho" else "Phospho"}(
+                base_url=BASE_URL)
+            holds, forked = threading.Event(), threading.Event()
+            def hold():
+                with _making.held:
+                    holds.set()
+                    forked.wait()
+            threading.Thread(target=hold).start()
+            holds.wait()
+            child = os.fork()
+            if child == 0:
+                model._clients()
+                os._exit(0)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            forked.set()
+            print(status)
+            """,
+        )
+    assert told == "0"
+
+
+@forks
+def test_a_child_asks_itself_about_a_picture_that_its_parent_was_asking_about() -> None:
+    with FaultServer(later(0.5)).running() as server:
+        told = printed(
+            server,
+            """
+            from langchain_phospho import ChatPhospho
+            from langchain_phospho.eyes import Eyes, Look
+            from phospho_multimodal.images.source import image_source
+            eyes = Eyes(ChatPhospho(base_url=BASE_URL))
+            looks = [Look(eyes.recognise(image_source(PICTURE)), "What?")]
+            asking = threading.Thread(target=eyes.look, args=(looks,))
+            asking.start()
+            time.sleep(0.2)
+            child = os.fork()
+            if child == 0:
+                (outcome,) = eyes.look(looks)
+                os._exit(isinstance(outcome, Exception))
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            asking.join()
+            """,
+        )
+        assert told == "0"
+        assert server.billed == 2
+
+
+@forks
+def test_what_is_set_aside_for_calls_of_a_parent_is_not_set_aside_in_its_child() -> None:
+    with FaultServer().running() as server:
+        told = printed(
+            server,
+            """
+            from phospho_multimodal import Spending
+            spending = Spending(max_images=3)
+            first, second = spending.reserve(2)
+            child = os.fork()
+            if child == 0:
+                first.bill()
+                print(len(spending.reserve(3)), spending.snapshot().images_billed, flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+            first.bill()
+            second.release()
+            print(spending.snapshot().images_billed, spending.snapshot().images_reserved)
+            """,
+        )
+    assert told.split() == ["3", "0", "1", "0"]
