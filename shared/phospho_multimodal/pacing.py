@@ -106,16 +106,16 @@ class Slots:
 
     def _join(self, wake: Callable[[], object]) -> _Waiter | None:
         """Take a slot (`None`), or a place in the queue."""
-        waiter: _Waiter | None = _Waiter(wake)
+        waiter = _Waiter(wake)
         with self._lock:
-            if self._free:
+            is_free = self._free > 0
+            if is_free:
                 self._free -= 1
-                waiter = None
-            elif waiter is not None:
+            else:
                 self._queue.append(waiter)
         if self._left:
             self._catch_up()
-        return waiter
+        return None if is_free else waiter
 
     def _leave(self, waiter: _Waiter) -> bool:
         """Leave the queue, and tell whether a slot came before that."""
