@@ -599,11 +599,11 @@ def test_half_a_character_in_a_prompt_is_told_before_anything_is_sent(
 def test_a_message_tells_no_signature(tmp_path: Path, server: FaultServer) -> None:
     options: Any = {"results": "jsonl", "base_url": server.base_url}
     decline: Any = {"confirm": lambda _: False}
-    signed = "https://user:key@h.example/a.png?token="
+    signed = "https://user:key@h.example/a.png?signature="
     describe_many([signed + "one"], tmp_path / "out", **options, **decline)
     with pytest.raises(ConfigurationError, match=r"https://h\.example") as told:
         describe_many([signed + "two"], tmp_path / "out", **options, **decline)
-    assert not {"key", "one", "two", "token"} & set(re.split(r"\W", str(told.value)))
+    assert not {"key", "one", "two", "signature"} & set(re.split(r"\W", str(told.value)))
 
 
 def test_a_journal_that_was_given_up_can_be_taken_again(tmp_path: Path) -> None:
