@@ -22,8 +22,7 @@ from langchain_phospho.errors import langchain_errors
 from phospho_multimodal import ConfigurationError, Spending, __version__
 from phospho_multimodal.endpoint import DEFAULT_MODEL
 from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
-from phospho_multimodal.on_demand import ModuleOnDemand
-from phospho_multimodal.processes import LockOfProcess
+from phospho_multimodal.on_demand import LockOfProcess, ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
     ClientOptions,

@@ -24,8 +24,7 @@ from typing_extensions import Self
 from phospho_multimodal import ConfigurationError, Spending
 from phospho_multimodal.endpoint import DEFAULT_MODEL
 from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
-from phospho_multimodal.on_demand import ModuleOnDemand
-from phospho_multimodal.processes import LockOfProcess
+from phospho_multimodal.on_demand import LockOfProcess, ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
     ClientOptions,

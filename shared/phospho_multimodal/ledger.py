@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.finalizing import is_finalizing
 from phospho_multimodal.processes import after_fork, is_alive, name_of_process
 
 if TYPE_CHECKING:
@@ -218,7 +219,8 @@ class Backlog:
     ledger clears it first, and so finds all of it written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_a_file: bool) -> None:
+        self._in_a_file = in_a_file
         self._begin()
         after_fork(self._begin)
 
@@ -228,13 +230,15 @@ class Backlog:
         self._clearing = threading.RLock()  # what is called in it may look at the ledger too
         self._writer: ThreadPoolExecutor | None = None
 
-    def leave(self, work: Callable[[], object]) -> None:
-        """Have something done by whoever looks at the ledger next; this takes no lock."""
-        self._left.append(work)
-
     def add(self, work: Callable[[], object]) -> None:
         """Have something done without waiting for it; to do it twice must not matter."""
+        ends_in_a_step = is_finalizing()  # maybe: whoever looks at the ledger next does it
+        if not (self._in_a_file or ends_in_a_step):
+            work()
+            return
         self._left.append(work)
+        if ends_in_a_step:
+            return
         try:
             if self._writer is None:
                 self._writer = ThreadPoolExecutor(1, thread_name_prefix="phospho-ledger")

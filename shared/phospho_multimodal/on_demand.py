@@ -1,4 +1,4 @@
-"""Exports and modules that are loaded when they are first asked for.
+"""Exports and modules that are loaded when they are first asked for; a lock for what is made then.
 
 An import should cost what everybody needs. What takes long to load and only a call needs, half of
 the core and most of an adapter, stands in its module's globals as before, and is loaded when it is
@@ -12,14 +12,32 @@ used. Type checkers and the import contracts see the plain import beside it:
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ModuleOnDemand", "exports_on_demand"]
+__all__ = ["LockOfProcess", "ModuleOnDemand", "exports_on_demand"]
+
+
+class LockOfProcess:
+    """A lock of which each forked child has one of its own, for one that is never given up.
+
+    That of an object which comes and goes is renewed by `processes.after_fork`, which an import of
+    an adapter has no use for.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self.held = threading.Lock()
 
 
 class ModuleOnDemand:

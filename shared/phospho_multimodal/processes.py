@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
 
-__all__ = ["LockOfProcess", "after_fork", "is_alive", "name_of_process"]
+__all__ = ["after_fork", "is_alive", "name_of_process"]
 
 _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], Any]] = weakref.WeakKeyDictionary()
 
@@ -34,17 +33,6 @@ def _renew_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
-
-
-class LockOfProcess:
-    """A lock of which each forked child has one of its own."""
-
-    def __init__(self) -> None:
-        self._begin()
-        after_fork(self._begin)
-
-    def _begin(self) -> None:
-        self.held = threading.Lock()
 
 
 def name_of_process(pid: int | None = None) -> str:

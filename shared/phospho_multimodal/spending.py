@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
-from phospho_multimodal.finalizing import is_finalizing
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class Spending:
         self._ledger: Ledger = (
             ledger.LedgerInMemory() if self.path is None else ledger.LedgerFile(self.path)
         )
-        self._backlog = ledger.Backlog()
+        self._backlog = ledger.Backlog(in_a_file=self.path is not None)
         self._on_nearly_spent = on_nearly_spent
         self._told = threading.Lock()  # taken once, by whoever crosses the line first
 
@@ -237,12 +236,7 @@ class Spending:
             end: Its `bill`, `release` or `doubt`. It counts in whatever is asked of this ledger
                 from now on.
         """
-        if is_finalizing():  # maybe in the middle of a step of this ledger
-            self._backlog.leave(end)
-        elif self.path is None:
-            end()
-        else:
-            self._backlog.add(end)
+        self._backlog.add(end)
 
     def __copy__(self) -> Spending:
         """A copy of a cap would be a second cap, so it is the same one."""
