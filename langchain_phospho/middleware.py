@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, cast
 
 from langchain.agents.middleware.types import (
@@ -85,16 +86,16 @@ class LookAgainTool(DescribeImageTool):
             return super()._find(image, state)
         seen: dict[str, SeenImage] = state.get("phospho_images") or {}
         numbers = {key: entry["number"] for key, entry in seen.items()}
-        for message in reversed(state.get("messages") or ()):
-            for picture in reversed(shown_pictures(opened(message))):
-                sight = self.eyes.recognise(picture)
-                if isinstance(sight, PhosphoError):
-                    if wanted is None:
-                        raise sight
-                elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
-                    return f"Image {numbers[sight.key]}", sight
-        for sight in reversed(self.eyes.kept()):
-            if sight.key in numbers and wanted in {None, numbers[sight.key]}:
+        shown = (
+            self.eyes.recognise(picture)
+            for message in reversed(state.get("messages") or ())
+            for picture in reversed(shown_pictures(opened(message)))
+        )
+        for sight in chain(shown, reversed(self.eyes.kept())):
+            if isinstance(sight, PhosphoError):
+                if wanted is None:
+                    raise sight
+            elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
                 return f"Image {numbers[sight.key]}", sight
         known = ", ".join(str(number) for number in sorted(numbers.values())) or "none"
         which = "image" if wanted is None else f"image {wanted}"

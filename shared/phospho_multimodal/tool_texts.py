@@ -32,9 +32,12 @@ _FEWEST_SYMBOLS = 40
 _SAMPLE = 16_384
 _HEAD = 60
 
-# With line breaks, plain or as JSON spells them. Nothing has to follow a match, so that the search
-# takes linear time.
-_BASE64_RUN = re.compile(r"(?:[A-Za-z0-9+/_-]{60,}(?:\r?\n|(?:\\r)?\\n)?)+")
+_SYMBOL = r"[A-Za-z0-9+/_-]"
+_BREAK = r"(?:\r?\n|(?:\\r)?\\n)"  # plain, or as JSON spells it
+_LINE_BREAK = re.compile(_BREAK)
+
+# Nothing has to follow a match, so that the search takes linear time.
+_BASE64_RUN = re.compile(rf"(?:{_SYMBOL}{{60,}}{_BREAK}?)+")
 # Bytes as Python shows them: as many of them as settle it.
 _SHOWN_BYTES = re.compile(
     r"\bb(['\"])(?=\\x89PNG|\\xff\\xd8\\xff|GIF8|RIFF|II\*|MM\\x00|BM)"
@@ -44,14 +47,10 @@ _SHOWN_BYTES = re.compile(
 # What belongs to a file beside its run: what names its type, its short last line, its padding.
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,\Z", re.IGNORECASE)
 _LONGEST_DATA_URL = 60
-_LAST_LINE = re.compile(
-    r"[A-Za-z0-9+/_-]{0,59}=(?:(?:\r?\n|(?:\\r)?\\n)?=)?|[A-Za-z0-9+/_-]{1,59}(?=[\r\n\\\"']|\Z)"
-)
+_LAST_LINE = re.compile(rf"{_SYMBOL}{{0,59}}=(?:{_BREAK}?=)?|{_SYMBOL}{{1,59}}(?=[\r\n\\\"']|\Z)")
 _TAIL = 16
 _ENDS_OF_FILES = (b"\xff\xd9", b"IEND\xaeB`\x82", b"\x00;")  # JPEG, PNG, GIF
-_LONGEST_HEAD = 4096
 _LONGEST_WRAPPED_LINE = 998  # RFC 5322; base64 has 64 or 76
-_LINE_BREAK = re.compile(r"\r?\n|(?:\\r)?\\n")
 
 
 def check_tool_text(text: object, name: str | None = None) -> None:
@@ -198,7 +197,7 @@ def _is_picture(text: str, start: int) -> bool:
 
 def _is_picture_file(data: bytes) -> bool:
     # A format of pictures has its name in capitals there.
-    kind = sniff(data[:_LONGEST_HEAD]) or ""
+    kind = sniff(data) or ""
     if kind == "BMP":  # two letters, which words begin with too; these are always zero
         return data[6:10] == bytes(4)
     return kind.isupper()
