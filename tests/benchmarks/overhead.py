@@ -8,8 +8,10 @@ Each turn begins with calls that are not timed: after everybody else's turn the 
 twice as long, and only the sixth or so what all that follow take (the processor's caches and
 malloc's free lists are the others' before). Users have one client, and not twelve in turn.
 
-Rounds are spread over several processes. In one, megabytes lie by chance where malloc gives their
-pages back after each call, or where it does not: 0.4 ms of `httpx json=` alone.
+Rounds are spread over several processes, and each finds another heap. Where a megabyte comes to
+lie, and whether malloc gives its pages back after each call, is chance, but the same chance in each
+process that does the same: `httpx json=` had 228 page faults a call in every round of every
+process, and anything from 0 to 260 once blocks of random sizes lay about (0.4 ms of its time).
 
     python overhead.py --picture --rounds 6 --calls 10 < picture.jpg
 
@@ -128,6 +130,7 @@ def _times(
         turn(one, calls)
     gc.freeze()  # what is there to stay is not looked through again and again
     for quiet in QuietRounds(rounds):
+        in_the_way = _blocks_lying_about()
         taken: dict[str, float] = {}
         for one in random.sample(field, len(field)):
             gc.collect()
@@ -138,7 +141,14 @@ def _times(
         if quiet():
             for name, value in taken.items():
                 times[name].append(value)
+        del in_the_way
     return times
+
+
+def _blocks_lying_about() -> list[bytearray]:
+    """Take blocks of 16 bytes to 2 MB, and give every second one back: some 5 MB with holes."""
+    blocks = [bytearray(round(2 ** random.uniform(4, 21))) for _ in range(60)]
+    return random.sample(blocks, len(blocks) // 2)
 
 
 def check(payload: Payload) -> None:
