@@ -5,6 +5,8 @@
 prints, in bytes, the size of the base64, the growth of the peak, and what stays.
 
 What is free inside glibc's malloc is given back before each look, so that only what is held counts.
+That takes one arena for all threads: the free end of a thread's own cannot be given back on demand,
+and whether a picture lay there last is chance.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,17 +46,19 @@ def measure_memory(names: list[str]) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[str, float]] = {}
     picture = clean_jpeg(5_000_000)
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     # All are to be under way at once, whoever prepares his pictures one after the other, too.
     with running_stub() as at_once, running_stub(delay=_UNDER_WAY) as slow:
         for name in names:
             sizes = {}
             for pattern, base_url in (("in a row", at_once), ("at once", slow)):
                 command = [sys.executable, __file__, name, base_url, pattern]
-                ran = subprocess.run(command, input=picture, capture_output=True, check=True)
-                out = ran.stdout
-                if not out.strip():
+                ran = subprocess.run(
+                    command, input=picture, capture_output=True, check=True, env=environment
+                )
+                if not ran.stdout.strip():
                     break
-                base64, grown, kept = json.loads(out)
+                base64, grown, kept = json.loads(ran.stdout)
                 sizes[pattern] = grown / base64 / (AT_ONCE if pattern == "at once" else 1)
                 sizes[f"kept {pattern}"] = kept / base64
             else:
