@@ -57,7 +57,7 @@ def measure(scale: float) -> dict[str, Any]:
     say("memory")
     memory = measure_memory(["PhosphoClient", "ChatPhospho", "ChatOpenAI", "ChatAnthropic"])
     say("imports")
-    imports = measure_imports(rounds(15))
+    imports = measure_imports(rounds(25))
     say("preparation")
     return {
         "overhead": overhead,

@@ -29,16 +29,18 @@ begin = time.process_time()
 run()
 imported = time.process_time()
 names = list(sys.modules)
-{make}
-first = time.process_time()
-times = []
-for _ in range(50):
-    start = time.process_time()
-    {make}
-    times.append(time.process_time() - start)
-times.sort()
-print(json.dumps([imported - begin, len(names), times[25], names]))
+exec({floor!r})
+makers = [compile(code, "maker", "eval") for code in {makers!r}]
+times = [[] for _ in makers]
+for number in range(100):
+    for code, taken in zip(makers, times):
+        start = time.process_time()
+        eval(code)
+        taken.append(time.process_time() - start)
+medians = [sorted(taken)[50] for taken in times]
+print(json.dumps([imported - begin, len(names), medians, names]))
 """
+"""Prints seconds of CPU, the number of modules, seconds of CPU of each maker, and the modules."""
 
 _SLOTS = " = ".join(f"x{number}" for number in range(40_000))
 
@@ -60,20 +62,14 @@ import llama_index.core.llms
 import llama_index.core.multi_modal_llms
 """
 
-_PROBES = {
-    "LangChain and httpx": (_LANGCHAIN, "Null()"),
-    "langchain_phospho": (
-        "from langchain_phospho import ChatPhospho",
-        "ChatPhospho(base_url='http://127.0.0.1:9')",
-    ),
-    "LlamaIndex and httpx": (_LLAMA_INDEX, "None"),
-    "llama_index_phospho": (
-        "from llama_index_phospho import Phospho",
-        "Phospho(base_url='http://127.0.0.1:9')",
-    ),
-    "langchain_openai": ("from langchain_openai import ChatOpenAI", "None"),
-    "langchain_anthropic": ("from langchain_anthropic import ChatAnthropic", "None"),
-    "llama_index.llms.openai": ("from llama_index.llms.openai import OpenAI", "None"),
+_IMPORTS = {
+    "LangChain and httpx": _LANGCHAIN,
+    "langchain_phospho": "from langchain_phospho import ChatPhospho",
+    "LlamaIndex and httpx": _LLAMA_INDEX,
+    "llama_index_phospho": "from llama_index_phospho import Phospho",
+    "langchain_openai": "from langchain_openai import ChatOpenAI",
+    "langchain_anthropic": "from langchain_anthropic import ChatAnthropic",
+    "llama_index.llms.openai": "from llama_index.llms.openai import OpenAI",
 }
 
 FLOORS = {
@@ -81,6 +77,13 @@ FLOORS = {
     "llama_index_phospho": "LlamaIndex and httpx",
 }
 """What each of ours stands on."""
+
+_MAKERS = {"langchain_phospho": ("Null()", "ChatPhospho(base_url='http://127.0.0.1:9')")}
+"""Objects made in turn, the framework's first."""
+
+_PEERS = _IMPORTS.keys() - FLOORS.keys() - set(FLOORS.values())
+_ROUNDS_OF_PEERS = 5
+"""Enough for a figure beside ours; no verdict hangs on it, and each import takes seconds."""
 
 FOREIGN = {
     "langchain_phospho": ("PIL", "fastapi", "uvicorn", "rapidocr", "onnxruntime", "llama_index"),
@@ -93,13 +96,13 @@ def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
     """Measure imports and constructors.
 
     Args:
-        rounds: How many fresh processes each has.
+        rounds: How many fresh processes each of ours has, each next to one of its floor.
 
     Returns:
-        By what is imported: `ms` of CPU, `modules` loaded, `object` in microseconds, how many of
-        `FOREIGN` are `foreign` modules among the loaded, and for those of `FLOORS` the CPU `over`
-        their floor's: the median of the ratios within each round, since a machine that slows down
-        meanwhile slows down both of a round.
+        By what is imported: `ms` of CPU, `modules` loaded and how many of them are `FOREIGN`. For
+        those of `FLOORS` also the CPU `over` their floor's: the median of the pairs' ratios, since
+        a machine that slows down slows down both of a pair. For `ChatPhospho` also microseconds of
+        CPU for an `object`, and that `over a bare object` made in turn with it.
     """
     with tempfile.TemporaryDirectory() as cache:
         # Compiled by a first round that does not count, as pip compiles what it installs: not what
@@ -111,33 +114,53 @@ def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def _measure(rounds: int, environment: dict[str, str]) -> dict[str, dict[str, float]]:
-    seen: dict[str, list[list[float]]] = {name: [] for name in _PROBES}
-    for _ in range(rounds):
-        for name in random.sample(list(_PROBES), len(_PROBES)):
-            code, make = _PROBES[name]
-            probe = _PROBE.format(code=code, make=make, slots=_SLOTS)
-            ran = subprocess.run(
-                [sys.executable, "-"],
-                input=probe,
-                capture_output=True,
-                text=True,
-                check=False,
-                env=environment,
-            )
-            if ran.returncode == 0:
-                took, modules, made, names = json.loads(ran.stdout)
-                tops = {module.partition(".")[0] for module in names}
-                foreign = len(tops.intersection(FOREIGN.get(name, ())))
-                seen[name].append([took * 1e3, modules, made * 1e6, foreign])
-            elif "ModuleNotFoundError" not in ran.stderr:
-                raise RuntimeError(ran.stderr)
-    columns = ("ms", "modules", "object", "foreign")
-    found = {
-        name: dict(zip(columns, map(median, zip(*rows, strict=True)), strict=True))
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in _IMPORTS}
+    pairs = list(FLOORS.items())
+    for number in range(rounds):
+        peers = [(name,) for name in _PEERS] if number < _ROUNDS_OF_PEERS else []
+        groups: list[tuple[str, ...]] = [*pairs, *peers]
+        for group in random.sample(groups, len(groups)):
+            for name in random.sample(group, len(group)):
+                found = _fresh_process(name, environment)
+                if found is not None:
+                    seen[name].append(found)
+    medians = {
+        name: {column: median(row[column] for row in rows) for column in rows[0]}
         for name, rows in seen.items()
         if rows
     }
-    for name, floor in FLOORS.items():
-        pairs = zip(seen[name], seen[floor], strict=True)
-        found[name]["over"] = median(ours[0] / theirs[0] for ours, theirs in pairs)
-    return found
+    for name, floor in pairs:
+        both = zip(seen[name], seen[floor], strict=True)
+        medians[name]["over"] = median(ours["ms"] / theirs["ms"] for ours, theirs in both)
+    return medians
+
+
+def _fresh_process(name: str, environment: dict[str, str]) -> dict[str, float] | None:
+    """Import something once; `None` where it is not installed."""
+    makers = _MAKERS.get(name, ())
+    probe = _PROBE.format(
+        code=_IMPORTS[name],
+        slots=_SLOTS,
+        makers=makers,
+        floor=_IMPORTS[FLOORS[name]] if makers else "",
+    )
+    ran = subprocess.run(
+        [sys.executable, "-"],
+        input=probe,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if ran.returncode != 0:
+        if "ModuleNotFoundError" in ran.stderr:
+            return None
+        raise RuntimeError(ran.stderr)
+    took, modules, made, names = json.loads(ran.stdout)
+    tops = {module.partition(".")[0] for module in names}
+    foreign = len(tops.intersection(FOREIGN.get(name, ())))
+    row = {"ms": took * 1e3, "modules": modules, "foreign": foreign}
+    if made:
+        bare, ours = made
+        row |= {"object": ours * 1e6, "over a bare object": ours / bare}
+    return row

@@ -104,7 +104,7 @@ def _imports(table: dict[str, dict[str, float]]) -> list[Verdict]:
     for ours, floor in FLOORS.items():
         verdicts.append(Verdict(f"import {ours} / {floor}", table[ours]["over"], 1.05))
         verdicts.append(Verdict(f"foreign modules that {ours} loads", table[ours]["foreign"], 0))
-    share = table["langchain_phospho"]["object"] / table["LangChain and httpx"]["object"]
+    share = table["langchain_phospho"]["over a bare object"]
     verdicts.append(Verdict("ChatPhospho() / a do-nothing model()", share, 3))
     return verdicts
 
