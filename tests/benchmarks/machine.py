@@ -1,4 +1,4 @@
-"""The machine: its name, its two sides, and whether the neighbours are quiet."""
+"""The machine: its name, its two sides, its speed, and whether the neighbours are quiet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import ClassVar
 
 __all__ = [
     "QuietRounds",
@@ -34,9 +36,19 @@ class QuietRounds:
     the machine does not tell how busy it is, every round does. If too few were quiet, the quietest
     are all there is: the last rounds count whatever happens, so that a busy machine has figures
     too, and `noisy` tells how many.
+
+    What a virtual machine cannot see is what else its host does: a core whose other half is busy
+    takes twice as long, and `/proc/stat` says nothing. `steps` tells of it: seconds that the same
+    short work took before each round.
     """
 
     noisy = 0
+    steps: ClassVar[list[float]] = []
+
+    @classmethod
+    def speed(cls) -> float:
+        """The usual speed of a core while it was measured, as a share of its best one."""
+        return min(cls.steps) / median(cls.steps)
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
@@ -56,8 +68,15 @@ class QuietRounds:
 
         while counted < self._wanted:
             tried += 1
+            self.steps.append(_step())
             begin = (time.monotonic(), *_busy())
             yield over
+
+
+def _step() -> float:
+    begin = time.perf_counter()
+    sum(range(100_000))
+    return time.perf_counter() - begin
 
 
 def _busy() -> tuple[float, float]:

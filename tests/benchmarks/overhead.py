@@ -82,8 +82,9 @@ def measure_overhead(payload: Payload, *, rounds: int, calls: int) -> list[Overh
     floors: dict[str, str] = {}
     for _ in range(PROCESSES):
         ran = subprocess.run(command, input=content, stdout=subprocess.PIPE, check=True)
-        times, floors, noisy = json.loads(ran.stdout)
+        times, floors, noisy, steps = json.loads(ran.stdout)
         QuietRounds.noisy += noisy
+        QuietRounds.steps += steps
         for mode, by_name in times.items():
             for name, taken in by_name.items():
                 pooled[mode].setdefault(name, []).extend(taken)
@@ -119,7 +120,7 @@ def _one_process(payload: Payload, *, rounds: int, calls: int) -> None:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
     floors = {one.name: one.floor for one in field if one.floor is not None}
-    print(json.dumps([times, floors, QuietRounds.noisy]))
+    print(json.dumps([times, floors, QuietRounds.noisy, QuietRounds.steps]))
 
 
 def _times(

@@ -46,7 +46,8 @@ def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
     print("\npreparation")
     for name, value in results["preparation"].items():
         print(f"  {name:28}{value:8.1f}")
-    print(f"\n{results['machine']}; {results['noisy']} noisy rounds counted\n")
+    print(f"\n{results['machine']}; {results['noisy']} noisy rounds counted")
+    print(f"the core's median speed was {results['speed']:.2f} of its best\n")
     for verdict in verdicts:
         sign = "≥" if verdict.at_least else "≤"
         word = "ok    " if verdict.met else "MISSED"
