@@ -26,6 +26,7 @@ from langchain_core.messages import HumanMessage
 from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 from PIL import Image
 
+from drivers import DRIVERS, Driver
 from fault_server import prediction
 from fresh_python import in_fresh_python
 from langchain_phospho import ChatPhospho
@@ -282,6 +283,30 @@ def test_questions_in_a_row_take_one_connection(server: CountingServer) -> None:
 
     asyncio.run(ask_in_a_row())
     assert (server.requests, server.connections) == (10, 2)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_short_question_is_written_twice(driver: Driver, server: CountingServer) -> None:
+    """The headers go with the body, and its end by itself, which tells whether all was sent."""
+
+    def writes(questions: int) -> int:
+        count = 0
+
+        def note(frame: FrameType, event: str, function: Any) -> None:
+            nonlocal count
+            del frame
+            if event == "c_call" and function.__name__ == "send":
+                count += isinstance(function.__self__, socket.socket)
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            driver.run({"base_url": server.base_url}, *[(URL, "What is the total?")] * questions)
+        finally:
+            sys.setprofile(before)
+        return count
+
+    assert writes(4) - writes(1) == 3 * 2
 
 
 class CountingSelector(selectors.DefaultSelector):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import httpcore
 
-from phospho_multimodal.socket_network import segments
+from phospho_multimodal.socket_network import joined, segments
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -264,17 +264,20 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """What httpcore reads from and writes to."""
+    """What httpcore reads from and writes to. It holds headers, as its synchronous twin does."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line
         self._is_whole = True
+        self._held = b""
+        self._answered = True
 
     async def read(
         self,
         max_bytes: int,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> bytes:
+        self._answered = True
         line = self._line
         if not line.received and not line.ended:
             await line.wait_until(
@@ -294,14 +297,17 @@ class _Stream(httpcore.AsyncNetworkStream):
         buffer: bytes,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> None:
-        if not buffer:
+        if self._answered:
+            self._answered, self._held = False, buffer
             return
-        for piece in segments(buffer):
-            # A connection that broke once takes no other request.
-            self._is_whole = await self._line.send(piece, timeout)
-            if not self._is_whole:
-                message = "The connection is closed."
-                raise httpcore.WriteError(message)
+        held, self._held = self._held, b""
+        for whole in joined(held, buffer):
+            for piece in segments(whole):
+                # A connection that broke once takes no other request.
+                self._is_whole = await self._line.send(piece, timeout)
+                if not self._is_whole:
+                    message = "The connection is closed."
+                    raise httpcore.WriteError(message)
 
     async def aclose(self) -> None:
         self._line.transport.abort()

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpcore
 
-__all__ = ["SocketNetwork", "segments"]
+__all__ = ["SocketNetwork", "joined", "segments"]
 
 _SMALL = 16 * 1024
 """Bytes up to which a write is put together with the one before, the headers of the request."""
@@ -42,7 +42,7 @@ class _Stream(httpcore.NetworkStream):
         self._stream = stream
         self._socket: socket.socket = stream.get_extra_info("socket")
         self._timeout = self._socket.gettimeout()
-        self._held: bytes | None = None
+        self._held = b""
         self._answered = True
         self._broken: OSError | None = None
 
@@ -68,15 +68,11 @@ class _Stream(httpcore.NetworkStream):
         if self._answered:
             self._answered, self._held = False, buffer
             return
-        held, self._held = self._held, None
+        held, self._held = self._held, b""
         try:
             self._wait_for(timeout)
-            if held is not None and len(buffer) <= _SMALL:
-                buffer = held + buffer
-            elif held is not None:
-                self._send(held)
-            if buffer:
-                self._send(buffer)
+            for whole in joined(held, buffer):
+                self._send(whole)
         except TimeoutError as late:
             raise httpcore.WriteTimeout(str(late)) from late
         except OSError as failure:
@@ -102,6 +98,21 @@ class _Stream(httpcore.NetworkStream):
         if seconds != self._timeout:
             self._socket.settimeout(seconds)
             self._timeout = seconds
+
+
+def joined(held: bytes, buffer: bytes) -> tuple[bytes, ...]:
+    """Put together what was held and what follows it, where a copy costs less than a write.
+
+    Args:
+        held: The headers of a request, or nothing.
+        buffer: What comes next; nothing, at the end of a request without a body.
+
+    Returns:
+        What to send, one after the other; none of it is empty.
+    """
+    if len(buffer) <= _SMALL:
+        buffer, held = held + buffer, b""
+    return tuple(piece for piece in (held, buffer) if piece)
 
 
 def segments(buffer: bytes) -> Iterator[bytes | memoryview]:
