@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -249,6 +250,24 @@ class PhosphoConfiguration(BaseChatModel):
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
             self.__dict__["_made_clients"] = None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy this model, with other values for some fields.
+
+        Args:
+            update: Names and values, which pydantic does not check; a `default_image` is read.
+            deep: Copy what the fields hold, too.
+
+        Returns:
+            The copy, which makes clients of its own.
+
+        Raises:
+            ImageError: The default image cannot be read.
+        """
+        twin = super().model_copy(update=update, deep=deep)
+        if update and "default_image" in update:
+            twin.default_image = update["default_image"]
+        return twin
 
     def __copy__(self) -> Self:
         # `model_copy(update=…)` goes through here: other settings need other clients.

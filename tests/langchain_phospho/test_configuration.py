@@ -190,6 +190,18 @@ def test_a_default_image_may_be_set_later(driver: Any, endpoint: Any, red: Any) 
         driver.invoke(model, "Hello")
 
 
+def test_a_copy_reads_its_default_image(driver: Any, endpoint: Any, red: Any) -> None:
+    model = ChatPhospho(base_url=endpoint.base_url)
+    for image in (red.data, io.BytesIO(red.data), red.data_url):
+        twin = model.model_copy(update={"default_image": image, "temperature": 0.5})
+        assert (twin.default_image, twin.temperature) == (red.base64, 0.5)
+        driver.invoke(twin, "Hello")
+    assert [request.image_url for request in endpoint.received] == [red.base64] * 3
+    assert model.default_image is None
+    with pytest.raises(PhosphoModelError):
+        model.model_copy(update={"default_image": b"not an image"})
+
+
 def test_a_default_image_may_be_a_url(driver: Any, endpoint: Any) -> None:
     url = "https://example.com/a.png"
     model = ChatPhospho(base_url=endpoint.base_url, default_image=url)

@@ -174,6 +174,17 @@ def test_a_default_image_may_be_set_later(make: Callable[..., Any], server: Faul
         llm.complete("What?")
 
 
+def test_a_copy_reads_its_default_image(make: Callable[..., Any], server: FaultServer) -> None:
+    llm = make()
+    twin = llm.model_copy(update={"default_image": draw()})
+    assert isinstance(twin.default_image, str)
+    assert twin.complete("What?").raw["image_policy"] == "default_image"
+    assert server.requests[0].item["image_url"] == twin.default_image
+    assert llm.default_image is None
+    with pytest.raises(ImageError):
+        llm.model_copy(update={"default_image": b"no image at all"})
+
+
 def test_a_default_url_stays_one(make: Callable[..., Any], server: FaultServer) -> None:
     url = "http://127.0.0.1:9/picture.png"
     llm = make(default_image=url)
