@@ -96,7 +96,7 @@ def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
     """Measure imports and constructors.
 
     Args:
-        rounds: How many fresh processes each of ours has, each next to one of its floor.
+        rounds: How many fresh processes each of ours has, each at once with one of its floor.
 
     Returns:
         By what is imported: `ms` of CPU, `modules` loaded and how many of them are `FOREIGN`. For
@@ -120,8 +120,14 @@ def _measure(rounds: int, environment: dict[str, str]) -> dict[str, dict[str, fl
         peers = [(name,) for name in _PEERS] if number < _ROUNDS_OF_PEERS else []
         groups: list[tuple[str, ...]] = [*pairs, *peers]
         for group in random.sample(groups, len(groups)):
-            for name in random.sample(group, len(group)):
-                found = _fresh_process(name, environment)
+            # Both of a pair at once, on the core that all this runs on: they take turns of some
+            # milliseconds, so that whatever slows it down slows down both.
+            running = [
+                (name, _fresh_process(name, environment))
+                for name in random.sample(group, len(group))
+            ]
+            for name, process in running:
+                found = _result(name, process)
                 if found is not None:
                     seen[name].append(found)
     medians = {
@@ -135,8 +141,8 @@ def _measure(rounds: int, environment: dict[str, str]) -> dict[str, dict[str, fl
     return medians
 
 
-def _fresh_process(name: str, environment: dict[str, str]) -> dict[str, float] | None:
-    """Import something once; `None` where it is not installed."""
+def _fresh_process(name: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Begin to import something once."""
     makers = _MAKERS.get(name, ())
     probe = _PROBE.format(
         code=_IMPORTS[name],
@@ -144,19 +150,27 @@ def _fresh_process(name: str, environment: dict[str, str]) -> dict[str, float] |
         makers=makers,
         floor=_IMPORTS[FLOORS[name]] if makers else "",
     )
-    ran = subprocess.run(
-        [sys.executable, "-"],
-        input=probe,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    if ran.returncode != 0:
-        if "ModuleNotFoundError" in ran.stderr:
+    with tempfile.TemporaryFile("w+") as script:
+        script.write(probe)
+        script.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-"],
+            stdin=script,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+
+def _result(name: str, process: subprocess.Popen[str]) -> dict[str, float] | None:
+    """Read what was measured; `None` where it is not installed."""
+    out, err = process.communicate()
+    if process.returncode != 0:
+        if "ModuleNotFoundError" in err:
             return None
-        raise RuntimeError(ran.stderr)
-    took, modules, made, names = json.loads(ran.stdout)
+        raise RuntimeError(err)
+    took, modules, made, names = json.loads(out)
     tops = {module.partition(".")[0] for module in names}
     foreign = len(tops.intersection(FOREIGN.get(name, ())))
     row = {"ms": took * 1e3, "modules": modules, "foreign": foreign}
