@@ -2,7 +2,6 @@
 
 import logging
 import ssl
-from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +21,12 @@ from typing_extensions import Self
 from langchain_phospho.errors import langchain_errors
 from phospho_multimodal import ConfigurationError, Spending, __version__
 from phospho_multimodal.endpoint import DEFAULT_MODEL
-from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
+from phospho_multimodal.image_policy import (
+    DEFAULT_PROMPT,
+    CopiedWithDefaultImage,
+    ImagePolicy,
+    MultiImage,
+)
 from phospho_multimodal.on_demand import LockOfProcess, ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
@@ -65,7 +69,7 @@ _STAYED_BEHIND = "a Spending, which is not serialized"
 _making = LockOfProcess()
 
 
-class PhosphoConfiguration(BaseChatModel):
+class PhosphoConfiguration(CopiedWithDefaultImage, BaseChatModel):
     """The fields of `ChatPhospho`, checked when it is made."""
 
     model_config = ConfigDict(
@@ -250,24 +254,6 @@ class PhosphoConfiguration(BaseChatModel):
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
             self.__dict__["_made_clients"] = None
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy this model, with other values for some fields.
-
-        Args:
-            update: Names and values, which pydantic does not check; a `default_image` is read.
-            deep: Copy what the fields hold, too.
-
-        Returns:
-            The copy, which makes clients of its own.
-
-        Raises:
-            ImageError: The default image cannot be read.
-        """
-        twin = super().model_copy(update=update, deep=deep)
-        if update and "default_image" in update:
-            twin.default_image = update["default_image"]
-        return twin
 
     def __copy__(self) -> Self:
         # `model_copy(update=…)` goes through here: other settings need other clients.

@@ -3,7 +3,6 @@
 import logging
 import pickle
 import ssl
-from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,12 @@ from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError, Spending
 from phospho_multimodal.endpoint import DEFAULT_MODEL
-from phospho_multimodal.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
+from phospho_multimodal.image_policy import (
+    DEFAULT_PROMPT,
+    CopiedWithDefaultImage,
+    ImagePolicy,
+    MultiImage,
+)
 from phospho_multimodal.on_demand import LockOfProcess, ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
@@ -60,7 +64,7 @@ _OF_THE_CLIENTS = frozenset({*_CLIENT_OPTIONS, "spending", "http_client", "http_
 _making = LockOfProcess()
 
 
-class PhosphoConfiguration(FunctionCallingLLM):
+class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     """The fields of `Phospho`, checked when it is made."""
 
     # Input is hidden: pydantic's errors quote it, and a mistyped `apikey=` is still a key.
@@ -211,24 +215,6 @@ class PhosphoConfiguration(FunctionCallingLLM):
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use
             self._made_clients = None
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy this model, with other values for some fields.
-
-        Args:
-            update: Names and values, which pydantic does not check; a `default_image` is read.
-            deep: Copy what the fields hold, too.
-
-        Returns:
-            The copy, which makes clients of its own.
-
-        Raises:
-            ImageError: The default image cannot be read.
-        """
-        twin = super().model_copy(update=update, deep=deep)
-        if update and "default_image" in update:
-            twin.default_image = update["default_image"]
-        return twin
 
     def __copy__(self) -> Self:
         twin = super().__copy__()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from phospho_multimodal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from phospho_multimodal.images.source import ImageSource
+    from pydantic import BaseModel
+    from typing_extensions import Self
 
-__all__ = ["DEFAULT_PROMPT", "ImagePolicy", "MultiImage"]
+    from phospho_multimodal.images.source import ImageSource
+else:
+    BaseModel = object  # a class of pydantic's more would make every model slower to make
+
+__all__ = ["DEFAULT_PROMPT", "CopiedWithDefaultImage", "ImagePolicy", "MultiImage"]
 
 DEFAULT_PROMPT = "Describe this image."
 
@@ -48,3 +54,25 @@ class ImagePolicy:
         if self.max_images < 1:
             message = f"max_images is {self.max_images}; it is 1 or more."
             raise ConfigurationError(message)
+
+
+class CopiedWithDefaultImage(BaseModel):
+    """Put before a framework's model, which reads a `default_image` when it is set."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy this model, with other values for some fields.
+
+        Args:
+            update: Names and values, which pydantic does not check; a `default_image` is read.
+            deep: Copy what the fields hold, too.
+
+        Returns:
+            The copy, which makes clients of its own.
+
+        Raises:
+            ImageError: The default image cannot be read.
+        """
+        twin = super().model_copy(update=update, deep=deep)
+        if update and "default_image" in update:
+            twin.__setattr__("default_image", update["default_image"])  # not a field of this class
+        return twin
