@@ -104,13 +104,13 @@ def server() -> Iterator[CountingServer]:
         yield running
 
 
-def count_calls(ask: Callable[[], Any], counts: Callable[[FrameType], bool]) -> int:
-    """Count calls of functions, and steps of generators, on this thread."""
+def count_calls(ask: Callable[[], Any], counts: Callable[[FrameType, str, Any], bool]) -> int:
+    """Count events of Python's profiler on this thread: calls, steps of generators, calls of C."""
     count = 0
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
+    def note(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal count
-        count += event == "call" and counts(frame)
+        count += counts(frame, event, argument)
 
     before = sys.getprofile()
     sys.setprofile(note)
@@ -123,7 +123,11 @@ def count_calls(ask: Callable[[], Any], counts: Callable[[FrameType], bool]) -> 
 
 def own_calls(ask: Callable[[], Any]) -> int:
     """Count those of functions of ours."""
-    return count_calls(ask, lambda f: f.f_globals.get("__name__", "").partition(".")[0] in OURS)
+
+    def is_ours(frame: FrameType, event: str, _: Any) -> bool:
+        return event == "call" and frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+
+    return count_calls(ask, is_ours)
 
 
 def peak(ask: Callable[[], Any]) -> int:
@@ -289,24 +293,15 @@ def test_questions_in_a_row_take_one_connection(server: CountingServer) -> None:
 def test_a_short_question_is_written_twice(driver: Driver, server: CountingServer) -> None:
     """The headers go with the body, and its end by itself, which tells whether all was sent."""
 
-    def writes(questions: int) -> int:
-        count = 0
+    def writes(frame: FrameType, event: str, function: Any) -> bool:
+        del frame
+        is_send = event == "c_call" and function.__name__ == "send"
+        return is_send and isinstance(function.__self__, socket.socket)
 
-        def note(frame: FrameType, event: str, function: Any) -> None:
-            nonlocal count
-            del frame
-            if event == "c_call" and function.__name__ == "send":
-                count += isinstance(function.__self__, socket.socket)
+    def ask(questions: int) -> None:
+        driver.run({"base_url": server.base_url}, *[(URL, "What is the total?")] * questions)
 
-        before = sys.getprofile()
-        sys.setprofile(note)
-        try:
-            driver.run({"base_url": server.base_url}, *[(URL, "What is the total?")] * questions)
-        finally:
-            sys.setprofile(before)
-        return count
-
-    assert writes(4) - writes(1) == 3 * 2
+    assert count_calls(lambda: ask(4), writes) - count_calls(lambda: ask(1), writes) == 3 * 2
 
 
 class CountingSelector(selectors.DefaultSelector):
@@ -339,8 +334,8 @@ def test_a_question_takes_two_rounds_of_the_event_loop(server: CountingServer) -
 
 
 def test_a_picture_that_is_sent_again_is_not_looked_through_again(server: CountingServer) -> None:
-    def looks_through(frame: FrameType) -> bool:
-        return frame.f_code.co_name == "clean_image"
+    def looks_through(frame: FrameType, event: str, _: Any) -> bool:
+        return event == "call" and frame.f_code.co_name == "clean_image"
 
     picture, another = noise(200_000), noise(300_000)
     with PhosphoClient(base_url=server.base_url) as client:
