@@ -10,8 +10,8 @@ malloc's free lists are the others' before). Users have one client, and not twel
 
 Rounds are spread over several processes, and each finds another heap. Where a megabyte comes to
 lie, and whether malloc gives its pages back after each call, is chance, but the same chance in each
-process that does the same: `httpx json=` had 228 page faults a call in every round of every
-process, and anything from 0 to 260 once blocks of random sizes lay about (0.4 ms of its time).
+process that does the same: `httpx json=` had 228 to 260 page faults a call in all of them, and
+anything from 0 to 260 once blocks of random sizes lay about (0.4 ms of its time).
 
     python overhead.py --picture --rounds 6 --calls 10 < picture.jpg
 

@@ -20,8 +20,8 @@ def step() -> float:
 
 
 def slowness() -> float:
-    """How much slower this machine is just now: a virtual one's busy host halves its speed."""
-    return min(3.0, max(1.0, median(step() for _ in range(5)) / QUICK_STEP))
+    """How much slower this machine is just now: a busy host halves its speed, at most."""
+    return min(2.0, max(1.0, median(step() for _ in range(5)) / QUICK_STEP))
 
 
 @pytest.mark.parametrize("name", BOMBS)
