@@ -11,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-from fault_server import Behaviour, Connection, FaultServer, Received, answer
+from fault_server import Behaviour, Connection, FaultServer, Received, answer, hang
 from fresh_python import in_fresh_python
 from pictures import encoded
 
@@ -79,6 +79,7 @@ def test_what_is_collected_at_a_bad_moment_is_settled_and_stops_nobody(
 from phospho_multimodal import AsyncPhosphoClient, Spending
 spending = Spending(max_usd=1, path={path!r})
 client = AsyncPhosphoClient(base_url=BASE_URL, spending=spending)
+asyncio.run(client.describe(PICTURE))
 gc.disable()
 loop = asyncio.new_event_loop()
 async def no_answer_yet():
@@ -92,8 +93,96 @@ del loop
 found = spending.snapshot()
 print(found.images_billed, found.images_in_doubt, found.images_reserved)
 """
-    with FaultServer(later(0.6)).running() as server:
-        assert printed(server, f"{left_behind}{meanwhile}{told}") == "0 4 0"
+    with FaultServer(answer(), later(0.6)).running() as server:
+        assert printed(server, f"{left_behind}{meanwhile}{told}") == "1 4 0"
+
+
+LEAVE = """
+import httpx
+from langchain_phospho import ChatPhospho
+from phospho_multimodal import AsyncPhosphoClient, Spending
+gc.disable()
+# What is loaded at the first call is loaded, and the time below is a call's own.
+asyncio.run(AsyncPhosphoClient(base_url=BASE_URL, deadline=30).describe(PICTURE))
+def leave(*calls):
+    loop = asyncio.new_event_loop()
+    async def no_answer_yet():
+        asking = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(0.3)
+        return asking
+    left = loop.run_until_complete(no_answer_yet())
+    loop.close()
+    return left
+"""
+
+
+@pytest.mark.parametrize("in_a_file", [False, True], ids=["in memory", "in a file"])
+@pytest.mark.parametrize(
+    "options",
+    ["", "deadline=30", "http_client=httpx.AsyncClient()"],
+    ids=["as it is", "with a deadline", "by a borrowed client"],
+)
+def test_money_of_calls_left_behind_is_in_doubt_though_nothing_collects_them(
+    options: str, in_a_file: bool, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "spending.db") if in_a_file else None
+    asked = f"""
+spending = Spending(max_images=3, path={path!r})
+client = AsyncPhosphoClient(base_url=BASE_URL, max_concurrency=2, spending=spending, {options})
+left = leave(*(client.describe(PICTURE) for _ in range(5)))
+found = spending.snapshot()
+print(found.images_in_doubt, found.images_reserved, found.images_left)
+"""
+    with FaultServer(answer(), hang()).running() as server:
+        assert printed(server, LEAVE + asked) == "2 0 1"
+
+
+@pytest.mark.parametrize("options", ["", "deadline=30"], ids=["as it is", "with a deadline"])
+@pytest.mark.parametrize(
+    "next_call",
+    [
+        "model.invoke(question)",
+        "asyncio.run(model.ainvoke(question))",
+    ],
+    ids=["a thread", "another loop"],
+)
+def test_slots_of_calls_left_behind_are_there_for_the_next_though_nothing_collects_them(
+    next_call: str, options: str
+) -> None:
+    asked = f"""
+model = ChatPhospho(base_url=BASE_URL, max_concurrency=2, default_image=PICTURE, {options})
+left = leave(*(model.ainvoke("Who hears this?") for _ in range(5)))
+question = "And now?"
+print({next_call}.text)
+"""
+    with FaultServer(answer(), hang(), hang(), answer()).running() as server:
+        assert printed(server, LEAVE + asked) == "You asked: And now?"
+
+
+@pytest.mark.parametrize(
+    "end", ["", "loop.run_until_complete(loop.shutdown_asyncgens())"], ids=["at once", "in order"]
+)
+def test_a_client_keeps_no_event_loop_that_is_closed(end: str) -> None:
+    with FaultServer().running() as server:
+        told = printed(
+            server,
+            f"""
+            import weakref
+            from phospho_multimodal import AsyncPhosphoClient
+            client = AsyncPhosphoClient(base_url=BASE_URL)
+            loops = []
+            for _ in range(4):
+                loop = asyncio.new_event_loop()
+                loop.run_until_complete(client.describe(PICTURE))
+                {end}
+                loop.close()
+                loops.append(weakref.ref(loop))
+            del loop
+            gc.collect()
+            print(sum(loop() is not None for loop in loops))
+            """,
+        )
+    assert int(told) <= (0 if end else 1)  # the last is dropped when the next one begins
 
 
 def test_calls_left_behind_in_the_queue_add_no_slot() -> None:
@@ -105,6 +194,7 @@ def test_calls_left_behind_in_the_queue_add_no_slot() -> None:
             client = AsyncPhosphoClient(base_url=BASE_URL, max_concurrency=2)
             async def together(count):
                 await asyncio.gather(*(client.describe(PICTURE) for _ in range(count)))
+            asyncio.run(together(1))
             elsewhere = threading.Thread(target=lambda: asyncio.run(together(2)))
             elsewhere.start()
             time.sleep(0.1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakMethod
 
 import httpx
 
@@ -26,6 +26,7 @@ from phospho_multimodal.exchange import (
     Work,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
+from phospho_multimodal.left_behind import calls_under_way
 from phospho_multimodal.prediction import Asking, Prediction, predict
 from phospho_multimodal.settings import (
     ClientOptions,
@@ -43,7 +44,6 @@ from phospho_multimodal.transport import (
 )
 
 if TYPE_CHECKING:
-    from anyio import CancelScope
     from typing_extensions import Self, Unpack
 
 __all__ = ["AsyncPhosphoClient"]
@@ -58,13 +58,16 @@ class _LoopState:
         self.pool = AsyncConnectionPool(settings)
         self._guard: AsyncGenerator[None, None] | None = None
 
-    async def begin(self) -> None:
+    async def begin(self, forget: WeakMethod[Callable[[], object]]) -> None:
         """Have the loop close the connections before it ends, or when this is forgotten.
 
         A loop finalizes the asynchronous generators that were begun on it: `asyncio.run` before it
         closes the loop, and the garbage collector by a task on it.
+
+        Args:
+            forget: Called once they are closed, if whoever has this is still there.
         """
-        self._guard = _hold(self.pool)
+        self._guard = _hold(self.pool, forget)
         await anext(self._guard)
 
     async def end(self) -> None:
@@ -73,11 +76,16 @@ class _LoopState:
             await self._guard.aclose()
 
 
-async def _hold(pool: AsyncConnectionPool) -> AsyncGenerator[None, None]:
+async def _hold(
+    pool: AsyncConnectionPool, forget: WeakMethod[Callable[[], object]]
+) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
         await pool.aclose()
+        still_there = forget()
+        if still_there is not None:
+            still_there()
 
 
 class AsyncPhosphoClient:
@@ -133,8 +141,7 @@ class AsyncPhosphoClient:
         self._shared = shared
         self._settings = shared.settings
         self._http_client = http_client
-        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState]
-        self._states = weakref.WeakKeyDictionary()
+        self._states: dict[asyncio.AbstractEventLoop, _LoopState] = {}
         self._closed = False
 
     @property
@@ -248,7 +255,9 @@ class AsyncPhosphoClient:
         outcome: Any = None
         failure: BaseException | None = None
         task = asyncio.current_task()
-        with closing(conversation):
+        under_way = calls_under_way(asyncio.get_running_loop())
+        under_way.add(conversation)
+        try:
             while True:
                 # Thrown in outside any handler: see the twin in `client`.
                 try:
@@ -265,6 +274,9 @@ class AsyncPhosphoClient:
                 except BaseException as error:  # noqa: BLE001 - the conversation judges it
                     # Left behind and collected, it may come out as something else than that.
                     failure = error if _is_current(task) else GeneratorExit()
+        finally:
+            under_way.discard(conversation)
+            conversation.close()
 
     async def perform(self, step: Step) -> Any:
         """Do one step of a conversation of the exchange.
@@ -324,14 +336,10 @@ class AsyncPhosphoClient:
             raise
 
     async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         slots = self._shared.slots
-        if deadline is None:
-            await slots.take_async()
-        else:
-            with _until(deadline) as scope:
-                await slots.take_async()
-            if scope.cancelled_caught:
-                return None
+        if not await slots.take_async(left):
+            return None
         try:
             wait = self._shared.rate.reserve(time.monotonic(), latest=deadline)
             if wait:
@@ -348,7 +356,9 @@ class AsyncPhosphoClient:
         request = build_request(step, self._settings.timeouts, self._http_client)
         if step.deadline is None:
             return await self._reply(request)
-        with _until(step.deadline):
+        from anyio import move_on_after  # noqa: PLC0415
+
+        with move_on_after(max(0.0, step.deadline - time.monotonic())):
             return await self._reply(request)
         raise DeadlineError
 
@@ -367,9 +377,15 @@ class AsyncPhosphoClient:
         loop = asyncio.get_running_loop()
         state = self._states.get(loop)
         if state is None:
+            # Weak keys would drop none: the guard of a loop's connections holds the loop.
+            for over in [known for known in list(self._states) if known.is_closed()]:
+                self._states.pop(over, None)
             self._states[loop] = state = _LoopState(self._settings)
-            await state.begin()
+            await state.begin(WeakMethod(self._forget_loop))
         return state
+
+    def _forget_loop(self) -> None:
+        self._states.pop(asyncio.get_running_loop(), None)
 
 
 def _is_current(task: asyncio.Task[Any] | None) -> bool:
@@ -386,10 +402,3 @@ async def _on_a_thread(work: Callable[[], Any]) -> Any:
     from anyio import to_thread  # noqa: PLC0415
 
     return await to_thread.run_sync(work)
-
-
-def _until(deadline: float) -> CancelScope:
-    """Cancel what is done in this scope once the deadline has passed."""
-    from anyio import move_on_after  # noqa: PLC0415
-
-    return move_on_after(max(0.0, deadline - time.monotonic()))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from phospho_multimodal.finalizing import is_finalizing
+from phospho_multimodal.left_behind import end_calls_left_behind
 from phospho_multimodal.processes import after_fork
 
 __all__ = ["Rate", "Slots"]
@@ -65,15 +66,17 @@ class Slots:
             raise
         return self._leave(waiter)
 
-    async def take_async(self) -> None:
-        """Wait for a slot, on an event loop; it has to be given back."""
+    async def take_async(self, timeout: float | None = None) -> bool:
+        """Wait for a slot, on an event loop; see `take`."""
         if self._take_free():
-            return
+            return True
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         waiter = self._join(lambda: loop.call_soon_threadsafe(_wake, turn))
         if waiter is None:
-            return
+            return True
+        # A scope of anyio's would keep a task that is left behind in it from being collected.
+        timer = None if timeout is None else loop.call_later(timeout, _wake, turn)
         try:
             await turn
         except BaseException:
@@ -83,6 +86,10 @@ class Slots:
             elif self._leave(waiter):
                 self.give_back()
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return self._leave(waiter)
 
     def give_back(self) -> None:
         """Hand a slot to whoever has waited longest."""
@@ -106,6 +113,7 @@ class Slots:
 
     def _join(self, wake: Callable[[], object]) -> _Waiter | None:
         """Take a slot (`None`), or a place in the queue."""
+        end_calls_left_behind()
         waiter = _Waiter(wake)
         with self._lock:
             is_free = self._free > 0
