@@ -1,6 +1,7 @@
 """Looking at pictures, each once: who asks the same at the same time shares one request."""
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 from collections import deque
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from weakref import ref
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
@@ -82,8 +84,18 @@ class _Answer(Future[_Outcome | None]):
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.get_ident()
+        self._loop: ref[asyncio.AbstractEventLoop] | None = None
+        with contextlib.suppress(RuntimeError):  # none runs here
+            self._loop = ref(asyncio.get_running_loop())
         # Running cannot be cancelled: one who stops waiting must not stop the others.
         self.set_running_or_notify_cancel()
+
+    def is_to_come(self) -> bool:
+        """Whether it is there or will be: the event loop of its asker may have been closed."""
+        if self.done() or self._loop is None:
+            return True
+        loop = self._loop()
+        return loop is not None and not loop.is_closed()
 
 
 class Eyes:
@@ -221,7 +233,7 @@ class Eyes:
                 if look.key in mine:
                     continue
                 # A synchronous call on an event loop's thread would wait for the loop it stops.
-                if answer is not None and (
+                if (answer is not None and answer.is_to_come()) and (
                     may_wait_for_this_thread or answer.done() or answer.thread != here
                 ):
                     others[look.key] = answer

@@ -159,6 +159,22 @@ print({next_call}.text)
         assert printed(server, LEAVE + asked) == "You asked: And now?"
 
 
+@pytest.mark.parametrize("look", ["eyes.look(looks)", "asyncio.run(eyes.alook(looks))"])
+def test_nobody_waits_for_the_answer_to_a_look_that_was_left_behind(look: str) -> None:
+    asked = f"""
+from langchain_phospho.eyes import Eyes, Look
+from phospho_multimodal.images.source import image_source
+eyes = Eyes(ChatPhospho(base_url=BASE_URL, deadline=30))
+picture = eyes.recognise(image_source(PICTURE))
+looks = [Look(picture, "What?")]
+left = leave(eyes.alook(looks))
+(outcome,) = {look}
+print(outcome.text)
+"""
+    with FaultServer(answer(), hang(), answer()).running() as server:
+        assert printed(server, LEAVE + asked) == "You asked: What?"
+
+
 @pytest.mark.parametrize(
     "end", ["", "loop.run_until_complete(loop.shutdown_asyncgens())"], ids=["at once", "in order"]
 )
