@@ -103,12 +103,14 @@ from langchain_phospho import ChatPhospho
 from phospho_multimodal import AsyncPhosphoClient, Spending
 gc.disable()
 # What is loaded at the first call is loaded, and the time below is a call's own.
-asyncio.run(AsyncPhosphoClient(base_url=BASE_URL, deadline=30).describe(PICTURE))
+asyncio.run(
+    ChatPhospho(base_url=BASE_URL, default_image=PICTURE, deadline=30).ainvoke("Is all loaded?")
+)
 def leave(*calls):
     loop = asyncio.new_event_loop()
     async def no_answer_yet():
         asking = [asyncio.ensure_future(call) for call in calls]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
         return asking
     left = loop.run_until_complete(no_answer_yet())
     loop.close()
