@@ -6,6 +6,7 @@ import base64
 import http.client
 import importlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -201,6 +202,8 @@ def peer(name: str, base_url: str) -> Any:
         maker = getattr(importlib.import_module(module), kind)
     except ImportError:
         return None
+    # Their clients, once collected, close themselves on the loop that runs, which is not theirs.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return maker(api_key=_KEY, max_retries=0, **arguments)
 
 
