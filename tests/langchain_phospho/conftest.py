@@ -124,8 +124,8 @@ class Driver:
     def invoke(self, model: Any, question: Any, /, **options: Any) -> Any:
         return model.invoke(question, **options)
 
-    def batch(self, model: Any, questions: list[Any]) -> Any:
-        return model.batch(questions)
+    def batch(self, model: Any, questions: list[Any], **options: Any) -> Any:
+        return model.batch(questions, **options)
 
     def stream(self, model: Any, question: Any, /, **options: Any) -> list[Any]:
         return list(model.stream(question, **options))
@@ -137,8 +137,8 @@ class AsyncDriver(Driver):
     def invoke(self, model: Any, question: Any, /, **options: Any) -> Any:
         return asyncio.run(model.ainvoke(question, **options))
 
-    def batch(self, model: Any, questions: list[Any]) -> Any:
-        return asyncio.run(model.abatch(questions))
+    def batch(self, model: Any, questions: list[Any], **options: Any) -> Any:
+        return asyncio.run(model.abatch(questions, **options))
 
     def stream(self, model: Any, question: Any, /, **options: Any) -> list[Any]:
         async def collect() -> list[Any]:

@@ -20,7 +20,7 @@ from langchain_core.rate_limiters import BaseRateLimiter, InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 
-from fault_server import Connection, FaultServer, Received, answer
+from fault_server import Connection, FaultServer, Received, answer, status
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import (
     ImageError,
@@ -350,9 +350,51 @@ def test_a_batch_that_raises_has_paid_for_its_other_pictures_and_a_cache_keeps_t
     good = [question(red.block), question(blue.block)]
     with pytest.raises(ImageError):
         model.batch([*good, question(BROKEN)])
-    assert len(endpoint.received) == 2
+    assert len(endpoint.received) <= 2
     assert len(model.batch(good)) == 2
     assert len(endpoint.received) == 2
+
+
+def late(connection: Connection, request: Received) -> None:
+    time.sleep(0.2)
+    answer()(connection, request)
+
+
+@pytest.mark.parametrize("config", [{"max_concurrency": 2}, None], ids=["two at once", "as it is"])
+def test_the_first_error_ends_a_batch_and_no_more_of_it_is_sent(
+    driver: Any, red: Any, config: Any
+) -> None:
+    with FaultServer(status(402), late).running() as server:
+        model = ChatPhospho(base_url=server.base_url, max_concurrency=2)
+        with pytest.raises(PaymentRequiredError):
+            driver.batch(model, [question(red.block)] * 200, config=config)
+        sent = len(server.requests)
+        assert sent < 100  # those begun by then, and on threads those up to the one that failed
+        time.sleep(0.3)
+        assert len(server.requests) == sent
+
+
+def test_an_error_that_is_returned_ends_no_batch(driver: Any, red: Any) -> None:
+    with FaultServer(status(402), answer()).running() as server:
+        model = ChatPhospho(base_url=server.base_url)
+        outcomes = driver.batch(model, [question(red.block)] * 40, return_exceptions=True)
+        kinds = [type(outcome) for outcome in outcomes]
+        assert kinds.count(AIMessage) == 39
+        assert sum(issubclass(kind, PaymentRequiredError) for kind in kinds) == 1
+
+
+def test_every_question_of_a_batch_has_its_own_config_and_place(
+    driver: Any, model: ChatPhospho, red: Any
+) -> None:
+    asked = [question(red.block, text=f"Question {number}") for number in range(50)]
+    seen = [RunCollectorCallbackHandler() for _ in asked]
+    configs = [{"callbacks": [handler], "max_concurrency": 7} for handler in seen]
+    answers = driver.batch(model, asked, config=configs)
+    assert [message.text for message in answers] == [f"You asked: Question {n}" for n in range(50)]
+    for number, handler in enumerate(seen):
+        (run,) = handler.traced_runs
+        assert f"Question {number}" in str(run.inputs)
+    assert driver.batch(model, []) == []
 
 
 def test_a_large_batch_stays_within_the_models_own_concurrency(red: Any) -> None:
