@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import ref
@@ -47,6 +47,7 @@ QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM]}
 _MOST_ANSWERS = 1024
 _MOST_KEYS = 8192
 _MOST_KEPT = 256
+_GLANCE = 1.0  # seconds after which whoever waits looks whether the asker is still there
 
 _Outcome: TypeAlias = AIMessage | Exception
 _Key: TypeAlias = tuple[str, str]
@@ -78,7 +79,7 @@ class Look:
         return self.sight.key, self.question
 
 
-class _Answer(Future[_Outcome | None]):
+class _Answer(futures.Future[_Outcome | None]):
     """An answer that is being waited for, or there already; `None` if its asker gave up."""
 
     def __init__(self) -> None:
@@ -96,6 +97,21 @@ class _Answer(Future[_Outcome | None]):
             return True
         loop = self._loop()
         return loop is not None and not loop.is_closed()
+
+    def wait(self) -> _Outcome | None:
+        """Wait on a thread, as long as it is to come."""
+        while not futures.wait([self], _GLANCE).done:
+            if not self.is_to_come():
+                return None
+        return self.result()
+
+    async def wait_async(self) -> _Outcome | None:
+        """Wait on an event loop, as long as it is to come."""
+        arrives = asyncio.wrap_future(self)
+        while not (await asyncio.wait([arrives], timeout=_GLANCE))[0]:
+            if not self.is_to_come():
+                return None
+        return arrives.result()
 
 
 class Eyes:
@@ -191,7 +207,7 @@ class Eyes:
             finally:
                 self._give_up(mine)
             # One whose asker was interrupted has no outcome: it is this one's to ask then.
-            outcomes |= _arrived({key: answer.result() for key, answer in others.items()})
+            outcomes |= _arrived({key: answer.wait() for key, answer in others.items()})
         return [outcomes[look.key] for look in looks]
 
     async def alook(self, looks: Sequence[Look]) -> list[_Outcome]:
@@ -213,9 +229,7 @@ class Eyes:
                     outcomes |= self._settle(mine, asked)
             finally:
                 self._give_up(mine)
-            outcomes |= _arrived(
-                {key: await asyncio.wrap_future(answer) for key, answer in others.items()}
-            )
+            outcomes |= _arrived({key: await answer.wait_async() for key, answer in others.items()})
         return [outcomes[look.key] for look in looks]
 
     def _claim(

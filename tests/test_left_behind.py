@@ -11,9 +11,9 @@ from textwrap import dedent
 
 import pytest
 
-from fault_server import Behaviour, Connection, FaultServer, Received, answer, hang
+from fault_server import Behaviour, Connection, FaultServer, Received, answer, hang, status
 from fresh_python import in_fresh_python
-from pictures import encoded
+from pictures import draw, encoded
 
 PICTURE = encoded()
 
@@ -106,11 +106,11 @@ gc.disable()
 asyncio.run(
     ChatPhospho(base_url=BASE_URL, default_image=PICTURE, deadline=30).ainvoke("Is all loaded?")
 )
-def leave(*calls):
+def leave(*calls, seconds=0.5):
     loop = asyncio.new_event_loop()
     async def no_answer_yet():
         asking = [asyncio.ensure_future(call) for call in calls]
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(seconds)
         return asking
     left = loop.run_until_complete(no_answer_yet())
     loop.close()
@@ -161,26 +161,159 @@ print({next_call}.text)
         assert printed(server, LEAVE + asked) == "You asked: And now?"
 
 
+@pytest.mark.parametrize(
+    ("options", "picture", "left"),
+    [
+        (
+            "max_concurrency=1, requests_per_second=0.7",
+            "PICTURE",
+            "leave(client.describe(PICTURE))",
+        ),
+        (
+            "",
+            "drawn",
+            "[leave(client.describe(drawn), seconds=0) for _ in range(os.cpu_count())]",
+        ),
+    ],
+    ids=["its slot while it waits for the rate", "its core before its thread has begun"],
+)
+def test_a_call_left_behind_gives_back(options: str, picture: str, left: str) -> None:
+    asked = f"""
+from PIL import Image
+drawn = Image.new("RGB", (2000, 2000))
+client = AsyncPhosphoClient(base_url=BASE_URL, {options})
+asyncio.run(client.describe({picture}))
+left = {left}
+print(asyncio.run(client.describe({picture}, "And now?")).description)
+"""
+    with FaultServer().running() as server:
+        assert printed(server, LEAVE + asked) == "You asked: And now?"
+
+
+def test_a_slot_that_came_to_a_closed_loop_comes_to_the_next() -> None:
+    asked = """
+client = AsyncPhosphoClient(base_url=BASE_URL, max_concurrency=1)
+def elsewhere():
+    asyncio.run(client.describe(PICTURE))
+    ended.set()
+ended = threading.Event()
+threading.Thread(target=elsewhere).start()
+time.sleep(0.1)
+loop = asyncio.new_event_loop()
+async def queue():
+    waiting = asyncio.ensure_future(client.describe(PICTURE))
+    await asyncio.sleep(0.1)
+    return waiting
+left = loop.run_until_complete(queue())
+ended.wait()  # its slot goes to the loop, which does not run
+loop.close()
+print(asyncio.run(client.describe(PICTURE, "And now?")).description)
+"""
+    with FaultServer(answer(), later(0.8), answer()).running() as server:
+        assert printed(server, LEAVE + asked) == "You asked: And now?"
+
+
+WAITING = """
+loop, closes = asyncio.new_event_loop(), threading.Timer(1, lambda: loop.close())
+async def no_answer_yet(call):
+    left = asyncio.ensure_future(call)
+    await asyncio.sleep(0.5)
+    return left
+"""
+
+
+@pytest.mark.parametrize("call", ["model.invoke(question)", "asyncio.run(model.ainvoke(question))"])
+def test_whoever_waits_already_when_a_loop_is_closed_gets_its_slots(call: str) -> None:
+    asked = f"""
+question = "And now?"
+model = ChatPhospho(base_url=BASE_URL, max_concurrency=1, default_image=PICTURE, deadline=30)
+left = loop.run_until_complete(no_answer_yet(model.ainvoke("Who hears this?")))
+closes.start()
+print({call}.text)
+"""
+    with FaultServer(answer(), hang(), answer()).running() as server:
+        assert printed(server, LEAVE + WAITING + asked) == "You asked: And now?"
+
+
+@pytest.mark.parametrize("closed", ["before", "meanwhile"])
 @pytest.mark.parametrize("look", ["eyes.look(looks)", "asyncio.run(eyes.alook(looks))"])
-def test_nobody_waits_for_the_answer_to_a_look_that_was_left_behind(look: str) -> None:
+def test_nobody_waits_for_the_answer_to_a_look_that_was_left_behind(look: str, closed: str) -> None:
     asked = f"""
 from langchain_phospho.eyes import Eyes, Look
 from phospho_multimodal.images.source import image_source
 eyes = Eyes(ChatPhospho(base_url=BASE_URL, deadline=30))
 picture = eyes.recognise(image_source(PICTURE))
 looks = [Look(picture, "What?")]
-left = leave(eyes.alook(looks))
-(outcome,) = {look}
-print(outcome.text)
+left = loop.run_until_complete(no_answer_yet(eyes.alook(looks)))
+loop.close() if {closed == "before"} else closes.start()
+def ask():
+    (outcome,) = {look}
+    print(outcome.text)
+asking = threading.Thread(target=ask)
+asking.start()
+asking.join()
 """
     with FaultServer(answer(), hang(), answer()).running() as server:
-        assert printed(server, LEAVE + asked) == "You asked: What?"
+        assert printed(server, LEAVE + WAITING + asked) == "You asked: What?"
+
+
+def test_a_loop_that_is_dropped_without_being_closed_keeps_no_money() -> None:
+    asked = """
+spending = Spending(max_images=10)
+def drop():
+    client = AsyncPhosphoClient(base_url=BASE_URL, max_concurrency=1, spending=spending)
+    loop = asyncio.new_event_loop()
+    async def no_answer_yet():
+        for _ in range(3):
+            asyncio.ensure_future(client.describe(PICTURE))
+        await asyncio.sleep(0.5)
+    loop.run_until_complete(no_answer_yet())
+drop()
+gc.collect()
+print(spending.snapshot().images_in_doubt, spending.snapshot().images_reserved)
+"""
+    with FaultServer(answer(), hang()).running() as server:
+        assert printed(server, LEAVE + asked) == "1 0"
+
+
+def test_a_batch_that_was_left_behind_is_no_error_of_somebody_else(tmp_path: Path) -> None:
+    pictures = [(str(number), encoded(draw(60 + number, 40))) for number in range(9)]
+    asked = f"""
+from phospho_multimodal.batch import adescribe_many
+spending = Spending()
+job = adescribe_many({pictures!r}, {str(tmp_path)!r}, base_url=BASE_URL, spending=spending,
+                     concurrency=3, results="jsonl")
+left = leave(job, seconds=3)
+print(spending.snapshot().images_in_doubt, spending.snapshot().images_reserved)
+"""
+    refusal = status(422, [])
+    with FaultServer(answer(), refusal, refusal, refusal, hang()).running() as server:
+        told = printed(server, LEAVE + asked)
+    assert told == "3 0"
+
+
+@forks
+def test_a_child_does_not_end_what_its_parent_left_behind() -> None:
+    asked = """
+client = AsyncPhosphoClient(base_url=BASE_URL, max_concurrency=1, deadline=30)
+left = leave(client.describe(PICTURE))
+child = os.fork()
+if child == 0:
+    async def together():
+        await asyncio.gather(*(client.describe(PICTURE) for _ in range(4)))
+    asyncio.run(together())
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    with FaultServer(answer(), hang(), later(0.3)).running() as server:
+        assert printed(server, LEAVE + asked) == "0"
+        assert server.most_in_flight == 2  # one is the parent's
 
 
 @pytest.mark.parametrize(
     "end", ["", "loop.run_until_complete(loop.shutdown_asyncgens())"], ids=["at once", "in order"]
 )
-def test_a_client_keeps_no_event_loop_that_is_closed(end: str) -> None:
+def test_a_client_keeps_no_event_loop_but_the_last(end: str) -> None:
     with FaultServer().running() as server:
         told = printed(
             server,
@@ -200,7 +333,7 @@ def test_a_client_keeps_no_event_loop_that_is_closed(end: str) -> None:
             print(sum(loop() is not None for loop in loops))
             """,
         )
-    assert int(told) <= (0 if end else 1)  # the last is dropped when the next one begins
+    assert int(told) <= 1
 
 
 def test_calls_left_behind_in_the_queue_add_no_slot() -> None:

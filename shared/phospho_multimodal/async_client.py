@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakMethod
 
 import httpx
 
@@ -26,7 +25,7 @@ from phospho_multimodal.exchange import (
     Work,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
-from phospho_multimodal.left_behind import calls_under_way
+from phospho_multimodal.left_behind import Held, UnderWay
 from phospho_multimodal.prediction import Asking, Prediction, predict
 from phospho_multimodal.settings import (
     ClientOptions,
@@ -58,16 +57,13 @@ class _LoopState:
         self.pool = AsyncConnectionPool(settings)
         self._guard: AsyncGenerator[None, None] | None = None
 
-    async def begin(self, forget: WeakMethod[Callable[[], object]]) -> None:
+    async def begin(self) -> None:
         """Have the loop close the connections before it ends, or when this is forgotten.
 
         A loop finalizes the asynchronous generators that were begun on it: `asyncio.run` before it
         closes the loop, and the garbage collector by a task on it.
-
-        Args:
-            forget: Called once they are closed, if whoever has this is still there.
         """
-        self._guard = _hold(self.pool, forget)
+        self._guard = _hold(self.pool)
         await anext(self._guard)
 
     async def end(self) -> None:
@@ -76,16 +72,11 @@ class _LoopState:
             await self._guard.aclose()
 
 
-async def _hold(
-    pool: AsyncConnectionPool, forget: WeakMethod[Callable[[], object]]
-) -> AsyncGenerator[None, None]:
+async def _hold(pool: AsyncConnectionPool) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
         await pool.aclose()
-        still_there = forget()
-        if still_there is not None:
-            still_there()
 
 
 class AsyncPhosphoClient:
@@ -255,9 +246,7 @@ class AsyncPhosphoClient:
         outcome: Any = None
         failure: BaseException | None = None
         task = asyncio.current_task()
-        under_way = calls_under_way(asyncio.get_running_loop())
-        under_way.add(conversation)
-        try:
+        with UnderWay(conversation), closing(conversation):
             while True:
                 # Thrown in outside any handler: see the twin in `client`.
                 try:
@@ -274,9 +263,6 @@ class AsyncPhosphoClient:
                 except BaseException as error:  # noqa: BLE001 - the conversation judges it
                     # Left behind and collected, it may come out as something else than that.
                     failure = error if _is_current(task) else GeneratorExit()
-        finally:
-            under_way.discard(conversation)
-            conversation.close()
 
     async def perform(self, step: Step) -> Any:
         """Do one step of a conversation of the exchange.
@@ -318,39 +304,33 @@ class AsyncPhosphoClient:
             return await _on_a_thread(step.run)
         cores = self._shared.cores
         await cores.take_async()
-        core = [cores.give_back]  # to be called by who takes it out
+        core = Held(cores.give_back)
 
         def run() -> Any:
-            give_back = core.pop()  # none is there if it was cancelled before it began
+            give_back = core.take_over()  # there is none if it was cancelled before it began
             try:
                 return step.run()
             finally:
                 give_back()
 
         # A cancelled task does not wait for its thread: that one has the core until it is done.
-        try:
+        with UnderWay(core), closing(core):
             return await _on_a_thread(run)
-        except BaseException:
-            with suppress(IndexError):
-                core.pop()()
-            raise
 
     async def _await_turn(self, deadline: float | None) -> Callable[[], None] | None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         slots = self._shared.slots
         if not await slots.take_async(left):
             return None
-        try:
+        slot = Held(slots.give_back)
+        with closing(slot):
             wait = self._shared.rate.reserve(time.monotonic(), latest=deadline)
+            if wait is None:
+                return None
             if wait:
-                await asyncio.sleep(wait)
-        except BaseException:
-            slots.give_back()
-            raise
-        if wait is None:
-            slots.give_back()
-            return None
-        return slots.give_back
+                with UnderWay(slot):
+                    await asyncio.sleep(wait)
+            return slot.take_over()
 
     async def _send(self, step: Send) -> Reply:
         request = build_request(step, self._settings.timeouts, self._http_client)
@@ -381,11 +361,8 @@ class AsyncPhosphoClient:
             for over in [known for known in list(self._states) if known.is_closed()]:
                 self._states.pop(over, None)
             self._states[loop] = state = _LoopState(self._settings)
-            await state.begin(WeakMethod(self._forget_loop))
+            await state.begin()
         return state
-
-    def _forget_loop(self) -> None:
-        self._states.pop(asyncio.get_running_loop(), None)
 
 
 def _is_current(task: asyncio.Task[Any] | None) -> bool:

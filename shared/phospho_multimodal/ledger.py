@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.finalizing import is_finalizing
-from phospho_multimodal.left_behind import end_calls_left_behind
+from phospho_multimodal.left_behind import end_what_was_left_behind
 from phospho_multimodal.processes import after_fork, is_alive, name_of_process
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Backlog:
 
     def clear(self) -> None:
         """Do what is left, and wait for what is being done."""
-        end_calls_left_behind()
+        end_what_was_left_behind()
         with self._clearing:
             while self._left:
                 work = self._left[0]

@@ -4,25 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from phospho_multimodal.finalizing import is_finalizing
-from phospho_multimodal.left_behind import end_calls_left_behind
+from phospho_multimodal.left_behind import UnderWay, end_what_was_left_behind
 from phospho_multimodal.processes import after_fork
 
 __all__ = ["Rate", "Slots"]
 
 
+_FIRST_GLANCE = 1.0
+"""Seconds after which whoever waits looks whether a slot was left behind; then it doubles."""
+
+_LONGEST_GLANCE = 16.0
+
+
 class _Waiter:
     """Somebody in the queue; `wake` may be called from any thread, and raises if nobody is left."""
 
-    __slots__ = ("has_slot", "wake")
+    __slots__ = ("__weakref__", "_leave", "has_slot", "wake")
 
-    def __init__(self, wake: Callable[[], object]) -> None:
+    def __init__(self, wake: Callable[[], object], leave: Callable[[_Waiter], None]) -> None:
         self.wake = wake
         self.has_slot = False
+        self._leave = leave
+
+    def close(self) -> None:
+        """Leave the queue, and give back the slot if it has come."""
+        self._leave(self)
+
+
+class _Glances:
+    """Looks now and then, for one who waits on an event loop, whether a slot was left behind."""
+
+    __slots__ = ("_loop", "_pause", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pause = _FIRST_GLANCE
+        self._timer = loop.call_later(self._pause, self._look)
+
+    def _look(self) -> None:
+        end_what_was_left_behind()
+        self._pause = min(2 * self._pause, _LONGEST_GLANCE)
+        self._timer = self._loop.call_later(self._pause, self._look)
+
+    def close(self) -> None:
+        self._timer.cancel()
 
 
 class Slots:
@@ -58,11 +89,16 @@ class Slots:
         waiter = self._join(event.set)
         if waiter is None:
             return True
+        end = None if timeout is None else time.monotonic() + timeout
+        glance = _FIRST_GLANCE
         try:
-            event.wait(timeout)
+            while not event.wait(glance if end is None else min(glance, end - time.monotonic())):
+                if end is not None and time.monotonic() >= end:
+                    break
+                end_what_was_left_behind()
+                glance = min(2 * glance, _LONGEST_GLANCE)
         except BaseException:
-            if self._leave(waiter):
-                self.give_back()
+            waiter.close()
             raise
         return self._leave(waiter)
 
@@ -78,13 +114,10 @@ class Slots:
         # A scope of anyio's would keep a task that is left behind in it from being collected.
         timer = None if timeout is None else loop.call_later(timeout, _wake, turn)
         try:
-            await turn
+            with UnderWay(waiter), closing(_Glances(loop)):
+                await turn
         except BaseException:
-            if is_finalizing():
-                self._left.append(waiter)
-                self._catch_up()
-            elif self._leave(waiter):
-                self.give_back()
+            waiter.close()
             raise
         finally:
             if timer is not None:
@@ -113,8 +146,8 @@ class Slots:
 
     def _join(self, wake: Callable[[], object]) -> _Waiter | None:
         """Take a slot (`None`), or a place in the queue."""
-        end_calls_left_behind()
-        waiter = _Waiter(wake)
+        end_what_was_left_behind()
+        waiter = _Waiter(wake, self._abandon)
         with self._lock:
             is_free = self._free > 0
             if is_free:
@@ -128,10 +161,15 @@ class Slots:
     def _leave(self, waiter: _Waiter) -> bool:
         """Leave the queue, and tell whether a slot came before that."""
         with self._lock:
-            self._strike_out(waiter)
+            has_slot = self._strike_out(waiter)
         if self._left:
             self._catch_up()
-        return waiter.has_slot
+        return has_slot
+
+    def _abandon(self, waiter: _Waiter) -> None:
+        """Have somebody struck out, at whatever moment: maybe by the garbage collector."""
+        self._left.append(waiter)
+        self._catch_up()
 
     def _catch_up(self) -> None:
         """Do what finalizers left: at once, or when whoever has the lock has given it back."""
@@ -159,10 +197,11 @@ class Slots:
         self._free += 1
 
     def _strike_out(self, waiter: _Waiter) -> bool:
-        if not waiter.has_slot:
+        has_slot, waiter.has_slot = waiter.has_slot, False
+        if not has_slot:
             with suppress(ValueError):  # struck out before, since its event loop is closed
                 self._queue.remove(waiter)
-        return waiter.has_slot
+        return has_slot
 
 
 def _wake(turn: asyncio.Future[None]) -> None:

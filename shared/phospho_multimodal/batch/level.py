@@ -145,6 +145,6 @@ class Level:
     def _wake(self) -> None:
         while self._queue and self._in_flight < self.limit:
             turn = self._queue.popleft()
-            if not turn.done():
+            if not turn.done() and not turn.get_loop().is_closed():
                 self._in_flight += 1
                 turn.set_result(None)
