@@ -121,8 +121,11 @@ class Held:
 
     def close(self) -> None:
         """Give it back, unless somebody has taken that over."""
-        if self._give_back:
-            self._give_back.pop()()
+        try:
+            give_back = self.take_over()
+        except IndexError:
+            return
+        give_back()
 
 
 def end_what_was_left_behind() -> None:
