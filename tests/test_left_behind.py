@@ -446,3 +446,41 @@ def test_what_is_set_aside_for_calls_of_a_parent_is_not_set_aside_in_its_child()
             """,
         )
     assert told.split() == ["3", "0", "1", "0"]
+
+
+def test_whatever_many_loops_leave_behind_the_ledger_and_the_slots_are_right() -> None:
+    asked = """
+import random
+spending = Spending()
+client = AsyncPhosphoClient(
+    base_url=BASE_URL, max_concurrency=3, spending=spending, deadline=30)
+failures = []
+def leave_some(seed, ends=time.monotonic() + 4):
+    chance = random.Random(seed)
+    while time.monotonic() < ends:
+        try:
+            calls = [client.describe(PICTURE) for _ in range(chance.randint(1, 6))]
+            left = leave(*calls, seconds=chance.uniform(0, 0.12))
+            failures.extend(one for one in left if one.done() and one.exception())
+            del left
+            if chance.random() < 0.3:
+                gc.collect()
+            if chance.random() < 0.5:
+                spending.snapshot()
+        except BaseException as failure:
+            failures.append(failure)
+threads = [threading.Thread(target=leave_some, args=(seed,)) for seed in range(5)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+async def together():
+    await asyncio.gather(*(client.describe(PICTURE) for _ in range(9)))
+asyncio.run(together())
+found = spending.snapshot()
+print(failures, found.images_reserved, found.images_billed + found.images_in_doubt)
+"""
+    with FaultServer(later(0.05)).running() as server:
+        told = printed(server, LEAVE + asked)
+        # One call, which loads what there is, goes to a ledger of its own.
+        assert told == f"[] 0 {server.billed - 1}"
