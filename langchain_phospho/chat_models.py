@@ -10,10 +10,11 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
+from langchain_phospho.batching import Batches
 from langchain_phospho.configuration import PARAMETERS, PhosphoConfiguration
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.token_counts import TokenCounts
@@ -24,13 +25,12 @@ from phospho_multimodal.on_demand import ModuleOnDemand
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-    from langchain_phospho import batching, results, structured_output, tool_calls
+    from langchain_phospho import results, structured_output, tool_calls
     from langchain_phospho.structured_output import Method
     from phospho_multimodal import tool_replies
     from phospho_multimodal.tool_protocol import ToolProtocol
     from phospho_multimodal.tool_replies import Answer
 else:
-    batching = ModuleOnDemand("langchain_phospho.batching")
     results = ModuleOnDemand("langchain_phospho.results")
     structured_output = ModuleOnDemand("langchain_phospho.structured_output")
     tool_calls = ModuleOnDemand("langchain_phospho.tool_calls")
@@ -79,7 +79,7 @@ def _with_signature(method: _Method) -> _Method:
     return method
 
 
-class ChatPhospho(TokenCounts, PhosphoConfiguration):
+class ChatPhospho(Batches, TokenCounts, PhosphoConfiguration):
     """Answers a question about the newest image of a conversation.
 
     Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
@@ -183,32 +183,6 @@ class ChatPhospho(TokenCounts, PhosphoConfiguration):
         del strict
         wanted = structured_output.StructuredOutput(schema, method, include_raw, max_repairs)
         return wanted.reading(self.bind(**wanted.keywords(), **kwargs))
-
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Ask many questions on the event loop.
-
-        Args:
-            inputs: The questions.
-            config: One for all, or one for each; the `max_concurrency` of the first counts, and
-                without one the model's own.
-            return_exceptions: Give an error in the place of its answer, and ask all the others.
-                Otherwise the first error is raised once the answers under way have come, and the
-                rest is not asked.
-            **kwargs: Keywords of each call.
-
-        Returns:
-            The answers, in the order of the questions.
-        """
-        return await batching.ask_all(
-            self, inputs, config, kwargs, return_exceptions=return_exceptions
-        )
 
     @_with_signature
     def _generate(

@@ -360,18 +360,40 @@ def late(connection: Connection, request: Received) -> None:
     answer()(connection, request)
 
 
-@pytest.mark.parametrize("config", [{"max_concurrency": 2}, None], ids=["two at once", "as it is"])
-def test_the_first_error_ends_a_batch_and_no_more_of_it_is_sent(
-    driver: Any, red: Any, config: Any
-) -> None:
+@pytest.mark.parametrize("end", ["an error", "an error of one", "nobody listens", "cancelled"])
+def test_no_more_of_a_batch_is_sent_once_it_has_ended(red: Any, end: str) -> None:
+    first = status(402) if "error" in end else answer()
+
+    async def ask(model: ChatPhospho) -> None:
+        asked, config = [question(red.block)] * 200, {"max_concurrency": 2}
+        if end == "an error":
+            await model.abatch(asked, config)
+        async for _ in model.abatch_as_completed(asked, config):
+            if end == "cancelled":
+                await asyncio.sleep(60)
+            return
+
+    async def ask_for_a_while(server: FaultServer) -> int:
+        model = ChatPhospho(base_url=server.base_url, max_concurrency=2)
+        asking = asyncio.ensure_future(ask(model))
+        await asyncio.wait([asking], timeout=0.6)
+        asking.cancel()
+        (outcome,) = await asyncio.gather(asking, return_exceptions=True)
+        assert isinstance(outcome, PaymentRequiredError) == ("error" in end)
+        sent = len(server.requests)
+        await asyncio.sleep(1)
+        return len(server.requests) - sent
+
+    with FaultServer(first, late).running() as server:
+        assert asyncio.run(ask_for_a_while(server)) <= 2
+
+
+def test_the_first_error_ends_a_batch_on_threads_too(red: Any) -> None:
     with FaultServer(status(402), late).running() as server:
         model = ChatPhospho(base_url=server.base_url, max_concurrency=2)
         with pytest.raises(PaymentRequiredError):
-            driver.batch(model, [question(red.block)] * 200, config=config)
-        sent = len(server.requests)
-        assert sent < 100  # those begun by then, and on threads those up to the one that failed
-        time.sleep(0.3)
-        assert len(server.requests) == sent
+            model.batch([question(red.block)] * 200)
+        assert len(server.requests) < 100
 
 
 def test_an_error_that_is_returned_ends_no_batch(driver: Any, red: Any) -> None:
@@ -421,12 +443,21 @@ def test_a_large_batch_stays_within_the_models_own_concurrency(red: Any) -> None
 def test_what_is_done_first_comes_first(
     model: ChatPhospho, endpoint: Any, red: Any, blue: Any
 ) -> None:
-    asked = [question(red.block, text="one"), question(blue.block, text="two")]
-    done = dict(model.batch_as_completed(asked))
-    assert {index: message.text for index, message in done.items()} == {
-        0: "You asked: one",
-        1: "You asked: two",
-    }
+    asked = [question(red.block, text="one"), question(blue.block, text="two"), question(BROKEN)]
+
+    async def listen() -> dict[int, Any]:
+        coming = model.abatch_as_completed(asked, return_exceptions=True)
+        return {index: outcome async for index, outcome in coming}
+
+    for done in (
+        dict(model.batch_as_completed(asked, return_exceptions=True)),
+        asyncio.run(listen()),
+    ):
+        assert isinstance(done.pop(2), ImageError)
+        assert {index: message.text for index, message in done.items()} == {
+            0: "You asked: one",
+            1: "You asked: two",
+        }
 
 
 @pytest.mark.filterwarnings("ignore:.*is in beta")
