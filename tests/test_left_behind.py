@@ -47,7 +47,7 @@ IN_A_STEP_OF_THE_LEDGER = """
 from decimal import Decimal
 class Price(Decimal):
     def __rmul__(self, number):
-        gc.collect()
+        collect()
         return number * Decimal(self)
 spending.usd_per_image = Price("0.01")
 (reservation,) = spending.reserve()
@@ -57,7 +57,7 @@ AS_AN_EXECUTOR_TAKES_WORK = """
 from concurrent.futures import ThreadPoolExecutor, thread
 class Future(thread._base.Future):
     def __init__(self):
-        gc.collect()
+        collect()
         super().__init__()
 thread._base.Future = Future
 with ThreadPoolExecutor(1) as threads:  # all of them share a lock
@@ -86,8 +86,12 @@ async def no_answer_yet():
     calls = [asyncio.ensure_future(client.describe(PICTURE)) for _ in range(4)]
     await asyncio.sleep(0.3)
 loop.run_until_complete(no_answer_yet())
-loop.close()
+loops = [loop]
 del loop
+def collect():  # whoever looks at the ledger after it was closed ends what is left, uncollected
+    while loops:
+        loops.pop().close()
+    gc.collect()
 """
     told = """
 found = spending.snapshot()
