@@ -58,12 +58,11 @@ class Counts:
 
     def settled(self, outcome: Outcome) -> Counts:
         """The counts after one reservation has found its end."""
-        rest = replace(self, reserved=self.reserved - 1)
-        if outcome is Outcome.BILLED:
-            return replace(rest, billed=rest.billed + 1)
-        if outcome is Outcome.IN_DOUBT:
-            return replace(rest, in_doubt=rest.in_doubt + 1)
-        return rest
+        return Counts(
+            self.billed + (outcome is Outcome.BILLED),
+            self.in_doubt + (outcome is Outcome.IN_DOUBT),
+            self.reserved - 1,
+        )
 
 
 class Ledger(Protocol):
@@ -108,7 +107,8 @@ class LedgerInMemory:
             tickets = list(range(self._next, self._next + images))
             self._next += images
             self._open.update(tickets)
-            self._counts = replace(self._counts, reserved=self._counts.reserved + images)
+            now = self._counts
+            self._counts = Counts(now.billed, now.in_doubt, now.reserved + images)
             return tickets
 
     def settle(self, ticket: int, outcome: Outcome) -> tuple[Counts, Counts] | None:
