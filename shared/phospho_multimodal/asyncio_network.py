@@ -264,20 +264,18 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """What httpcore reads from and writes to. It holds headers, as its synchronous twin does."""
+    """What httpcore reads from and writes to. It holds what is small, as its twin does."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line
         self._is_whole = True
         self._held = b""
-        self._answered = True
 
     async def read(
         self,
         max_bytes: int,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> bytes:
-        self._answered = True
         line = self._line
         if not line.received and not line.ended:
             await line.wait_until(
@@ -297,11 +295,8 @@ class _Stream(httpcore.AsyncNetworkStream):
         buffer: bytes,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> None:
-        if self._answered:
-            self._answered, self._held = False, buffer
-            return
-        held, self._held = self._held, b""
-        for whole in joined(held, buffer):
+        ready, self._held = joined(self._held, buffer)
+        for whole in ready:
             for piece in segments(whole):
                 # A connection that broke once takes no other request.
                 self._is_whole = await self._line.send(piece, timeout)

@@ -80,9 +80,8 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
     one go as they are, without a copy. The largest go in slices: a piece given whole is copied
     with each partial send.
 
-    The end goes by itself, a few bytes, and the body counts as sent when that is handed over:
-    whoever is interrupted before has not sent it, and whoever is interrupted while it is written
-    may have.
+    The end is handed over by itself, a few bytes, and the body counts as sent from then on: whoever
+    is interrupted before has not sent it, and whoever is interrupted while it is written may have.
     """
 
     def __init__(self, *pieces: bytes) -> None:

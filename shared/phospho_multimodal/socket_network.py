@@ -15,7 +15,7 @@ import httpcore
 __all__ = ["SocketNetwork", "joined", "segments"]
 
 _SMALL = 16 * 1024
-"""Bytes up to which a write is put together with the one before, the headers of the request."""
+"""Bytes up to which writes are put together: a request's headers, its body, and the body's end."""
 
 _SEGMENT = 62 * 1024
 """Bytes that go out as one segment: 64 kB with all headers is the most that the loopback carries,
@@ -35,7 +35,8 @@ class SocketNetwork(httpcore.SyncBackend):
 class _Stream(httpcore.NetworkStream):
     """What httpcore reads from and writes to.
 
-    The headers are held until the first piece of the body, or the end of a request without one.
+    What is small is held until something larger follows, or until the end of the request, where
+    httpcore writes nothing, but writes.
     """
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
@@ -43,11 +44,9 @@ class _Stream(httpcore.NetworkStream):
         self._socket: socket.socket = stream.get_extra_info("socket")
         self._timeout = self._socket.gettimeout()
         self._held = b""
-        self._answered = True
         self._broken: OSError | None = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        self._answered = True
         try:
             self._wait_for(timeout)
             data = self._socket.recv(max_bytes)
@@ -65,13 +64,10 @@ class _Stream(httpcore.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if self._answered:
-            self._answered, self._held = False, buffer
-            return
-        held, self._held = self._held, b""
+        ready, self._held = joined(self._held, buffer)
         try:
             self._wait_for(timeout)
-            for whole in joined(held, buffer):
+            for whole in ready:
                 self._send(whole)
         except TimeoutError as late:
             raise httpcore.WriteTimeout(str(late)) from late
@@ -100,19 +96,19 @@ class _Stream(httpcore.NetworkStream):
             self._timeout = seconds
 
 
-def joined(held: bytes, buffer: bytes) -> tuple[bytes, ...]:
+def joined(held: bytes, piece: bytes) -> tuple[tuple[bytes, ...], bytes]:
     """Put together what was held and what follows it, where a copy costs less than a write.
 
     Args:
-        held: The headers of a request, or nothing.
-        buffer: What comes next; nothing, at the end of a request without a body.
+        held: What was held until now.
+        piece: What comes next; nothing, at the end of a request.
 
     Returns:
-        What to send, one after the other; none of it is empty.
+        What to send now, one after the other, none of it empty; and what to hold.
     """
-    if len(buffer) <= _SMALL:
-        buffer, held = held + buffer, b""
-    return tuple(piece for piece in (held, buffer) if piece)
+    if piece and len(held) + len(piece) <= _SMALL:
+        return (), held + piece
+    return tuple(one for one in (held, piece) if one), b""
 
 
 def segments(buffer: bytes) -> Iterator[bytes | memoryview]:
