@@ -94,24 +94,37 @@ def predict(
     if plan.policy != "montage" and _is_small(handed_over[0]):
         clean = _clean(handed_over[0], settings)
 
-    def make_ready() -> tuple[Call, list[dict[str, Any]]]:
-        if plan.policy == "montage":
-            image, sources = _montage(handed_over, settings)
-            text = f"{plan.text}\n{_legend(len(sources))}"
-        else:
-            image = clean or _ready(handed_over[0], settings)
-            text, sources = plan.text, [image]
-        shown = [source.to_metadata() for source in sources]
-        return question_about(image, text, asking, settings, deadline), shown
-
+    # By arguments: what a function sees of this one would be cells, which everybody's garbage
+    # collector looks through as long as the answer is waited for.
+    make_ready = partial(_made_ready, plan, handed_over, clean, asking, settings, deadline=deadline)
     if clean is None and _have_bytes(handed_over):
         call, shown = yield Work(make_ready, computes=True)
     else:
         call, shown = make_ready()
-    clean = None  # or its bytes would wait for the answer, beside the base64 of them
+    del make_ready, clean  # or the image's bytes would wait for the answer, beside their base64
     description = yield from ask(shared, call)
     metadata = _metadata(shared, plan, asking, [call], shown)
     return Prediction(cut_at_stop(description, asking.stop), metadata)
+
+
+def _made_ready(
+    plan: ConversationPlan,
+    handed_over: Sequence[_HandedOver],
+    clean: SendableImage | None,
+    asking: Asking,
+    settings: Settings,
+    *,
+    deadline: float | None,
+) -> tuple[Call, list[dict[str, Any]]]:
+    """Put together the one question of a plan, and what its answer's metadata tells of images."""
+    if plan.policy == "montage":
+        image, sources = _montage(handed_over, settings)
+        text = f"{plan.text}\n{_legend(len(sources))}"
+    else:
+        image = clean or _ready(handed_over[0], settings)
+        text, sources = plan.text, [image]
+    shown = [source.to_metadata() for source in sources]
+    return question_about(image, text, asking, settings, deadline), shown
 
 
 def _ask_each(

@@ -248,8 +248,10 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
             await transport.aclose()
             return
         self._free.put(transport)
-        with contextlib.suppress(httpx.RequestError, OSError):  # an answer is there to be given
-            await _close_all(self._free.expired())
+        expired = self._free.expired()
+        if expired:
+            with contextlib.suppress(httpx.RequestError, OSError):  # an answer is there to be given
+                await _close_all(expired)
 
 
 async def _close_all(transports: Iterable[httpx.AsyncHTTPTransport]) -> None:
