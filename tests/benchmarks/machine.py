@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 __all__ = [
+    "FullSpeed",
     "QuietRounds",
     "describe_machine",
     "forget_peak",
@@ -25,8 +26,22 @@ __all__ = [
 QUIET = 0.25
 """Cores that others may use during a round."""
 
+FULL = 0.75
+"""Share of its best speed from which a core counts as at full speed."""
+
 _PATIENCE = 3
 """How many times the rounds asked for are tried, at most."""
+
+_TRIES = 4
+"""Of a turn, at most."""
+
+_LONGEST_WAIT = 0.5
+"""Seconds for which a core that is not at full speed is waited for."""
+
+_LOOKS = 200
+"""At a core's speed, to know its best: a third of a second in all."""
+
+T = TypeVar("T")
 
 
 class QuietRounds:
@@ -36,19 +51,9 @@ class QuietRounds:
     the machine does not tell how busy it is, every round does. If too few were quiet, the quietest
     are all there is: the last rounds count whatever happens, so that a busy machine has figures
     too, and `noisy` tells how many.
-
-    What a virtual machine cannot see is what else its host does: a core whose other half is busy
-    takes twice as long, and `/proc/stat` says nothing. `steps` tells of it: seconds that the same
-    short work took before each round.
     """
 
     noisy = 0
-    steps: ClassVar[list[float]] = []
-
-    @classmethod
-    def speed(cls) -> float:
-        """The usual speed of a core while it was measured, as a share of its best one."""
-        return min(cls.steps) / median(cls.steps)
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
@@ -68,9 +73,51 @@ class QuietRounds:
 
         while counted < self._wanted:
             tried += 1
-            self.steps.append(_step())
             begin = (time.monotonic(), *_busy())
             yield over
+
+
+class FullSpeed:
+    """Turns for which the core was at its full speed; patience has an end.
+
+    What a virtual machine cannot see is what else its host does. A core whose other half is busy
+    takes twice as long, for a tenth of a second or for minutes, and `/proc/stat` says nothing. Of
+    two that take CPU time both take more, but beside what waits for a server all the time, as raw
+    sockets do, half the core is half the share. So a turn begins when some short work takes no
+    longer than it can, and is had again if that is over at its end. If no try was at full speed,
+    the one that was nearest to it counts, whatever it took. The rule is the same for everybody.
+    """
+
+    speeds: ClassVar[list[float]] = []
+    """Of the turns that counted: the speed of the core, as a share of its best one."""
+
+    def __init__(self) -> None:
+        self._best = min(_step() for _ in range(_LOOKS))
+
+    def have(self, turn: Callable[[], T]) -> T:
+        """Have a turn, again if need be, and give what came of the one that counts."""
+        tries: list[tuple[float, int, T]] = []
+        while len(tries) < _TRIES:
+            before = self._wait()
+            outcome = turn()
+            speed = min(before, self._speed())
+            tries.append((speed, -len(tries), outcome))
+            if speed >= FULL:
+                break
+        speed, _, outcome = max(tries)
+        self.speeds.append(speed)
+        return outcome
+
+    def _wait(self) -> float:
+        give_up = time.monotonic() + _LONGEST_WAIT
+        while (speed := self._speed()) < FULL and time.monotonic() < give_up:
+            pass
+        return speed
+
+    def _speed(self) -> float:
+        steps = [_step() for _ in range(3)]
+        self._best = min(self._best, *steps)
+        return self._best / median(steps)
 
 
 def _step() -> float:

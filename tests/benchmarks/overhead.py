@@ -6,7 +6,9 @@ the same message and that of `httpx` sending a finished body. It is judged as a 
 
 Each turn begins with calls that are not timed: after everybody else's turn the first takes up to
 twice as long, and only the sixth or so what all that follow take (the processor's caches and
-malloc's free lists are the others' before). Users have one client, and not twelve in turn.
+malloc's free lists are the others' before). Users have one client, and not twelve in turn. Turns
+are short and many: a core whose host shares it with another machine changes its speed within a
+second, and a median of few turns jumps from one speed to the other.
 
 Rounds are spread over several processes, and each finds another heap. Where a megabyte comes to
 lie, and whether malloc gives its pages back after each call, is chance, but the same chance in each
@@ -82,9 +84,8 @@ def measure_overhead(payload: Payload, *, rounds: int, calls: int) -> list[Overh
     floors: dict[str, str] = {}
     for _ in range(PROCESSES):
         ran = subprocess.run(command, input=content, stdout=subprocess.PIPE, check=True)
-        times, floors, noisy, steps = json.loads(ran.stdout)
+        times, floors, noisy = json.loads(ran.stdout)
         QuietRounds.noisy += noisy
-        QuietRounds.steps += steps
         for mode, by_name in times.items():
             for name, taken in by_name.items():
                 pooled[mode].setdefault(name, []).extend(taken)
@@ -120,14 +121,14 @@ def _one_process(payload: Payload, *, rounds: int, calls: int) -> None:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
     floors = {one.name: one.floor for one in field if one.floor is not None}
-    print(json.dumps([times, floors, QuietRounds.noisy, QuietRounds.steps]))
+    print(json.dumps([times, floors, QuietRounds.noisy]))
 
 
 def _times(
     field: list[Contestant], turn: Callable[[Contestant, int], None], rounds: int, calls: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {one.name: [] for one in field}
-    for one in field:  # the first call makes clients and fills caches
+    for one in 3 * field:  # the first calls make clients, and fill caches and free lists
         turn(one, calls)
     gc.freeze()  # what is there to stay is not looked through again and again
     for quiet in QuietRounds(rounds):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imports import FLOORS
-from machine import versions
+from machine import FULL, versions
 from overhead import CARRIER, REFERENCE, Overhead
 from targets import Verdict
 from throughput import RAW
@@ -47,7 +47,9 @@ def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
     for name, value in results["preparation"].items():
         print(f"  {name:28}{value:8.1f}")
     print(f"\n{results['machine']}; {results['noisy']} noisy rounds counted")
-    print(f"the core's median speed was {results['speed']:.2f} of its best\n")
+    speeds = results["speed"]
+    full = sum(speed >= FULL for speed in speeds)
+    print(f"the core was at full speed in {full} of {len(speeds)} turns of many at once\n")
     for verdict in verdicts:
         sign = "≥" if verdict.at_least else "≤"
         word = "ok    " if verdict.met else "MISSED"

@@ -6,12 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 from contestants import Payload, langchain_message, peer, raw_request
 from langchain_phospho import ChatPhospho
-from machine import QuietRounds
+from machine import FullSpeed, QuietRounds
 from stub import running_stub
 
 __all__ = ["DELAY", "RAW", "measure_throughput"]
@@ -33,7 +34,7 @@ def measure_throughput(
         payload: What is asked about.
         width: Calls at once.
         rounds: How often everybody has a turn.
-        calls: How many calls a turn is; a third for those of others.
+        calls: How many calls a turn is; a quarter for those of others.
 
     Returns:
         Of the raw sockets, requests a second; of the others, their share of it, by name and way.
@@ -43,17 +44,21 @@ def measure_throughput(
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for run, count in runs.values():
             run(min(count, 2 * width))
+        core = FullSpeed()
         for quiet in QuietRounds(rounds):
             taken: dict[str, float] = {}
             for name in random.sample(list(runs), len(runs)):
-                run, count = runs[name]
-                begin = time.perf_counter()
-                run(count)
-                taken[name] = count / (time.perf_counter() - begin)
+                taken[name] = core.have(partial(_rate, *runs[name]))
             if quiet():
                 for name, rate in taken.items():
                     rates[name].append(rate if name == RAW else rate / taken[RAW])
         return {name: median(all_) for name, all_ in rates.items()}
+
+
+def _rate(run: Callable[[int], None], count: int) -> float:
+    begin = time.perf_counter()
+    run(count)
+    return count / (time.perf_counter() - begin)
 
 
 def _runs(
@@ -83,7 +88,7 @@ def _runs(
     for name in _PEERS:
         model = peer(name, base_url)
         if model is not None:
-            add(name, model, calls // 3)
+            add(name, model, calls // 4)
     return runs
 
 
