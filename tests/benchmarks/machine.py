@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import ClassVar, TypeVar
@@ -96,15 +97,15 @@ class FullSpeed:
 
     def have(self, turn: Callable[[], T]) -> T:
         """Have a turn, again if need be, and give what came of the one that counts."""
-        tries: list[tuple[float, int, T]] = []
+        tries: list[tuple[float, T]] = []
         while len(tries) < _TRIES:
             before = self._wait()
             outcome = turn()
             speed = min(before, self._speed())
-            tries.append((speed, -len(tries), outcome))
+            tries.append((speed, outcome))
             if speed >= FULL:
                 break
-        speed, _, outcome = max(tries)
+        speed, outcome = max(tries, key=itemgetter(0))
         self.speeds.append(speed)
         return outcome
 

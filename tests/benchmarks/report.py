@@ -47,7 +47,7 @@ def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
     for name, value in results["preparation"].items():
         print(f"  {name:28}{value:8.1f}")
     print(f"\n{results['machine']}; {results['noisy']} noisy rounds counted")
-    speeds = results["speed"]
+    speeds = results["speeds"]
     full = sum(speed >= FULL for speed in speeds)
     print(f"the core was at full speed in {full} of {len(speeds)} turns of many at once\n")
     for verdict in verdicts:
