@@ -291,7 +291,6 @@ def test_questions_in_a_row_take_one_connection(server: CountingServer) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_short_question_is_written_once(driver: Driver, server: CountingServer) -> None:
-
     def writes(frame: FrameType, event: str, function: Any) -> bool:
         del frame
         is_send = event == "c_call" and function.__name__ == "send"

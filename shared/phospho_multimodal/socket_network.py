@@ -35,8 +35,8 @@ class SocketNetwork(httpcore.SyncBackend):
 class _Stream(httpcore.NetworkStream):
     """What httpcore reads from and writes to.
 
-    What is small is held until something larger follows, or until the end of the request, where
-    httpcore writes nothing, but writes.
+    What is small is held until something larger follows, or until the end of the request: httpcore
+    writes an empty piece there, for every request that tells its length as all of ours do.
     """
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
