@@ -33,7 +33,7 @@ FULL = 0.75
 _PATIENCE = 3
 """How many times the rounds asked for are tried, at most."""
 
-_TRIES = 4
+_TRIES = 8
 """Of a turn, at most."""
 
 _LONGEST_WAIT = 0.5
