@@ -17,6 +17,10 @@ __all__ = ["print_report", "table_of_readme", "write_report"]
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "README.md"
 _BEGIN, _END = "<!-- make bench WRITE=1 -->", "<!-- end of what it wrote -->"
+_HEADING = (
+    "CPU of one call in µs, and what the plugin adds to its framework and a bare request; each "
+    "the mean of many short turns, without the tenth of them at either end:"
+)
 _INSTALLED = (
     "httpx",
     "langchain-core",
@@ -30,10 +34,11 @@ _INSTALLED = (
 def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
     """Print everything: tables, verdicts, the machine."""
     for table in results["overhead"]:
-        print(f"\n{table.payload}, {table.mode}: CPU µs a call, × httpx json=, µs over its floor")
+        print(f"\n{table.payload}, {table.mode}: CPU µs a call (median), × httpx json=, over floor")
         for name, cpu in table.cpu.items():
             over = f"{table.over_floor(name):8.0f}" if name in table.floors else ""
-            print(f"  {name:28}{cpu:8.0f}{table.share(name):7.2f}{over}")
+            median = f"({table.medians[name]:.0f})"
+            print(f"  {name:28}{cpu:8.0f}{median:>9}{table.share(name):7.2f}{over}")
     for title, rates in results["throughput"].items():
         print(f"\n{title}, 50 ms: requests a second of raw sockets, and shares of it")
         for name, rate in rates.items():
@@ -61,7 +66,7 @@ def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
 def table_of_readme(results: dict[str, Any]) -> str:
     """Write the part of the README that comes from a run."""
     lines = [
-        "CPU of one call in µs, and what the plugin adds to its framework and a bare request:",
+        _HEADING,
         "",
         "| | URL | URL, async | 1 MB | 1 MB, async |",
         "|---|---|---|---|---|",
