@@ -9,7 +9,7 @@ twice as long, and only the sixth or so what all that follow take (the processor
 malloc's free lists are the others' before). Users have one client, and not twelve in turn. Turns
 are short and many: a core whose host shares it with another machine changes its speed within a
 second. A median of rounds at two speeds is at the one or the other, and where both are as frequent
-it jumps for one contestant and not for another: in one run `httpx json=` alone was a third quicker.
+it jumps for one contestant and not for another: in one run `httpx json=` alone took a quarter less.
 So the mean without the tenth at either end is judged, and the median told beside it.
 
 Rounds are spread over several processes, and each finds another heap. Where a megabyte comes to
@@ -96,9 +96,9 @@ def measure_overhead(payload: Payload, *, rounds: int, calls: int) -> list[Overh
         Overhead(
             payload.name,
             mode,
-            {name: _trimmed_mean(taken) for name, taken in all_.items()},
-            {name: median(taken) for name, taken in all_.items()},
-            floors,
+            cpu={name: _trimmed_mean(taken) for name, taken in all_.items()},
+            medians={name: median(taken) for name, taken in all_.items()},
+            floors=floors,
         )
         for mode, all_ in pooled.items()
     ]

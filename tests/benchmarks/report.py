@@ -34,7 +34,8 @@ _INSTALLED = (
 def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
     """Print everything: tables, verdicts, the machine."""
     for table in results["overhead"]:
-        print(f"\n{table.payload}, {table.mode}: CPU µs a call (median), × httpx json=, over floor")
+        title = f"{table.payload}, {table.mode}"
+        print(f"\n{title}: CPU µs a call (median), × httpx json=, µs over its floor")
         for name, cpu in table.cpu.items():
             over = f"{table.over_floor(name):8.0f}" if name in table.floors else ""
             median = f"({table.medians[name]:.0f})"
