@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import pathlib
+import signal
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -546,3 +552,60 @@ def test_an_avif_of_a_general_brand_is_no_heic():
     file = encoded(draw(), "AVIF").replace(b"ftypavif", b"ftypmif1", 1)
 
     assert prepare_image(file).width == 60
+
+
+class _SlowFile(io.BytesIO):
+    """A file that lets other threads go on after each read and seek, as a network's does."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        time.sleep(0.002)
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        place = super().seek(offset, whence)
+        time.sleep(0.002)
+        return place
+
+
+@pytest.mark.parametrize("make", [Image.open, lambda file: file], ids=["pil", "file"])
+def test_one_open_picture_is_whole_for_all_threads_that_ask_about_it(make):
+    noise = np.random.default_rng(7).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+    file = encoded(Image.fromarray(noise))  # read in a dozen pieces
+    alone = prepare_image(make(_SlowFile(file)))
+    opened_once = make(_SlowFile(file))
+
+    with ThreadPoolExecutor(4) as threads:
+        prepared = list(threads.map(prepare_image, [opened_once] * 8))
+
+    assert {one.sha256 for one in prepared} == {alone.sha256}
+    assert prepare_image(opened_once).sha256 == alone.sha256
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_picture_that_was_being_read_when_a_process_forked_can_be_read_in_the_child():
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Waiting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if threading.current_thread() is not threading.main_thread():
+                reading.set()
+                go_on.wait(30)
+            return super().read(size)
+
+    file = Waiting(encoded())
+    other = threading.Thread(target=prepare_image, args=[file])
+    other.start()
+    assert reading.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends the child, and not by 0
+        with contextlib.suppress(BaseException):
+            prepare_image(file)
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    other.join()
+
+    assert status == 0

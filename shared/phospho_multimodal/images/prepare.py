@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pybase64
 
 from phospho_multimodal.errors import ConfigurationError, ImageError
+from phospho_multimodal.images.borrowed import alone_with
 from phospho_multimodal.images.headers import CleanImage, clean_image
 from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
 from phospho_multimodal.settings import DEFAULT_IMAGE_SIDE
@@ -246,18 +247,21 @@ def _through_pillow(
 ) -> PreparedImage:
     from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
 
+    changes: list[str] = []
     if isinstance(content, bytes):
         image = pixels.open_image(content)
         if not prepare:
             kind = image.format or ""
             return PreparedImage(content, kind, image.width, image.height, form)
         lossless = pixels.is_lossless(image, content)
+        picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes, borrowed=False)
     else:
-        image = content
-        pixels.check_pixels(image.width, image.height)
-        lossless = pixels.is_lossless(image, None)
-    changes: list[str] = []
-    picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes, borrowed=form == "pil")
+        with alone_with(content):
+            pixels.check_pixels(content.width, content.height)
+            lossless = pixels.is_lossless(content, None)
+            picture = pixels.to_rgb(
+                content, max_side=max_image_side, changes=changes, borrowed=True
+            )
     data, kind = pixels.encode(picture, lossless=lossless)
     if not changes:
         changes.append("metadata removed")

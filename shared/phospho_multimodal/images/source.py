@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pybase64
 
 from phospho_multimodal.errors import ImageError
+from phospho_multimodal.images.borrowed import alone_with
 from phospho_multimodal.images.headers import sniff
 
 if TYPE_CHECKING:
@@ -180,11 +181,12 @@ def _read_path(path: Path) -> bytes:
 
 def _read_file(file: Any) -> bytes:
     try:
-        # From its beginning each time: the same object may be asked about twice.
-        seekable = getattr(file, "seekable", None)
-        if seekable is not None and seekable():
-            file.seek(0)
-        data = file.read(MAX_IMAGE_BYTES + 1)
+        with alone_with(file):
+            # From its beginning each time: the same object may be asked about twice.
+            seekable = getattr(file, "seekable", None)
+            if seekable is not None and seekable():
+                file.seek(0)
+            data = file.read(MAX_IMAGE_BYTES + 1)
     except Exception as failure:  # noqa: BLE001 - anybody's object: an archive's, a network's
         message = f"The image file object cannot be read ({type(failure).__name__}: {failure})."
         raise ImageError(message) from None
