@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 try:
     import typer
     from rich.progress import Progress
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 except ModuleNotFoundError as missing:
     _message = (
@@ -198,7 +198,8 @@ def describe(
         with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
             batch = _Batch(client, prompt)
             rows = batch.run(pictures)
-    table = Table("Picture", "Answer", "Cost", title=plain(prompt), show_lines=True)
+    columns = [_whole(heading) for heading in ("Picture", "Answer", "Cost")]
+    table = Table(*columns, title=plain(prompt), show_lines=True)
     for picture, row in zip(pictures, rows, strict=True):
         answer = plain(row.text)
         if row.failed:
@@ -229,7 +230,7 @@ def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
     with _failures_told(), PhosphoClient(api_key=api_key, base_url=base_url) as client:
         status = client.check()
     key = {True: "accepted", False: "not accepted", None: "not known"}[status.key_accepted]
-    facts = Table.grid(padding=(0, 2))
+    facts = Table.grid(_whole(), _whole(), padding=(0, 2))
     facts.add_row("Endpoint", plain(status.base_url))
     facts.add_row("There", "yes" if status.healthy else "no")
     facts.add_row("Key", key)
@@ -306,6 +307,11 @@ class _Batch:
             return _Row(str(failure))
         cost = f"${prediction.metadata['cost_usd']:.2f}"
         return _Row(prediction.description, cost, failed=False)
+
+
+def _whole(heading: str = "") -> Column:
+    """Make a column that cuts nothing off; rich's own do what has no blank: URLs, Chinese."""
+    return Column(heading, overflow="fold")
 
 
 @contextlib.contextmanager

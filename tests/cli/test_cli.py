@@ -62,6 +62,16 @@ def words(result: Result) -> str:
     return " ".join(re.sub(r"[─-╿]", " ", result.output).split())
 
 
+def cells(result: Result, column: int) -> str:
+    """Read a column of the table below its heading, all on one line."""
+    lines = [line.split("│") for line in result.output.splitlines() if line.startswith("│")]
+    return " ".join(line[column].strip() for line in lines)
+
+
+LONG_URL = f"https://shop.example.com/order/2026/confirm?token={'9f8e7d6c5b4a' * 7}&lang=de"
+CHINESE = "这是一张收据。上海第一百货公司。牛奶十二元五角。面包八元。合计三十六元三角。" * 3
+
+
 class TestDescribe:
     def test_it_prints_picture_answer_cost_and_the_total(self, pictures):
         engine = PaletteEngine()
@@ -87,10 +97,11 @@ class TestDescribe:
             names = ("text", "missing", "black", "red")
             result = run("describe", *(pictures[n] for n in names), "--base-url", base_url)
         assert result.exit_code == 1
-        assert "This is text" in words(result)
-        assert "cannot be read" in words(result)
-        assert "An error occurred while generating predictions" in words(result)
-        assert "(255, 0, 0)" in words(result)
+        answers = cells(result, 2)
+        assert "This is text" in answers
+        assert "cannot be read" in answers
+        assert "An error occurred while generating predictions" in answers
+        assert "(255, 0, 0)" in answers
         assert "1 images billed" in words(result)
 
     @pytest.mark.parametrize(
@@ -144,6 +155,16 @@ class TestDescribe:
         assert "\x1b" not in result.output
         assert "\x07" not in result.output
 
+    @pytest.mark.parametrize(
+        "answer", [pytest.param(LONG_URL, id="a URL"), pytest.param(CHINESE, id="Chinese")]
+    )
+    def test_what_has_no_blank_to_break_at_is_shown_whole(self, pictures, answer):
+        with serve(create_app(PaletteEngine(answer))) as base_url:
+            result = run("describe", pictures["red"], "--base-url", base_url)
+        assert result.exit_code == 0, result.output
+        shown = [cells(result, column).replace(" ", "") for column in (1, 2, 3)]
+        assert shown == [pictures["red"].replace(" ", ""), answer, "$0.01"]
+
 
 class TestCheck:
     def test_a_good_key_is_accepted_and_nothing_is_asked(self):
@@ -170,6 +191,13 @@ class TestCheck:
         result = run("check", "--base-url", base_url)
         assert result.exit_code == 1
         assert "There no" in words(result)
+
+    def test_a_long_address_is_shown_whole(self):
+        with serve(create_app(EchoEngine())) as base_url:
+            pass
+        address = f"{base_url}/{'behind-a-gateway/' * 8}v1"
+        result = run("check", "--base-url", address)
+        assert f"Endpoint{address}" in "".join(result.output.split())
 
 
 class TestServe:
