@@ -127,6 +127,30 @@ def test_on_a_terminal_it_asks(endpoint, photos, tmp_path, answer, asked):
     assert len(server.questions) == asked
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipe has a name there")
+def test_pipes_and_an_empty_file_are_rows_and_nobody_waits_for_them(endpoint, photos, tmp_path):
+    names = ["empty.png", "pipe1.png", "pipe2.png"]  # all of one size, as copies are
+    (photos / names[0]).touch()
+    for name in names[1:]:
+        os.mkfifo(photos / name)
+    server = endpoint()
+    options = ["--out", str(tmp_path / "out"), "--base-url", server.base_url, "--format", "jsonl"]
+    # A process of its own can be ended: a thread that opens a pipe waits for its writer for ever.
+    process = subprocess.run(  # noqa: S603 - our own code
+        [*CLI, str(photos), *options, "--yes"], capture_output=True, timeout=60, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
+    assert len(rows) == 9
+    for name, said in zip(names, ["empty", "not a file", "not a file"], strict=True):
+        assert (rows[name]["status"], rows[name]["error_class"]) == ("failed", "ImageError")
+        assert said in rows[name]["error"]
+        assert (rows[name]["cost_usd"], rows[name]["attempts"]) == (0, 0)
+    assert server.asked == dict.fromkeys(range(5), 1)
+    assert server.billed == 5
+    check_books(server, tmp_path / "out")
+
+
 def test_rows_in_doubt_and_failures_are_told_with_what_to_do(endpoint, command, tmp_path):
     server = endpoint(of={0: [reset()], 2: [reset()], 3: [status(422)]})
     result = command(server, "--yes")
