@@ -23,14 +23,16 @@ from phospho_multimodal.endpoint import DEFAULT_MODEL, MAX_NEW_TOKENS
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
-    from langchain_core.tools import BaseTool
+    from langchain_core import tools as langchain_tools
 
     from langchain_phospho import results, structured_output, tool_calls
-    from langchain_phospho.structured_output import Method
     from phospho_multimodal import tool_replies
     from phospho_multimodal.tool_protocol import ToolProtocol
     from phospho_multimodal.tool_replies import Answer
 else:
+    # For a hint alone: `with_fallbacks` has LangChain resolve those of the method that is called,
+    # so that all they name has to be found at run time.
+    langchain_tools = ModuleOnDemand("langchain_core.tools")
     results = ModuleOnDemand("langchain_phospho.results")
     structured_output = ModuleOnDemand("langchain_phospho.structured_output")
     tool_calls = ModuleOnDemand("langchain_phospho.tool_calls")
@@ -79,7 +81,7 @@ def _with_signature(method: _Method) -> _Method:
     return method
 
 
-class ChatPhospho(Batches, TokenCounts, PhosphoConfiguration):
+class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
     """Answers a question about the newest image of a conversation.
 
     Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
@@ -124,7 +126,7 @@ class ChatPhospho(Batches, TokenCounts, PhosphoConfiguration):
 
     def bind_tools(
         self,
-        tools: "Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool]",
+        tools: "Sequence[Mapping[str, Any] | type | Callable[..., Any] | langchain_tools.BaseTool]",
         *,
         tool_choice: str | bool | Mapping[str, Any] | None = None,
         **kwargs: Any,
@@ -155,7 +157,7 @@ class ChatPhospho(Batches, TokenCounts, PhosphoConfiguration):
         self,
         schema: dict[str, Any] | type,
         *,
-        method: "Method" = "json_schema",
+        method: "structured_output.Method" = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
         max_repairs: int = 0,
@@ -182,7 +184,8 @@ class ChatPhospho(Batches, TokenCounts, PhosphoConfiguration):
         """
         del strict
         wanted = structured_output.StructuredOutput(schema, method, include_raw, max_repairs)
-        return wanted.reading(self.bind(**wanted.keywords(), **kwargs))
+        bound = self.bind(**wanted.keywords(), **kwargs)
+        return wanted.reading(bound, self.max_concurrency)
 
     @_with_signature
     def _generate(

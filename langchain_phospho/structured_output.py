@@ -13,6 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic import BaseModel, ValidationError
 
+from langchain_phospho.batching import Batches
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.tool_calls import TELLS
 from phospho_multimodal import ConfigurationError
@@ -76,11 +77,14 @@ class StructuredOutput:
         named = {"name": function["name"], "schema": self._described()}
         return {**keywords, "response_format": {"type": "json_schema", "json_schema": named}}
 
-    def reading(self, model: Runnable[LanguageModelInput, AIMessage]) -> Runnable[Any, Any]:
+    def reading(
+        self, model: Runnable[LanguageModelInput, AIMessage], max_concurrency: int
+    ) -> Runnable[Any, Any]:
         """Make what asks a bound model and reads its answers.
 
         Args:
             model: Bound to `keywords()`.
+            max_concurrency: How many requests it has under way at most.
 
         Returns:
             It gives the object, or with `include_raw` a dict of `raw`, `parsed` and
@@ -105,7 +109,7 @@ class StructuredOutput:
             except StopIteration as done:
                 return done.value
 
-        return RunnableLambda(ask, ask_async, name="with_structured_output")
+        return _Reading(ask, ask_async, max_concurrency)
 
     def _asking(self, question: LanguageModelInput) -> Generator[list[BaseMessage], AIMessage, Any]:
         """Ask, and ask again; both `ask` and `ask_async` do what it yields."""
@@ -182,6 +186,16 @@ class StructuredOutput:
     def _described(self) -> dict[str, Any]:
         description = convert_to_openai_function(self.schema).get("description")
         return {**({"description": description} if description else {}), **self._parameters()}
+
+
+class _Reading(Batches[Any], RunnableLambda[LanguageModelInput, Any]):
+    """Asks and reads; its batches end with their first error, as those of the model do."""
+
+    def __init__(
+        self, ask: Callable[..., Any], ask_async: Callable[..., Any], max_concurrency: int
+    ) -> None:
+        super().__init__(ask, ask_async, name="with_structured_output")
+        self.max_concurrency = max_concurrency
 
 
 def _messages(question: LanguageModelInput) -> list[BaseMessage]:

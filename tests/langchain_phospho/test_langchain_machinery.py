@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import json
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
-from langchain_core.exceptions import ModelAuthenticationError, ModelRateLimitError
+from langchain_core.exceptions import (
+    ModelAuthenticationError,
+    ModelRateLimitError,
+    OutputParserException,
+)
 from langchain_core.globals import get_llm_cache, set_llm_cache
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, trim_messages
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.rate_limiters import BaseRateLimiter, InMemoryRateLimiter
-from langchain_core.runnables import ConfigurableField
+from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
+from langchain_core.tools import tool
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 
 from fault_server import Connection, FaultServer, Received, answer, status
@@ -291,6 +299,75 @@ def test_a_fallback_can_be_for_some_errors_alone(driver: Any, endpoint: Any, red
         driver.invoke(safe, question(red.block))
 
 
+@tool
+def get_weather(place: str) -> str:
+    """Tell the weather of a place."""
+    return f"It is sunny in {place}."
+
+
+CALL = json.dumps({"name": "get_weather", "arguments": {"place": "Paris"}})
+RECEIPT = {"title": "receipt", "type": "object", "properties": {"total": {"type": "number"}}}
+
+
+@pytest.fixture
+def safe(endpoint: Any) -> Any:
+    """A model whose first question fails, with another to fall back on."""
+    endpoint.reply({"detail": "busy"}, status=503)
+    second = no_retries(endpoint, model="phospho-multimodal-2")
+    return no_retries(endpoint).with_fallbacks([second])
+
+
+def test_a_model_with_a_fallback_offers_tools(
+    driver: Any, safe: Any, endpoint: Any, red: Any
+) -> None:
+    endpoint.answer(CALL)
+    answered = driver.invoke(safe.bind_tools([get_weather]), question(red.block))
+    assert [(call["name"], call["args"]) for call in answered.tool_calls] == [
+        ("get_weather", {"place": "Paris"})
+    ]
+    assert answered.response_metadata["model_name"] == "phospho-multimodal-2"
+    assert [request.picture for request in endpoint.received] == [red.sha256] * 2
+    assert all("get_weather" in request.text for request in endpoint.received)
+
+
+def test_a_model_with_a_fallback_answers_with_an_object(
+    driver: Any, safe: Any, endpoint: Any, red: Any
+) -> None:
+    endpoint.answer('{"total": 42.5}')
+    chain = safe.with_structured_output(RECEIPT)
+    assert driver.invoke(chain, question(red.block)) == {"total": 42.5}
+    assert [request.picture for request in endpoint.received] == [red.sha256] * 2
+    assert all("total" in request.text for request in endpoint.received)
+
+
+def test_an_agent_has_a_model_with_a_fallback(
+    driver: Any, safe: Any, endpoint: Any, red: Any
+) -> None:
+    endpoint.answer(CALL)
+    endpoint.answer("Sunny.")
+    agent = create_agent(safe, [get_weather])
+    outcome = driver.invoke(agent, {"messages": question(red.block)})
+    kinds = [message.type for message in outcome["messages"]]
+    assert kinds == ["human", "ai", "tool", "ai"]
+    assert outcome["messages"][-1].text == "Sunny."
+    assert len(endpoint.received) == 3
+
+
+OWN = {
+    name: value.fget if isinstance(value, property) else getattr(ChatPhospho, name)
+    for kind in ChatPhospho.__mro__
+    if kind.__module__.startswith("langchain_phospho.")
+    for name, value in vars(kind).items()
+    if not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", sorted(key for key in OWN if inspect.isroutine(OWN[key])))
+def test_what_a_method_returns_can_be_asked_at_run_time(name: str) -> None:
+    """LangChain asks it of a method that it finds through `with_fallbacks`."""
+    assert "return" in get_type_hints(OWN[name])
+
+
 # Configuration at run time.
 
 
@@ -388,12 +465,62 @@ def test_no_more_of_a_batch_is_sent_once_it_has_ended(red: Any, end: str) -> Non
         assert asyncio.run(ask_for_a_while(server)) <= 2
 
 
-def test_the_first_error_ends_a_batch_on_threads_too(red: Any) -> None:
-    with FaultServer(status(402), late).running() as server:
+@pytest.mark.parametrize("slow_ones_before", [0, 1])
+def test_the_first_error_ends_a_batch_on_threads_too(red: Any, slow_ones_before: int) -> None:
+    def very_late(connection: Connection, request: Received) -> None:
+        time.sleep(3)
+        answer()(connection, request)
+
+    def ready_at_once(connection: Connection, request: Received) -> None:
+        time.sleep(0.2)
+        status(402)(connection, request)
+
+    faults = [*[very_late] * slow_ones_before, ready_at_once, late]
+    with FaultServer(*faults).running() as server:
         model = ChatPhospho(base_url=server.base_url, max_concurrency=2)
         with pytest.raises(PaymentRequiredError):
             model.batch([question(red.block)] * 200)
-        assert len(server.requests) < 100
+        assert len(server.requests) < 10
+
+
+@pytest.mark.parametrize("way", ["batch", "abatch", "abatch_as_completed", "abatch of a chain"])
+def test_the_first_error_ends_a_batch_of_structured_output(red: Any, way: str) -> None:
+    def object_late(connection: Connection, request: Received) -> None:
+        time.sleep(0.2)
+        answer('{"total": 1.5}')(connection, request)
+
+    schema = {
+        "title": "Receipt",
+        "description": "A receipt.",
+        "type": "object",
+        "properties": {"total": {"type": "number"}},
+        "required": ["total"],
+    }
+
+    async def ask(asked: list[Any], reading: Runnable[Any, Any]) -> None:
+        if way == "abatch_as_completed":
+            async for _ in reading.abatch_as_completed(asked):
+                pass
+        elif way == "abatch of a chain":
+            await (RunnableLambda(lambda messages: messages) | reading).abatch(asked)
+        else:
+            await reading.abatch(asked)
+
+    with FaultServer(answer("I see a receipt."), object_late).running() as server:
+        model = ChatPhospho(base_url=server.base_url, max_concurrency=8)
+        reading, asked = model.with_structured_output(schema), [question(red.block)] * 100
+
+        async def ask_and_stay() -> None:
+            with pytest.raises(OutputParserException):
+                await ask(asked, reading)
+            await asyncio.sleep(1)  # what is left behind would go on
+
+        if way == "batch":
+            with pytest.raises(OutputParserException):
+                reading.batch(asked)
+        else:
+            asyncio.run(ask_and_stay())
+        assert len(server.requests) < 20
 
 
 def test_an_error_that_is_returned_ends_no_batch(driver: Any, red: Any) -> None:
