@@ -33,6 +33,7 @@ from phospho_multimodal.settings import (
     Settings,
     checked_model,
     checked_parameters,
+    checked_stop,
 )
 from phospho_multimodal.spending import Spending
 from phospho_multimodal.transport import (
@@ -194,7 +195,9 @@ class AsyncPhosphoClient:
             PhosphoError: See the tree in `phospho_multimodal.errors`.
         """
         asking = Asking(
-            checked_model(model or self._settings.model), checked_parameters(parameters or {}), stop
+            checked_model(model or self._settings.model),
+            checked_parameters(parameters or {}),
+            checked_stop(stop),
         )
         plan = plan_conversation(turns, policy or ImagePolicy())
         prediction = predict(self._shared, plan, asking)

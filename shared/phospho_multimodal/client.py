@@ -35,6 +35,7 @@ from phospho_multimodal.settings import (
     Settings,
     checked_model,
     checked_parameters,
+    checked_stop,
 )
 from phospho_multimodal.spending import Spending
 from phospho_multimodal.transport import (
@@ -179,7 +180,9 @@ class PhosphoClient:
             PhosphoError: See the tree in `phospho_multimodal.errors`.
         """
         asking = Asking(
-            checked_model(model or self._settings.model), checked_parameters(parameters or {}), stop
+            checked_model(model or self._settings.model),
+            checked_parameters(parameters or {}),
+            checked_stop(stop),
         )
         plan = plan_conversation(turns, policy or ImagePolicy())
         prediction = predict(self._shared, plan, asking)

@@ -7,7 +7,7 @@ import ipaddress
 import math
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
@@ -38,6 +38,7 @@ __all__ = [
     "checked_model",
     "checked_parameters",
     "checked_proxy",
+    "checked_stop",
     "is_loopback",
 ]
 
@@ -307,6 +308,27 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(message) from None
     # As the model reads them: another library's numbers are not JSON's.
     return checked.model_dump(include=set(given))
+
+
+def checked_stop(stop: object) -> tuple[str, ...] | None:
+    """Check the strings at which an answer is cut: after it came, it is paid for.
+
+    Args:
+        stop: The strings; a single one may stand alone.
+
+    Returns:
+        All of them, or `None` if there are none.
+
+    Raises:
+        ConfigurationError: They are not strings.
+    """
+    if not stop:
+        return None
+    marks = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else ()
+    if not marks or not all(isinstance(mark, str) for mark in marks):
+        message = "stop is a string or a list of strings at which the answer is cut; it is neither."
+        raise ConfigurationError(message)
+    return marks
 
 
 def checked_proxy(proxy: str | None) -> str | None:

@@ -318,12 +318,31 @@ def test_key_and_base_url_come_from_the_environment(
     ]
 
 
-def test_a_stop_string_cuts_the_answer_here(driver: Driver, lab):
+@pytest.mark.parametrize(
+    ("stop", "left"),
+    [
+        (["three", " two", ""], "one"),
+        ("three", "one two "),
+        ("", "one two three two"),
+        ([], "one two three two"),
+    ],
+)
+def test_a_stop_string_cuts_the_answer_here(driver: Driver, lab, stop: Any, left: str):
     server = lab(answer("one two three two"))
 
-    prediction = driver.describe(PICTURE, base_url=server.base_url, stop=["three", " two", ""])
+    prediction = driver.describe(PICTURE, base_url=server.base_url, stop=stop)
 
-    assert prediction.description == "one"
+    assert prediction.description == left
+
+
+@pytest.mark.parametrize("stop", [7, [7], ["END", None]])
+def test_what_cannot_cut_an_answer_is_refused_before_it_is_paid_for(driver: Driver, lab, stop: Any):
+    server = lab(answer())
+
+    with pytest.raises(ConfigurationError, match="a list of strings"):
+        driver.describe(PICTURE, base_url=server.base_url, stop=stop)
+
+    assert not server.requests
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 from phospho_multimodal.batch.signed_urls import without_signature
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.prediction import Asking
-from phospho_multimodal.settings import Settings, checked_parameters
+from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
 from phospho_multimodal.wire import request_body
 
 __all__ = ["DIGEST_BYTES", "Job", "picture_key"]
@@ -60,9 +60,7 @@ class Job:
             ConfigurationError: The endpoint would refuse a parameter.
             UnsupportedContentError: The prompt or a stop string is a text that cannot be written.
         """
-        asking = Asking(
-            settings.model, checked_parameters(parameters), tuple(stop) if stop else None
-        )
+        asking = Asking(settings.model, checked_parameters(parameters), checked_stop(stop))
         for text in (prompt, *(asking.stop or ())):
             request_body(model=asking.model, text=text, image_url="", parameters={})
         return cls(prompt, asking, settings.max_image_side if settings.prepare else None)
