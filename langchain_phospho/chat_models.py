@@ -166,11 +166,12 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         """Have the model answer with an object, by prompt: nothing makes it.
 
         Args:
-            schema: A pydantic class, a TypedDict, or a JSON schema with a title.
+            schema: A pydantic class, a TypedDict, a JSON schema with a title, or an OpenAI tool.
             method: `"json_schema"` shows the model the schema, `"function_calling"` shows it as a
                 tool, `"json_mode"` asks for JSON and leaves the form to your prompt.
             include_raw: Give a dict of `raw` (the message), `parsed` and `parsing_error`.
-            strict: Accepted, and changes nothing: an answer is always held against the schema.
+            strict: Accepted, and changes nothing: a pydantic class always checks all of an answer,
+                and of another schema what it requires has to be there.
             max_repairs: How often a wrong answer is shown to the model to do better. Each is an
                 image billed; the metadata of `raw` tells the sum.
             **kwargs: Keywords of any call.

@@ -34,7 +34,9 @@ class StructuredOutput:
     """What is asked for, and how an answer becomes it.
 
     Attributes:
-        schema: A pydantic class (of version 1 or 2), a TypedDict, or a JSON schema with a title.
+        schema: A pydantic class (of version 1 or 2), a TypedDict, a JSON schema with a title, or
+            a tool as OpenAI writes it. Of a class an answer is made, with all its checks; of the
+            others only what is missing is told, since nothing says how strictly they are meant.
         method: `"json_schema"` shows the model the schema, `"function_calling"` shows it as a
             tool, `"json_mode"` asks for any JSON object and leaves the rest to your prompt.
         include_raw: Give the message beside the object, and an error instead of raising it.
@@ -56,8 +58,16 @@ class StructuredOutput:
             if self.max_repairs < 0:
                 message = f"max_repairs is {self.max_repairs}; it is 0 or more."
                 raise ConfigurationError(message)
+            held = self.schema.get("function") if isinstance(self.schema, Mapping) else None
+            if isinstance(held, Mapping):  # LangChain takes a tool as OpenAI writes it, too
+                object.__setattr__(self, "schema", held)
+            try:
+                parameters = self._parameters()
+            except ValueError as error:
+                message = f"The schema cannot be read: {' '.join(str(error).split())}"
+                raise ConfigurationError(message) from None
             # LangChain leaves nothing over of a schema without properties.
-            if (self._parameters() or {"type": None}).get("type", "object") != "object":
+            if (parameters or {"type": None}).get("type", "object") != "object":
                 message = (
                     "The schema is not that of an object with properties of its own. Put what it"
                     " describes into a property of one."

@@ -50,11 +50,20 @@ SCHEMA = {
     "properties": {"shop": {"type": "string"}, "total": {"type": "number"}},
     "required": ["shop", "total"],
 }
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "receipt",
+        "description": "What a receipt says.",
+        "parameters": {name: SCHEMA[name] for name in ("type", "properties", "required")},
+    },
+}
 SCHEMAS = {
     "pydantic": (Receipt, Receipt(**RECEIPT)),
     "pydantic v1": (ReceiptV1, ReceiptV1(**RECEIPT)),
     "TypedDict": (ReceiptDict, RECEIPT),
     "JSON schema": (SCHEMA, RECEIPT),
+    "OpenAI tool": (TOOL, RECEIPT),
 }
 
 
@@ -211,6 +220,7 @@ def test_json_is_read_as_json(driver: Any, model: ChatPhospho, endpoint: Any, re
         ({"title": "totals", "type": "array", "items": {}}, {}, "not that of an object"),
         ({"title": "receipt", "$ref": "#/$defs/receipt"}, {}, "not that of an object"),
         (RootModel[list[str]], {}, "not that of an object"),
+        ({"type": "object", "properties": {"shop": {}}}, {}, "cannot be read.*'title' key"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
