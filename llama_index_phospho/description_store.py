@@ -69,7 +69,10 @@ class DescriptionStore:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._left: deque[str] = deque()  # claims that finalizers gave up, which may not wait
+        # What could not be written when it came: claims that were given up, by finalizers, which
+        # may not wait, or on a full disk; and what was paid for.
+        self._left: deque[str] = deque()
+        self._unwritten: dict[str, Description] = {}
 
     def find(self, key: str) -> Description | None:
         """Look for a description.
@@ -80,6 +83,9 @@ class DescriptionStore:
         Returns:
             The description, if there is one.
         """
+        held = self._unwritten.get(key)
+        if held is not None:
+            return held
         with self._transaction() as database:
             row = database.execute(
                 "SELECT text, model, image_sha256 FROM descriptions"
@@ -116,13 +122,14 @@ class DescriptionStore:
         Args:
             key: What to keep it under.
             description: What was paid for.
+
+        Raises:
+            ConfigurationError: The file cannot be written. The description is held in the memory of
+                this process, found there, and written once that can be done.
         """
-        with self._transaction() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO descriptions (key, text, model, image_sha256)"
-                " VALUES (?, ?, ?, ?)",
-                (key, description.text, description.model, description.image_sha256),
-            )
+        self._unwritten[key] = description
+        with self._transaction():
+            pass  # it writes what is unwritten
 
     def release(self, key: str) -> None:
         """Give up a claim; what has been kept stays.
@@ -130,11 +137,11 @@ class DescriptionStore:
         Args:
             key: What was claimed.
         """
-        if is_finalizing():
-            self._left.append(key)
-            return
-        with self._transaction() as database:
-            _give_up(database, key)
+        self._left.append(key)
+        if not is_finalizing():
+            # A file that cannot be written is told of by who has something to keep or to ask.
+            with contextlib.suppress(ConfigurationError), self._transaction():
+                pass  # it gives up what is left
 
     def __copy__(self) -> Self:
         """A copy would be a second memory, and pay a second time: it is the same one."""
@@ -150,15 +157,32 @@ class DescriptionStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            left = [self._left.popleft() for _ in range(len(self._left))]
+            unwritten = dict(self._unwritten)
             try:
                 database = self._open()
                 with transaction(database):
-                    while self._left:
-                        _give_up(database, self._left.popleft())
+                    for key, description in unwritten.items():
+                        _write(database, key, description)
+                    for key in left:
+                        _give_up(database, key)
                     yield database
-            except sqlite3.Error as failure:
-                message = f"The store of descriptions {self.path} cannot be used: {failure}."
-                raise ConfigurationError(message) from None
+            except BaseException as failure:
+                self._left.extend(left)
+                if isinstance(failure, sqlite3.Error):
+                    raise self._unusable(failure) from None
+                raise
+            for key in unwritten:
+                del self._unwritten[key]
+
+    def _unusable(self, failure: sqlite3.Error) -> ConfigurationError:
+        message = f"The store of descriptions {self.path} cannot be used: {failure}."
+        if self._unwritten:
+            message += (
+                f" {len(self._unwritten)} that were paid for are held in memory: mend it and run"
+                " again in this process, and they are written."
+            )
+        return ConfigurationError(message)
 
     def _open(self) -> sqlite3.Connection:
         # A connection must not cross a fork: SQLite's locks belong to the process.
@@ -167,6 +191,13 @@ class DescriptionStore:
             self._connection = open_database(self.path, _TABLES)
             weakref.finalize(self, _close, self._connection, self._process)
         return self._connection
+
+
+def _write(database: sqlite3.Connection, key: str, description: Description) -> None:
+    database.execute(
+        "INSERT OR REPLACE INTO descriptions (key, text, model, image_sha256) VALUES (?, ?, ?, ?)",
+        (key, description.text, description.model, description.image_sha256),
+    )
 
 
 def _give_up(database: sqlite3.Connection, key: str) -> None:

@@ -264,6 +264,59 @@ def test_a_store_that_cannot_be_used_is_told_at_once(extractor: Extractor, tmp_p
             extractor(store=path)
 
 
+_ON_A_FULL_DISK = """
+    import resource, signal, sys, threading
+    from pathlib import Path
+
+    from describing import describe, nodes_of, told
+    from fault_server import FaultServer
+    from llama_index_phospho import ImageDescriptionExtractor, Phospho
+    from phospho_multimodal import ConfigurationError
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write is then an error
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def describe_on_a_full_disk(connection, request):
+        all_are_asked.wait(30)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        describe(connection, request)
+
+    store, *pictures = map(Path, sys.argv[1:])
+    all_are_asked = threading.Barrier(len(pictures))
+    with FaultServer(describe_on_a_full_disk).running() as server:
+        llm = Phospho(base_url=server.base_url)
+        extractor = ImageDescriptionExtractor(llm=llm, store=store, show_progress=False)
+        try:
+            extractor(nodes_of(pictures))
+        except ConfigurationError as error:
+            said = str(error)
+        assert server.billed == len(pictures)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        nodes = extractor(nodes_of(pictures))
+        again = ImageDescriptionExtractor(llm=llm, store=store, show_progress=False)
+        assert [told(node) for node in again(nodes_of(pictures))] == [told(node) for node in nodes]
+        assert server.billed == len(pictures)
+    print(said)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of files to stand for a full disk")
+def test_what_was_paid_for_on_a_full_disk_is_held_until_there_is_room(
+    pictures: list[Path], tmp_path: Path
+) -> None:
+    ended = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", dedent(_ON_A_FULL_DISK), str(tmp_path / "store.db")]
+        + [str(path) for path in pictures[:4]],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "that were paid for are held in memory" in ended.stdout
+
+
 def test_the_store_holds_no_picture_prompt_key_or_url(
     extractor: Extractor, make: Make, server: FaultServer, pictures: list[Path], tmp_path: Path
 ) -> None:
