@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 _AT_ONCE = 4  # pictures under way together
+_INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
 
 BaseUrl = Annotated[
     str | None,
@@ -209,6 +210,8 @@ def describe(
     output.print(plain(str(spending.snapshot())))
     if batch.fatal is not None:
         errors.print(plain(str(batch.fatal)), style="red")
+    if batch.interrupted:
+        raise typer.Exit(_INTERRUPTED)
     if any(row.failed for row in rows):
         raise typer.Exit(1)
 
@@ -276,11 +279,12 @@ class _Batch:
 
     def __init__(self, client: PhosphoClient, prompt: str) -> None:
         self.fatal: PhosphoError | None = None
+        self.interrupted = False
         self._client = client
         self._prompt = prompt
 
     def run(self, pictures: Sequence[Path]) -> list[_Row]:
-        """Ask about each.
+        """Ask about each, until Ctrl-C: then what is under way, and billed, is still waited for.
 
         Args:
             pictures: Image files.
@@ -293,11 +297,17 @@ class _Batch:
             Progress(console=errors, transient=True, disable=not several) as progress,
             ThreadPoolExecutor(max_workers=_AT_ONCE) as threads,
         ):
-            answers = threads.map(self._ask, pictures)
-            return list(progress.track(answers, len(pictures), description="Asking"))
+            asking = [threads.submit(self._ask, picture) for picture in pictures]
+            try:
+                for one in progress.track(asking, description="Asking"):
+                    one.result()
+            except KeyboardInterrupt:
+                self.interrupted = True
+                errors.print("Interrupted; waiting for the answers under way.", style="red")
+            return [one.result() for one in asking]
 
     def _ask(self, picture: Path) -> _Row:
-        if self.fatal is not None:
+        if self.interrupted or self.fatal is not None:
             return _Row("Not sent.")
         try:
             prediction = self._client.describe(picture, self._prompt)

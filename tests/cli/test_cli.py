@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from fault_server import Connection, FaultServer, Received, answer
 from fresh_python import in_fresh_python
 from live_server import serve
 from phospho_multimodal.cli import app
@@ -164,6 +166,28 @@ class TestDescribe:
         assert result.exit_code == 0, result.output
         shown = [cells(result, column).replace(" ", "") for column in (1, 2, 3)]
         assert shown == [pictures["red"].replace(" ", ""), answer, "$0.01"]
+
+    def test_after_ctrl_c_what_was_paid_for_is_shown(self, pictures):
+        def slowly(connection: Connection, request: Received) -> None:
+            time.sleep(3)
+            answer("A late answer.")(connection, request)
+
+        with FaultServer(answer("An answer."), answer("An answer."), slowly).running() as server:
+            command = [*CLI, "describe", *[pictures["red"]] * 20, "--base-url", server.base_url]
+            with subprocess.Popen(  # noqa: S603 - our own command
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
+                server.wait_for_requests(6)  # two are answered, four wait
+                process.send_signal(signal.SIGINT)
+                shown, told = process.communicate(timeout=60)
+            assert process.returncode == 130, told
+            assert server.billed == 6
+        assert shown.count("An answer.") == 2
+        assert shown.count("A late answer.") == 4
+        assert shown.count("Not sent.") == 14
+        assert "6 images billed" in shown
+        assert "waiting for the answers under way" in told
+        assert "Traceback" not in told
 
 
 class TestCheck:
