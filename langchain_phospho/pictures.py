@@ -144,9 +144,13 @@ def _walk_block(block: Block, visit: _Visitor) -> Block:
     if _reading(block) == "inner" and isinstance(inner, Mapping):
         walked = _walk_block(inner, visit)
         return block if walked is inner else walked
-    picture = _picture(block)
-    words = None if picture is None else visit(picture)
-    return block if words is None else {"type": "text", "text": words}
+    parts = _parts(block)
+    if all(isinstance(part, str) for part in parts):
+        return block
+    # What a provider's own tool gave can hold several pictures, and texts between them.
+    words = [part if isinstance(part, str) else visit(part) for part in parts]
+    told = [word for word in words if word is not None]
+    return {"type": "text", "text": "\n".join(told)} if len(told) == len(words) else block
 
 
 def _walk_holder(holder: Block, visit: _Visitor) -> Block:
@@ -154,15 +158,15 @@ def _walk_holder(holder: Block, visit: _Visitor) -> Block:
     return {**holder, **held}
 
 
-def _picture(block: Block) -> ShownPicture | None:
+def _parts(block: Block) -> list[str | ShownPicture]:
+    """Read the texts and pictures of a block; what cannot be looked at is an error."""
     try:
-        parts = read_content(block)
-        return next((part for part in parts if isinstance(part, ImageSource)), None)
+        return list(read_content(block))
     except ImageError as error:
-        return error
+        return [error]
     except UnsupportedContentError as error:
         # A PDF or a sound is for the driving model to take or to refuse.
-        return error if _claims_to_be_a_picture(block) else None
+        return [error] if _claims_to_be_a_picture(block) else []
 
 
 def _reading(block: Block) -> str | None:

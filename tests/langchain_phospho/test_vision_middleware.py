@@ -101,6 +101,28 @@ def test_a_picture_is_read_as_a_fenced_description_made_with_the_question_in_vie
     assert outcome.keys() == {"messages"}
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["mcp_tool_result", "code_execution_tool_result", "web_fetch_tool_result", "mcp_call"],
+)
+def test_all_that_a_providers_tool_gave_is_read(
+    driver: Any, model: ChatPhospho, endpoint: Any, kind: str, *, red: Any, blue: Any
+) -> None:
+    for said in ("Sales rise.", "Costs fall."):
+        endpoint.answer(said)
+    between = {"type": "text", "text": "Above are sales, below are costs."}
+    place = "output" if kind == "mcp_call" else "content"
+    gave = {"type": kind, "tool_use_id": "a", place: [red.block, between, blue.block]}
+    history = [HumanMessage("Draw both."), AIMessage([gave]), HumanMessage("And now?")]
+    driving = ScriptedChat()
+    driver.invoke(agent_of(driving, model), {"messages": history})
+    (block,) = driving.heard[0][1].content
+    lines = block["text"].splitlines()
+    told = [lines.index(line) for line in ("| Sales rise.", between["text"], "| Costs fall.")]
+    assert told == sorted(told)
+    assert [request.picture for request in endpoint.received] == [red.sha256, blue.sha256]
+
+
 @pytest.mark.parametrize("shape", BLOCKS, ids=lambda shape: shape.name)
 def test_every_form_of_a_picture_gives_way_to_words(shape: Shape) -> None:
     message = ToolMessage(["before", shape.block, "after"], tool_call_id="1")
