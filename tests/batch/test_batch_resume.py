@@ -165,7 +165,7 @@ class TestStopping:
         assert server.billed <= summary.images_billed + summary.images_in_doubt
 
     def test_a_second_process_at_the_same_job_is_refused(self, endpoint, photos, out, command):
-        server = endpoint(slow(0.1))
+        server = endpoint(slow(0.5))  # long enough for this process, too, to begin
         command(server)
         server.wait_for_requests(8)
         asked = server.asked.total()
