@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,8 +18,8 @@ from phospho_multimodal.batch.signed_urls import without_signature
 from phospho_multimodal.batch.sources import Item, Source
 from phospho_multimodal.batch.steps import Entry, State
 from phospho_multimodal.checkup import EndpointStatus
-from phospho_multimodal.errors import AuthenticationError, ConfigurationError
-from phospho_multimodal.images.source import MAX_IMAGE_BYTES, ImageInput, image_source
+from phospho_multimodal.errors import AuthenticationError, ConfigurationError, ImageError
+from phospho_multimodal.images.source import ImageInput, check_file, image_source
 from phospho_multimodal.retry import RetryBudget
 from phospho_multimodal.spending import Spending
 
@@ -256,11 +255,8 @@ def _time(
 def _digest(path: os.PathLike[str]) -> bytes | None:
     """Digest a file, unless it cannot be read or can be no picture: its row will say so."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - any path
-        # A pipe or a device could block or never end, and has the size of every empty file.
-        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= MAX_IMAGE_BYTES:
-            return None
+        check_file(Path(path))  # a pipe has the size of every empty file
         with open(path, "rb") as file:  # noqa: PTH123 - any path
             return bytes.fromhex(digest_file(file)[1])
-    except OSError:
+    except (ImageError, OSError):
         return None

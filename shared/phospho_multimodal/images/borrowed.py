@@ -7,11 +7,12 @@ pieces of it: a picture that nobody took, answered and paid for.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from phospho_multimodal.processes import after_fork
 
 __all__ = ["alone_with"]
 
@@ -28,12 +29,10 @@ class _Turns:
     """The turns of all objects that are being read, by `id`: a PIL image cannot be hashed."""
 
     def __init__(self) -> None:
-        self.begin()
-        if hasattr(os, "register_at_fork"):
-            # Whoever was reading when the process was forked will not end it in the child.
-            os.register_at_fork(after_in_child=self.begin)
+        self._begin()
+        after_fork(self._begin)  # whoever was reading will not end it in the child
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         self._looking = threading.Lock()
         self._of: dict[int, _Turn] = {}
 

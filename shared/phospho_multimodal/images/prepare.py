@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pybase64
 
 from phospho_multimodal.errors import ConfigurationError, ImageError
-from phospho_multimodal.images.borrowed import alone_with
 from phospho_multimodal.images.headers import CleanImage, clean_image
 from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
 from phospho_multimodal.settings import DEFAULT_IMAGE_SIDE
@@ -256,6 +255,8 @@ def _through_pillow(
         lossless = pixels.is_lossless(image, content)
         picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes, borrowed=False)
     else:
+        from phospho_multimodal.images.borrowed import alone_with  # noqa: PLC0415 - for these alone
+
         with alone_with(content):
             pixels.check_pixels(content.width, content.height)
             lossless = pixels.is_lossless(content, None)

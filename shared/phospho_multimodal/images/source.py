@@ -18,13 +18,19 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pybase64
 
 from phospho_multimodal.errors import ImageError
-from phospho_multimodal.images.borrowed import alone_with
 from phospho_multimodal.images.headers import sniff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_IMAGE_BYTES", "ImageInput", "ImageSource", "SourceForm", "image_source"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "ImageInput",
+    "ImageSource",
+    "SourceForm",
+    "check_file",
+    "image_source",
+]
 
 MAX_IMAGE_BYTES = 50 * 1024 * 1024
 """The largest file that is taken in, in bytes."""
@@ -120,6 +126,24 @@ def image_source(image: object) -> ImageSource:
     raise ImageError(message)
 
 
+def check_file(path: Path) -> None:
+    """Look whether a file may be read as an image, without opening it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImageError: It is no regular file, or over 50 MB.
+        OSError: There is no such file, or it cannot be looked at.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
+        message = f"{path} is not a file."
+        raise ImageError(message)
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise _too_large(status.st_size)
+
+
 def _string_source(text: str) -> ImageSource:
     # A URL is short and base64 can be 66 MB: look at its beginning only.
     scheme = text[:8].lower()
@@ -166,12 +190,7 @@ def _checked_size(data: bytes) -> bytes:
 
 def _read_path(path: Path) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
-            message = f"{path} is not a file."
-            raise ImageError(message)
-        if status.st_size > MAX_IMAGE_BYTES:
-            raise _too_large(status.st_size)
+        check_file(path)
         return _checked_size(path.read_bytes())
     except (OSError, ValueError) as failure:
         reason = failure.strerror if isinstance(failure, OSError) else str(failure)
@@ -180,6 +199,8 @@ def _read_path(path: Path) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
+    from phospho_multimodal.images.borrowed import alone_with  # noqa: PLC0415 - few hand over files
+
     try:
         with alone_with(file):
             # From its beginning each time: the same object may be asked about twice.
