@@ -272,7 +272,7 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         return protocol, {
             "policy": self._policy(one_answer=bool(protocol)),
             "model": given.pop("model", self.model_name),
-            "stop": self._listed(self.stop if stop is None else stop),
+            "stop": self.stop if stop is None else stop,
             "parameters": {name: given.get(name, getattr(self, name)) for name in PARAMETERS},
         }
 

@@ -254,7 +254,7 @@ class Phospho(PhosphoConfiguration):
                 default_prompt=values["default_prompt"],
             ),
             "model": values["model"],
-            "stop": self._listed(values["stop"]),
+            "stop": values["stop"],
             "parameters": {name: values[name] for name in PARAMETERS},
         }
 

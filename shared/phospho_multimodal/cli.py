@@ -20,7 +20,7 @@ except ModuleNotFoundError as missing:
     )
     raise SystemExit(_message) from missing
 
-from phospho_multimodal.batch.command import run_batch
+from phospho_multimodal.batch.command import INTERRUPTED, run_batch
 from phospho_multimodal.client import PhosphoClient
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 _AT_ONCE = 4  # pictures under way together
-_INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
+
 
 BaseUrl = Annotated[
     str | None,
@@ -211,7 +211,7 @@ def describe(
     if batch.fatal is not None:
         errors.print(plain(str(batch.fatal)), style="red")
     if batch.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if any(row.failed for row in rows):
         raise typer.Exit(1)
 

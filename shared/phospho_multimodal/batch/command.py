@@ -23,10 +23,10 @@ from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.terminal import errors, output, plain
 from phospho_multimodal.wire import DEFAULT_MODEL
 
-__all__ = ["run_batch"]
+__all__ = ["INTERRUPTED", "run_batch"]
 
 _LISTED = 20  # ids of rows in doubt that are printed
-_INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
+INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
 
 
 def run_batch(
@@ -191,7 +191,7 @@ def run_batch(
         except KeyboardInterrupt:
             display.stop()
             errors.print("Stopped. What was done is kept; the same command goes on from there.")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
     _tell(summary)
 
 
