@@ -25,11 +25,20 @@ from pydantic import Field, SkipValidation
 from typing_extensions import NotRequired, TypedDict
 
 from langchain_phospho.chat_models import ChatPhospho
-from langchain_phospho.errors import langchain_errors
-from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight
-from langchain_phospho.pictures import opened, shown_pictures, with_words
-from langchain_phospho.tools import DescribeImageInput, DescribeImageTool, image_number
-from phospho_multimodal import ConfigurationError, PhosphoError
+from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight, answered
+from langchain_phospho.pictures import (
+    opened,
+    require_chat_phospho,
+    shown_pictures,
+    with_words,
+)
+from langchain_phospho.tools import (
+    INTERNAL_CALL,
+    DescribeImageInput,
+    DescribeImageTool,
+    image_number,
+)
+from phospho_multimodal import PhosphoError
 from phospho_multimodal.fence import fenced, single_line
 
 __all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
@@ -104,11 +113,13 @@ class LookAgainTool(DescribeImageTool):
 
     def _ask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
         del config  # of the first who asks, if several do
-        return _answered(self.eyes.look([Look(picture, question)]))
+        (outcome,) = self.eyes.look([Look(picture, question)])
+        return answered(outcome)
 
     async def _aask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
         del config
-        return _answered(await self.eyes.alook([Look(picture, question)]))
+        (outcome,) = await self.eyes.alook([Look(picture, question)])
+        return answered(outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +162,11 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             look_again: Bring the tool; `False` for a driving model that calls no tools.
 
         Raises:
-            ConfigurationError: The model is none of ours, or one with something around it.
+            ConfigurationError: The model is not a `ChatPhospho`, or it is a wrapped one.
         """
         super().__init__()
-        given: object = model  # whatever the annotation says
-        if not isinstance(given, ChatPhospho):
-            message = (
-                f"VisionMiddleware takes a ChatPhospho, not a {type(given).__name__}: give it the"
-                " model itself, without bind, with_retry or with_fallbacks around it."
-            )
-            with langchain_errors():
-                raise ConfigurationError(message)
-        self.model = model
-        self._eyes = Eyes(model)
+        self.model = require_chat_phospho(model, "VisionMiddleware")
+        self._eyes = Eyes(model, INTERNAL_CALL)
         self.tools = [LookAgainTool(model=model, eyes=self._eyes)] if look_again else []
 
     def wrap_model_call(
@@ -243,7 +246,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             if isinstance(outcome, PhosphoError) and not isinstance(outcome, NOT_FOR_AGENTS):
                 failures[key] = outcome
             else:
-                answer = _answered([outcome])
+                answer = answered(outcome)
                 view.seen[key] = {**view.seen[key], "description": answer.text}
         messages = [
             with_words(message, _words(row, view.seen, failures)) if row else message
@@ -305,11 +308,3 @@ def _words(
             yield f"[Image {number} could not be described this time: {reason}]"
         else:
             yield fenced(description, title=f"Image {number}")
-
-
-def _answered(outcomes: Sequence[Any]) -> AIMessage:
-    (outcome,) = outcomes
-    if isinstance(outcome, Exception):
-        with langchain_errors():
-            raise outcome
-    return cast("AIMessage", outcome)

@@ -6,23 +6,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
+from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
 from langchain_core.messages import AIMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ArgsSchema, BaseTool, ToolException
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.prebuilt import InjectedState
 from pydantic import BaseModel, Field, SkipValidation
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
-from langchain_phospho.eyes import NOT_FOR_AGENTS, QUIET
+from langchain_phospho.eyes import NOT_FOR_AGENTS
 from langchain_phospho.pictures import message_about, opened, prepared, shown_pictures
 from phospho_multimodal import PhosphoError
 from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["DescribeImageInput", "DescribeImageTool", "image_number"]
+__all__ = ["INTERNAL_CALL", "DescribeImageInput", "DescribeImageTool", "image_number"]
+
+INTERNAL_CALL: RunnableConfig = {
+    "tags": [TAG_NOSTREAM],
+    "metadata": {"lc_source": "image_description", **internal_call_metadata()},
+}
+"""Marks a call as LangChain's own middleware does: a description is not the agent's answer."""
 
 _NUMBER = re.compile(r"\s*(?:image)?\s*#?\s*(\d{1,6})\s*", re.IGNORECASE)
 
@@ -191,7 +199,9 @@ def _below(
     run_manager: CallbackManagerForToolRun | AsyncCallbackManagerForToolRun | None,
 ) -> RunnableConfig:
     # Told rather than left to the context, which Python 3.10 does not hand on to tasks.
-    return QUIET if run_manager is None else {**QUIET, "callbacks": run_manager.get_child()}
+    if run_manager is None:
+        return INTERNAL_CALL
+    return {**INTERNAL_CALL, "callbacks": run_manager.get_child()}
 
 
 def _result(title: str, answer: AIMessage) -> tuple[str, dict[str, Any]]:

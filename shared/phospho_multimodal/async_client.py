@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import httpx
 
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
-from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
+from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange import (
     AwaitTurn,
@@ -26,7 +26,7 @@ from phospho_multimodal.exchange import (
 )
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.left_behind import Held, UnderWay
-from phospho_multimodal.prediction import Asking, Prediction, predict
+from phospho_multimodal.prediction import Asking, Prediction, answer_turns
 from phospho_multimodal.settings import (
     ClientOptions,
     ParameterOptions,
@@ -199,8 +199,7 @@ class AsyncPhosphoClient:
             checked_parameters(parameters or {}),
             checked_stop(stop),
         )
-        plan = plan_conversation(turns, policy or ImagePolicy())
-        prediction = predict(self._shared, plan, asking)
+        prediction = answer_turns(self._shared, turns, policy or ImagePolicy(), asking)
         return await self.run(prediction)
 
     async def check(self) -> EndpointStatus:
