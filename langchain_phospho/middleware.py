@@ -19,7 +19,6 @@ from langchain.agents.middleware.types import (
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ArgsSchema, ToolException
-from langgraph.prebuilt import InjectedState
 from langgraph.types import Command
 from pydantic import Field, SkipValidation
 from typing_extensions import NotRequired, TypedDict
@@ -66,7 +65,7 @@ class VisionState(AgentState[Any]):
 
 
 class LookAgainInput(DescribeImageInput):
-    """What an agent says to look again, and what is put beside it."""
+    """The arguments of `look_again`, and the state of the graph."""
 
     image: int | str | None = Field(
         default=None,
@@ -74,50 +73,75 @@ class LookAgainInput(DescribeImageInput):
         " Leave it out for the newest one.",
     )
     question: str = Field(description="What to find out about the image.")
-    phospho_images: Annotated[Any, InjectedState("phospho_images")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredDescription:
+    """What is left of an image that is no longer in the conversation."""
+
+    text: str
 
 
 class LookAgainTool(DescribeImageTool):
-    """Answers a new question about a picture that an agent knows by its description."""
+    """Answers a new question about a picture that an agent knows by its description.
+
+    If the image is no longer in the conversation, such as after a summary, the tool answers with
+    the stored description.
+    """
 
     name: str = "look_again"
     description: str = (
         "Look again at an image of the conversation, to find out what its description does not"
-        " tell. Ask one question about one image."
+        " tell. Ask one question about one image. For an image that was removed from the"
+        " conversation, this returns its description again."
     )
     args_schema: Annotated[ArgsSchema | None, SkipValidation()] = LookAgainInput
     eyes: Any = Field(exclude=True, repr=False)
     """The `Eyes` of the middleware."""
 
-    def _find(self, image: int | str | None, state: Any) -> tuple[str, Sight]:
+    def _find(self, image: int | str | None, state: Any) -> tuple[str, Sight | _StoredDescription]:
         wanted = image_number(image)
         if isinstance(wanted, str):
             return super()._find(image, state)
-        seen: dict[str, SeenImage] = state.get("phospho_images") or {}
-        numbers = {key: entry["number"] for key, entry in seen.items()}
+        seen: dict[str, SeenImage] = (state or {}).get("phospho_images") or {}
         shown = (
             self.eyes.recognise(picture)
-            for message in reversed(state.get("messages") or ())
+            for message in reversed(self._conversation(state))
             for picture in reversed(shown_pictures(opened(message)))
         )
         for sight in chain(shown, reversed(self.eyes.kept())):
             if isinstance(sight, PhosphoError):
                 if wanted is None:
                     raise sight
-            elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
-                return f"Image {numbers[sight.key]}", sight
-        known = ", ".join(str(number) for number in sorted(numbers.values())) or "none"
+            elif sight.key in seen and wanted in {None, seen[sight.key]["number"]}:
+                return f"Image {seen[sight.key]['number']}", sight
+        stored = {entry["number"]: entry["description"] for entry in seen.values()}
+        described = [number for number, text in stored.items() if text is not None]
+        number = max(described, default=0) if wanted is None else wanted
+        description = stored.get(number)
+        if description is not None:
+            title = f"Image {number}, which is no longer in the conversation, as described before"
+            return title, _StoredDescription(description)
+        known = ", ".join(map(str, sorted(stored))) or "none"
         which = "image" if wanted is None else f"image {wanted}"
         message = f"There is no {which} to look at in the conversation. Described so far: {known}."
         raise ToolException(message)
 
-    def _ask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
+    def _ask(
+        self, picture: Sight | _StoredDescription, question: str, config: RunnableConfig
+    ) -> AIMessage:
         del config  # of the first who asks, if several do
+        if isinstance(picture, _StoredDescription):
+            return AIMessage(picture.text)
         (outcome,) = self.eyes.look([Look(picture, question)])
         return answered(outcome)
 
-    async def _aask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
+    async def _aask(
+        self, picture: Sight | _StoredDescription, question: str, config: RunnableConfig
+    ) -> AIMessage:
         del config
+        if isinstance(picture, _StoredDescription):
+            return AIMessage(picture.text)
         (outcome,) = await self.eyes.alook([Look(picture, question)])
         return answered(outcome)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
-from langchain_core.messages import AIMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ArgsSchema, BaseTool, ToolException
 from langgraph.constants import TAG_NOSTREAM
@@ -19,7 +19,7 @@ from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.eyes import NOT_FOR_AGENTS
 from langchain_phospho.pictures import message_about, opened, prepared, shown_pictures
-from phospho_multimodal import PhosphoError
+from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
@@ -47,8 +47,9 @@ class DescribeImageInput(BaseModel):
         default=None,
         description="What to find out about the image. Leave it out for a description.",
     )
-    # Put in by the graph, which strips what a model forges here.
-    messages: Annotated[Any, InjectedState("messages")] = None
+    # Put in by the graph, which strips what a model forges here. It is the whole state: the key of
+    # its messages is the graph's to choose (`ToolNode(messages_key=…)`).
+    state: Annotated[Any, InjectedState()] = None
 
 
 class DescribeImageTool(BaseTool):
@@ -86,7 +87,7 @@ class DescribeImageTool(BaseTool):
         image: int | str | None = None,
         question: str | None = None,
         run_manager: CallbackManagerForToolRun | None = None,
-        **state: Any,
+        state: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         with _told_to_the_agent():
             title, picture = self._find(image, state)
@@ -99,7 +100,7 @@ class DescribeImageTool(BaseTool):
         image: int | str | None = None,
         question: str | None = None,
         run_manager: AsyncCallbackManagerForToolRun | None = None,
-        **state: Any,
+        state: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         with _told_to_the_agent():
             title, picture = await asyncio.to_thread(self._find, image, state)
@@ -107,12 +108,12 @@ class DescribeImageTool(BaseTool):
             answer = await self._aask(picture, question or self.model.default_prompt, config)
         return _result(title, answer)
 
-    def _find(self, image: int | str | None, state: Mapping[str, Any]) -> tuple[str, Any]:
+    def _find(self, image: int | str | None, state: Any) -> tuple[str, Any]:
         """Find what an agent names.
 
         Args:
             image: As it came from the agent.
-            state: What was put beside it.
+            state: The state of the graph; `None` without a graph.
 
         Returns:
             What to call the picture, and what `_ask` takes for it.
@@ -122,7 +123,7 @@ class DescribeImageTool(BaseTool):
             return self._linked(number)
         shown = [
             picture
-            for message in convert_to_messages(state.get("messages") or ())
+            for message in self._conversation(state)
             for picture in shown_pictures(opened(message))
         ]
         if not shown:
@@ -137,6 +138,24 @@ class DescribeImageTool(BaseTool):
             with langchain_errors():
                 raise picture
         return f"Image {number}", picture
+
+    def _conversation(self, state: Any) -> list[BaseMessage]:
+        """Find the messages of a state: those in which this tool is being called."""
+        if state is None:
+            return []
+        fields = state if isinstance(state, Mapping) else vars(state)  # a dataclass, or pydantic's
+        calling = [value for value in fields.values() if _is_called_in(value, self.name)]
+        if len(calling) == 1:
+            return convert_to_messages(calling[0])
+        if "messages" not in fields:
+            message = (
+                f"{self.name} reads images from the messages of the state, and"
+                f" {len(calling) or 'none'} of its keys hold messages that call this tool."
+                " Nothing was sent. Keep the messages under the key 'messages'."
+            )
+            with langchain_errors():
+                raise ConfigurationError(message)
+        return convert_to_messages(fields["messages"] or ())
 
     def _ask(self, picture: Any, question: str, config: RunnableConfig) -> AIMessage:
         return self.model.invoke([message_about(prepared(picture, self.model), question)], config)
@@ -154,6 +173,14 @@ class DescribeImageTool(BaseTool):
         with langchain_errors():
             picture = image_source(url)
         return f"The image at {picture.url_origin}", picture
+
+
+def _is_called_in(value: object, tool: str) -> bool:
+    """Tell whether a value is a list of messages, the newest of which calls a tool."""
+    if not isinstance(value, list):
+        return False
+    newest = next((each for each in reversed(value) if isinstance(each, AIMessage)), None)
+    return newest is not None and any(call["name"] == tool for call in newest.tool_calls)
 
 
 def image_number(image: int | str | None) -> int | str | None:
