@@ -19,7 +19,7 @@ from langchain_phospho.configuration import PARAMETERS, PhosphoConfiguration
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.token_counts import TokenCounts
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.endpoint import DEFAULT_MODEL, MAX_NEW_TOKENS
+from phospho_multimodal.endpoint import CONTEXT_WINDOW, DEFAULT_MODEL, MAX_NEW_TOKENS
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ _PROFILE: ModelProfile = {
     "pdf_tool_message": False,
     "audio_inputs": False,
     "video_inputs": False,
+    # Middleware reads it for triggers such as ("fraction", 0.8).
+    "max_input_tokens": CONTEXT_WINDOW,
     "max_output_tokens": MAX_NEW_TOKENS,
     "text_outputs": True,
     "image_outputs": False,
@@ -87,6 +89,11 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
     Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
     `phospho_multimodal.errors` and LangChain's `ModelError` at once. Tools and structured output
     are prompted: the endpoint knows neither, and each step of an agent is an image billed.
+
+    `batch` and `abatch` of the model end with the first error, so that a 402 is asked for once. A
+    `batch` of `model.with_retry()` or `model.with_fallbacks()` is LangChain's own, and asks all
+    other questions after such an error. Use `max_retries` of the model, and `batch` of the model
+    itself.
 
     Example:
         ```python

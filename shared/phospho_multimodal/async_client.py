@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -62,14 +63,19 @@ class _LoopState:
         """Have the loop close the connections before it ends, or when this is forgotten.
 
         A loop finalizes the asynchronous generators that were begun on it: `asyncio.run` before it
-        closes the loop, and the garbage collector by a task on it.
+        closes the loop, and the garbage collector by a task on it. nest_asyncio's loops do not:
+        there Python itself would close the generator, and complain that it has to wait.
         """
+        if sys.get_asyncgen_hooks().finalizer is None:
+            return
         self._guard = _hold(self.pool)
         await anext(self._guard)
 
     async def end(self) -> None:
         """Close the connections now."""
-        if self._guard is not None:
+        if self._guard is None:
+            await self.pool.aclose()
+        else:
             await self._guard.aclose()
 
 
