@@ -90,10 +90,14 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
     `phospho_multimodal.errors` and LangChain's `ModelError` at once. Tools and structured output
     are prompted: the endpoint knows neither, and each step of an agent is an image billed.
 
-    `batch` and `abatch` of the model end with the first error, so that a 402 is asked for once. A
-    `batch` of `model.with_retry()` or `model.with_fallbacks()` is LangChain's own, and asks all
-    other questions after such an error. Use `max_retries` of the model, and `batch` of the model
-    itself.
+    `batch` and `abatch` of the model stop at the first error, such as a 402. Those of
+    `model.with_retry()` and `model.with_fallbacks()` are LangChain's own, and they ask all other
+    questions after such an error. For many questions, call `batch` of the model itself, and set
+    `max_retries`.
+
+    The transcript of a conversation names the speakers (`message.name`). Only the newest turn
+    raises for content that cannot be sent: in the turns before the newest user message, a mark in
+    the text replaces it, and `content_omitted` in the metadata counts it.
 
     Example:
         ```python

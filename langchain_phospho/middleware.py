@@ -163,7 +163,8 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
     too), in the instructions or in the history, it reads a description that `ChatPhospho` made with
     the user's request in view, marked as untrusted and fenced. Each picture is described once: its
     description lives in the agent's private state, and a checkpointer keeps it. New questions go
-    through the tool `look_again`.
+    through the tool `look_again`. If the image is no longer in the conversation, such as after a
+    summary, the tool answers with the stored description.
     The messages of the state keep their pictures, so that a model with eyes can take over.
 
     A failure leaves a note in the picture's place, and the next step tries again; configuration,

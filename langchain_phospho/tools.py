@@ -55,8 +55,9 @@ class DescribeImageInput(BaseModel):
 class DescribeImageTool(BaseTool):
     """Lets an agent ask about a picture of its conversation.
 
-    The picture is named by its number and read from the agent's state: no model ever writes base64,
-    and a URL is taken only from `allowed_hosts`, since one that a model writes can carry data out.
+    The picture is named by its number and read from the agent's state, whatever the key of its
+    messages (`ToolNode(messages_key=…)`). No model ever writes base64, and a URL is taken only from
+    `allowed_hosts`, since one that a model writes can carry data out.
     The description comes in a fence, marked as untrusted; the artifact is the description alone
     with the answer's metadata. What goes wrong is told to the agent, except for what it can do
     nothing about: configuration, key, billing and the spending limit raise.

@@ -29,8 +29,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 
 from phospho_multimodal import ConfigurationError, ImageError, UnsupportedContentError
-from phospho_multimodal.content_blocks import checked_turn, omitted_part, read_content
-from phospho_multimodal.conversation import Part, Role, Turn, count_older_turns
+from phospho_multimodal.content_blocks import checked_turn, read_content
+from phospho_multimodal.conversation import Part, Role, Turn, count_older_turns, omitted_part
 from phospho_multimodal.images.source import ImageSource, image_source
 
 __all__ = ["message_turns", "prompt_turns"]
@@ -171,9 +171,9 @@ def _older_parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
     else:
         try:
             yield from _parts(block)
-        except (UnsupportedContentError, ImageError):
+        except (UnsupportedContentError, ImageError) as error:
             media_type = getattr(block, "document_mimetype", None)
-            yield omitted_part(_KINDS.get(type(block), ""), media_type)
+            yield omitted_part(_KINDS.get(type(block), ""), media_type, reason=error)
 
 
 def _image(block: BaseContentBlock) -> ImageSource:

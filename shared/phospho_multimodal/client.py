@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from phospho_multimodal.answer import answer_turns
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
 from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
@@ -27,7 +28,7 @@ from phospho_multimodal.exchange import (
     Work,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
-from phospho_multimodal.prediction import Asking, Prediction, answer_turns
+from phospho_multimodal.prediction import Asking, Prediction
 from phospho_multimodal.processes import after_fork
 from phospho_multimodal.settings import (
     ClientOptions,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import pybase64
 
-from phospho_multimodal.conversation import OmittedPart, Part, Role, Turn
+from phospho_multimodal.conversation import Part, Role, Turn, omitted_part
 from phospho_multimodal.errors import ImageError, UnsupportedContentError
 from phospho_multimodal.images.headers import sniff
 from phospho_multimodal.images.source import image_source
@@ -26,7 +25,6 @@ __all__ = [
     "Block",
     "Reading",
     "checked_turn",
-    "omitted_part",
     "read_content",
     "shortened",
 ]
@@ -139,7 +137,6 @@ _ADVICE = {
 }
 _LONGEST_NAME = 40
 _HEAD = 128
-_MEDIA_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,80}")
 
 
 def checked_turn(
@@ -196,30 +193,6 @@ def read_content(content: object, *, is_older: bool = False) -> Iterator[Part]:
         raise _unsupported(reason, "Send text blocks and image blocks.")
 
 
-def omitted_part(kind: str = "", media_type: str | None = None) -> OmittedPart:
-    """Make the mark that replaces a part of an older turn that cannot be sent.
-
-    Args:
-        kind: What the block is called: its type or its class.
-        media_type: Its MIME type, if it has one.
-
-    Returns:
-        A mark such as `[file: application/pdf, not sent]`. It is the same for both frameworks.
-    """
-    declared = (media_type or "").lower()
-    what, kind = declared.partition("/")[0], kind.lower()
-    if what == "image" or KINDS.get(kind) == "image":
-        return OmittedPart()
-    for word in ("audio", "video"):
-        if what == word or word in kind:
-            return OmittedPart(f"[{word}, not sent]", is_image=False)
-    if not declared and KINDS.get(kind) != "file":
-        return OmittedPart("[content of an unknown type, not sent]", is_image=False)
-    # The words of a message: only what is a plain MIME type is repeated.
-    more = f": {declared}" if _MEDIA_TYPE.fullmatch(declared) else ""
-    return OmittedPart(f"[file{more}, not sent]", is_image=False)
-
-
 def shortened(name: object) -> str:
     """Name a type, a key or a role in an error: a message's own words may be of any length.
 
@@ -247,9 +220,10 @@ def _read_block(block: Block, is_older: bool) -> Iterator[Part]:
 def _read_older_block(block: Block) -> Iterator[Part]:
     try:
         yield from _read_known_block(block, is_older=True)
-    except (UnsupportedContentError, ImageError):
+    except (UnsupportedContentError, ImageError) as error:
         # Blocks in this block have caught their own: nothing of it was read before.
-        yield omitted_part(_kind(block), _declared_type(block))
+        kind = _kind(block)
+        yield omitted_part(KINDS.get(kind, kind), _declared_type(block), reason=error)
 
 
 def _read_known_block(block: Block, *, is_older: bool = False) -> Iterator[Part]:

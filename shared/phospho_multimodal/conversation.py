@@ -6,7 +6,8 @@ in either framework.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast
 
@@ -28,6 +29,7 @@ __all__ = [
     "count_older_turns",
     "cut_at_stop",
     "mark_unreadable",
+    "omitted_part",
     "plan_conversation",
 ]
 
@@ -45,14 +47,18 @@ class OmittedPart:
     Attributes:
         mark: The words that replace the part in the text.
         is_image: Whether the part is an image.
+        reason: Why the part cannot be sent: the message of the error.
     """
 
     mark: str = UNREADABLE_IMAGE_MARK
     is_image: bool = True
+    reason: str = field(default="", compare=False)
 
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Part: TypeAlias = str | ImageSource | OmittedPart
+
+_MEDIA_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,80}")
 
 _LABELS: dict[Role, str] = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -142,16 +148,17 @@ def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> Conversatio
         UnsupportedContentError: There are more images than the policy allows.
     """
     omitted = [part for turn in turns for part in turn.parts if isinstance(part, OmittedPart)]
-    unreadable = sum(part.is_image for part in omitted)
-    other = len(omitted) - unreadable
+    unreadable = [part for part in omitted if part.is_image]
+    other = len(omitted) - len(unreadable)
     deciding = next((turn for turn in reversed(turns) if turn.images), None)
     if deciding is None:
         if policy.default_image is None:
             raise _missing_image(unreadable)
         text = _text(turns, policy, deciding=None, sent=())
-        return ConversationPlan(text, (policy.default_image,), "default_image", unreadable, other)
+        images = (policy.default_image,)
+        return ConversationPlan(text, images, "default_image", len(unreadable), other)
     chosen, name = _choose(deciding.images, policy)
-    total = unreadable + sum(len(turn.images) for turn in turns)
+    total = len(unreadable) + sum(len(turn.images) for turn in turns)
     text = _text(turns, policy, deciding=deciding, sent=chosen)
     older = turns[: count_older_turns(turn.role for turn in turns)]
     is_older = any(turn is deciding for turn in older)
@@ -172,25 +179,49 @@ def count_older_turns(roles: Iterable[Role]) -> int:
     return max((index for index, role in enumerate(roles) if role == "user"), default=0)
 
 
-def mark_unreadable(turns: Sequence[Turn], unreadable: Container[int]) -> list[Turn]:
+def omitted_part(
+    kind: str = "", media_type: str | None = None, *, reason: object = ""
+) -> OmittedPart:
+    """Make the mark that replaces a part of an older turn that cannot be sent.
+
+    Args:
+        kind: `"image"`, `"file"`, or what the part is called in its framework.
+        media_type: The MIME type, if the part has one.
+        reason: The error that the part is in the newest turn.
+
+    Returns:
+        A mark such as `[file: application/pdf, not sent]`.
+    """
+    declared = (media_type or "").lower()
+    what, kind = declared.partition("/")[0], kind.lower()
+    if "image" in {what, kind}:
+        return OmittedPart(reason=str(reason))
+    for word in ("audio", "video"):
+        if what == word or word in kind:
+            return OmittedPart(f"[{word}, not sent]", is_image=False)
+    if not declared and kind != "file":
+        return OmittedPart("[content of an unknown type, not sent]", is_image=False)
+    # The words of a message: only a plain MIME type is repeated.
+    more = f": {declared}" if _MEDIA_TYPE.fullmatch(declared) else ""
+    return OmittedPart(f"[file{more}, not sent]", is_image=False)
+
+
+def mark_unreadable(turns: Sequence[Turn], reasons: Mapping[int, str]) -> list[Turn]:
     """Replace images that cannot be read with a mark in the text.
 
     Args:
         turns: The conversation.
-        unreadable: The `id()` of each such image.
+        reasons: Why an image cannot be read, by the `id()` of the image.
 
     Returns:
         The conversation without these images.
     """
-    return [
-        replace(
-            turn,
-            parts=tuple(OmittedPart() if id(part) in unreadable else part for part in turn.parts),
-        )
-        if turn.images
-        else turn
-        for turn in turns
-    ]
+
+    def marked(part: Part) -> Part:
+        reason = reasons.get(id(part))
+        return part if reason is None else OmittedPart(reason=reason)
+
+    return [replace(turn, parts=tuple(map(marked, turn.parts))) for turn in turns]
 
 
 def cut_at_stop(text: str, stop: Iterable[str] | None) -> str:
@@ -207,12 +238,13 @@ def cut_at_stop(text: str, stop: Iterable[str] | None) -> str:
     return text[: min((p for p in positions if p >= 0), default=len(text))]
 
 
-def _missing_image(unreadable: int) -> MissingImageError:
-    which = f" that can be read ({unreadable} cannot)" if unreadable else ""
+def _missing_image(unreadable: Sequence[OmittedPart]) -> MissingImageError:
+    there_is = "There is no image in the conversation"
+    if unreadable:
+        there_is = f"The newest image cannot be read. {unreadable[-1].reason} There is no other one"
     message = (
-        f"There is no image{which} in the conversation, and this endpoint answers about an image"
-        " only. Nothing was sent. Add one to a message, or set default_image= for the steps"
-        " of a chain or an agent that have none."
+        f"{there_is}, and this endpoint answers about an image only. Nothing was sent. Add one to a"
+        " message, or set default_image= for the steps of a chain or an agent that have none."
     )
     return MissingImageError(message)
 

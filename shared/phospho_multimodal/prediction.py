@@ -8,20 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from phospho_multimodal.conversation import (
-    ConversationPlan,
-    ImagePolicy,
-    Turn,
-    cut_at_stop,
-    mark_unreadable,
-    plan_conversation,
-)
-from phospho_multimodal.errors import (
-    FATAL_ERRORS,
-    ImageError,
-    PhosphoError,
-    UnsupportedContentError,
-)
+from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
+from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
 from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask, set_aside
 from phospho_multimodal.images.prepare import (
     LinkedImage,
@@ -34,7 +22,7 @@ from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.wire import request_body, request_pieces
 
-__all__ = ["Asking", "Prediction", "answer_turns", "predict", "question_about"]
+__all__ = ["Asking", "Prediction", "predict", "question_about"]
 
 # Looking through a megabyte, decoding and hashing it takes a millisecond; a thread to do it costs
 # half of that, and much more where many wait for one interpreter.
@@ -75,54 +63,6 @@ class _HandedOver:
 
     source: ImageSource
     fetched: bytes | None = field(default=None, repr=False)
-
-
-def answer_turns(
-    shared: Exchange, turns: Sequence[Turn], policy: ImagePolicy, asking: Asking
-) -> Generator[Step, Any, Prediction]:
-    """Ask what a conversation asks.
-
-    An image that cannot be read is an error only in the newest turn. In an older turn, a mark
-    replaces the image, and the next older image decides.
-
-    Args:
-        shared: What the client's calls share.
-        turns: Oldest first.
-        policy: What to do with several images, and with none.
-        asking: How it is asked.
-
-    Yields:
-        Steps for the client to do.
-
-    Returns:
-        The answer.
-
-    Raises:
-        PhosphoError: See `phospho_multimodal.errors`.
-    """
-    while True:
-        plan = plan_conversation(turns, policy)
-        try:
-            return (yield from predict(shared, plan, asking))
-        except ImageError:  # nothing was sent
-            if not plan.is_about_older_turn:
-                raise
-            find = partial(_unreadable, plan.images, shared.settings)
-            unreadable = yield Work(find, computes=True)
-            if not unreadable:
-                raise
-        turns = mark_unreadable(turns, unreadable)
-
-
-def _unreadable(images: Sequence[ImageSource], settings: Settings) -> set[int]:
-    def is_readable(image: ImageSource) -> bool:
-        try:
-            _ready(_HandedOver(image), settings)
-        except ImageError:
-            return False
-        return True
-
-    return {id(image) for image in images if not is_readable(image)}
 
 
 def predict(

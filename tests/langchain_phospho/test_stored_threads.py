@@ -103,8 +103,10 @@ def test_without_an_image_that_can_be_read_the_error_says_so(
 ) -> None:
     with pytest.raises(PhosphoError, match="This is text"):
         say(driver, agent, ask("What?", BROKEN))
-    with pytest.raises(MissingImageError, match=r"no image that can be read \(1 cannot\)"):
+    with pytest.raises(MissingImageError, match=r"newest image cannot be read.*This is text"):
         say(driver, agent, ask("Well?"))
+    with pytest.raises(MissingImageError, match=r"newest image cannot be read.*by its file_id"):
+        driver.invoke(model, [HumanMessage([NOT_SENT["a stored image"][0]]), ask("Well?")])
     assert endpoint.received == []
     model.default_image = red.data
     say(driver, agent, ask("And with a default image?"))
