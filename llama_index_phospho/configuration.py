@@ -22,7 +22,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError, Spending
-from phospho_multimodal.endpoint import DEFAULT_MODEL
+from phospho_multimodal.endpoint import CONTEXT_WINDOW, DEFAULT_MODEL
 from phospho_multimodal.image_policy import (
     DEFAULT_PROMPT,
     CopiedWithDefaultImage,
@@ -105,7 +105,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     default_prompt: str = DEFAULT_PROMPT
     """Asked where a message has no text."""
 
-    context_window: int = 4096
+    context_window: int = CONTEXT_WINDOW
     """Tokens of one request, as core reckons. An image counts as 2,125 of them: with a window of
     this size it packs one image into each request, which is what the endpoint takes."""
     is_function_calling_model: bool = False
