@@ -235,7 +235,7 @@ def test_keywords_of_a_call_are_sent_and_wrong_ones_refused(
 ) -> None:
     endpoint.answer(REPLY)
     driver.invoke(model.with_structured_output(Receipt, max_tokens=9), ask(red))
-    assert endpoint.received[0].parameters == {"max_new_tokens": 9}
+    assert endpoint.received[0].parameters == {"max_new_tokens": 9, "repetition_penalty": 1.0}
     with pytest.raises(ConfigurationError, match="seed"):
         driver.invoke(model.with_structured_output(Receipt, seed=1), ask(red))
     assert len(endpoint.received) == 1
