@@ -9,7 +9,7 @@ from typing import Any, Final
 from phospho_multimodal.loose_json import FoundObject, find_json_objects
 from phospho_multimodal.tool_protocol import Tool, ToolProtocol
 
-__all__ = ["Intent", "read_intents", "read_unknown_name"]
+__all__ = ["Intent", "read_intents", "read_unknown_call"]
 
 # How models write a call, whatever form they are shown: OpenAI's, Anthropic's, Llama's, ReAct's.
 _NAMES: Final = ("name", "tool", "tool_name", "function", "function_name", "action")
@@ -24,10 +24,13 @@ _ARGUMENTS: Final = (
     "tool_args",
     "tool_parameters",
     "function_arguments",
+    "function_args",
+    "function_parameters",
     "action_input",
     "kwargs",
 )
-_WRAPPERS: Final = ("tool_calls", "tool_call", "function_call", "function")
+_WRAPPERS: Final = ("tool_calls", "tool_call", "function_calls", "function_call", "function")
+_LONGEST_NAME: Final = 40  # in a message
 _CALL_TYPES: Final = {"function", "function_call", "tool", "tool_call", "tool_use"}
 _SCHEMA_WORDS: Final = frozenset(
     {"type", "properties", "required", "title", "description", "additionalProperties", "$defs"}
@@ -58,8 +61,7 @@ def read_intents(found: FoundObject, protocol: ToolProtocol, *, is_alone: bool) 
     Args:
         found: The object.
         protocol: The tools that the model was offered.
-        is_alone: Whether it is the first object of the answer, so that a name without arguments
-            can be a call.
+        is_alone: Whether it is all of the answer, so that a name without arguments can be a call.
 
     Returns:
         The calls, none for an object that is an answer or a repeated definition.
@@ -70,18 +72,23 @@ def read_intents(found: FoundObject, protocol: ToolProtocol, *, is_alone: bool) 
     return intents
 
 
-def read_unknown_name(value: Mapping[str, Any]) -> str | None:
-    """Read the name that an object calls, though no such tool was offered.
+def read_unknown_call(found: FoundObject, protocol: ToolProtocol) -> Intent | None:
+    """Read an object that is written like a call, though no such tool was offered.
 
     Args:
-        value: The object, which is an answer and not a call.
+        found: The object.
+        protocol: The tools that the model was offered.
 
     Returns:
-        The name, or `None` if the object does not look like a call.
+        The call, or `None` if the object is not written like one.
     """
+    value = found.value
     name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
-    has_arguments = any(isinstance(value.get(key), Mapping) for key in _ARGUMENTS)
-    return name if has_arguments else None
+    held = next((value[key] for key in _ARGUMENTS if isinstance(value.get(key), Mapping)), None)
+    if not found.whole or name is None or held is None or protocol.tool(name) is not None:
+        return None
+    short = repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…")
+    return Intent(name, held, f"it called {short}, which is none of the tools")
 
 
 def _read(
@@ -168,7 +175,8 @@ def _read_keyed(
 
 def _fits(tool: Tool, arguments: Mapping[str, Any]) -> bool:
     is_empty = not arguments and bool(tool.properties)
-    return not is_empty and tool.required <= arguments.keys() <= tool.properties
+    are_its_own = tool.required <= arguments.keys() <= tool.properties
+    return are_its_own and not is_empty and not _is_schema(arguments, tool)
 
 
 def _read_arguments(written: Any) -> Mapping[str, Any] | None:
@@ -196,7 +204,8 @@ def _is_schema(value: Mapping[str, Any], tool: Tool) -> bool:
     properties = tool.parameters.get("properties") or {}
     if any(_is_part(held, properties.get(name)) for name, held in value.items()):
         return True
-    is_object = value.get("type") == "object" or isinstance(value.get("properties"), Mapping)
+    says_so = value.get("type") == "object" or isinstance(value.get("properties"), Mapping)
+    is_object = says_so or isinstance(value.get("required"), list)
     return is_object and value.keys() <= _SCHEMA_WORDS and not value.keys() <= tool.properties
 
 

@@ -18,24 +18,25 @@ __all__ = ["MAX_PARSED_LENGTH", "FoundObject", "find_json_objects", "to_compact_
 MAX_PARSED_LENGTH: Final = 8192
 """Characters of the longest answer that is parsed; 250 tokens have about a thousand."""
 
+_MAX_OBJECTS: Final = 100  # in one answer; what follows is not read
+
 _THOUGHT: Final = (
-    r"(?:\w{0,20}(?:think|thought|reason)\w{0,12}|reflect\w{0,8}|scratch[_-]?pad|analysis"
-    r"|\w{0,12}monologue|deliberat\w{0,8}|rationale|chain[_-]of[_-]thought|plan|planning|examples?)"
+    r"(?:[\w:.-]{0,20}(?:think|thought|reason)\w{0,12}|reflect\w{0,8}|scratch[_-]?pad|analysis"
+    r"|\w{0,12}monologue|deliberat\w{0,8}|rationale|plan|planning|internal|details|examples?)"
 )
+_BRACKET: Final = r"\[(?:think|thinking|thought|reasoning)\]"
 # <think>, <|begin_of_thought|>, <think type="…">, [THINK], ◁think▷; <think/> is empty.
 _OPENING: Final = (
-    rf"<\|?\s?(?:begin_of_|start_)?{_THOUGHT}(?:\s[^<>]{{0,200}})?(?<![/])\|?>"
-    r"|\[(?:think|thinking|thought|reasoning)\]"
-    rf"|◁{_THOUGHT}▷"
+    rf"(?:<|&lt;)\|?\s?(?:begin_of_|start_)?{_THOUGHT}(?:\s[^<>&]{{0,200}})?(?<!/)\|?(?:>|&gt;)"
+    rf"|{_BRACKET}|◁{_THOUGHT}▷"
 )
 _CLOSING: Final = (
-    rf"<\|?\s?(?:/|end_of_|end_)\s?{_THOUGHT}\s?\|?>"
-    r"|\[/(?:think|thinking|thought|reasoning)\]"
-    rf"|◁/{_THOUGHT}▷"
+    rf"(?:<|&lt;)\|?\s?(?:/|end_of_|end_)\s?{_THOUGHT}\s?\|?(?:>|&gt;)"
+    rf"|{_BRACKET.replace('(?', '/(?', 1)}|◁/{_THOUGHT}▷"
 )
-# Channels end with whatever comes next, also with marks that elsewhere end a turn.
-_CHANNEL: Final = r"<\|?channel\|?>\s?(?:analysis|thought|thinking)|<unused94>"
-_CHANNEL_END: Final = r"<\|?channel\|?>|<\|end\|>|<\|start\|>|<unused95>"
+# Channels and comments end with marks that elsewhere end a turn, or are only an arrow.
+_CHANNEL: Final = r"<\|?channel\|?>\s?(?:analysis|thought|thinking)|<unused94>|<!--"
+_CHANNEL_END: Final = r"<\|?channel\|?>|<\|end\|>|<\|start\|>|<unused95>|-->"
 _TAG_PATTERN: Final = (
     f"(?P<channel>{_CHANNEL})|(?P<channel_end>{_CHANNEL_END})"
     f"|(?P<closing>{_CLOSING})|(?P<opening>{_OPENING})"
@@ -66,6 +67,7 @@ class FoundObject:
         on_own_line: Whether it starts a line.
         is_last: Whether no prose follows.
         in_call_tag: Whether it follows `<tool_call>` or the like.
+        in_list: Whether it is one of the items of a list.
     """
 
     value: Mapping[str, Any]
@@ -76,6 +78,7 @@ class FoundObject:
     on_own_line: bool = True
     is_last: bool = True
     in_call_tag: bool = False
+    in_list: bool = False
 
 
 def find_json_objects(text: str, *, known: Iterable[str] = ()) -> list[FoundObject]:
@@ -122,7 +125,8 @@ class _Scan:
         position, level, in_channel = 0, 0, False
         while True:
             thinks = level > 0 or in_channel
-            match = (_TAG if thinks else _TAG_OR_BRACE).search(self.text, position)
+            pattern = _TAG if thinks or len(self.objects) == _MAX_OBJECTS else _TAG_OR_BRACE
+            match = pattern.search(self.text, position)
             if not thinks:
                 self.prose[-1] += self.text[position : match.start() if match else None]
             if match is None:
@@ -154,7 +158,7 @@ class _Scan:
     def found(self, known: list[str]) -> list[FoundObject]:
         """Say of each object where it stands."""
         prose = [_without_tags(piece, known) for piece in self.prose]
-        after = [not any(map(str.split, prose[number:])) for number in range(len(prose))]
+        last = max((number for number, piece in enumerate(prose) if piece.strip()), default=0)
         found: list[FoundObject] = []
         length = 0
         starts_line = True
@@ -171,7 +175,8 @@ class _Scan:
                     item.markdown,
                     prose_before=length,
                     on_own_line=starts_line,
-                    is_last=after[number + 1],
+                    is_last=number >= last,
+                    in_list=self.prose[number].rstrip().endswith(("[", ",")),
                     in_call_tag=bool(_CALL_TAG.search(self.prose[number][-40:])),
                 )
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.answer_objects import select_answer
-from phospho_multimodal.call_dialects import Intent, read_intents, read_unknown_name
+from phospho_multimodal.call_dialects import Intent, read_intents, read_unknown_call
 from phospho_multimodal.conversation import ToolCall, Turn
 from phospho_multimodal.errors import NoToolCallError, quote
 from phospho_multimodal.loose_json import FoundObject, find_json_objects, to_compact_json
@@ -77,7 +77,7 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
     intents = _find_intents(found, protocol)
     if not intents:
         if protocol.forced and not protocol.tells:
-            raise _no_call(_other_name(found, protocol), prediction, turns)
+            raise _no_call(_CALLED_NONE, prediction, turns)
         return Answer(_answer_text(raw, found, protocol), metadata)
     intent = intents[0]
     if len(intents) > 1:
@@ -91,8 +91,7 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
                 raise _no_call(problem, prediction, turns)
             return Answer(raw, metadata, broken=intent.name)
     tool = protocol.tool(intent.name)
-    arguments = intent.arguments or {}
-    arguments = dict(arguments) if tool is None else tool.coerce(arguments)
+    arguments = (tool or Tool(intent.name, "", {})).coerce(intent.arguments or {})
     call = ToolCall(intent.name, arguments, f"call_{uuid.uuid4().hex}")
     return Answer("", metadata, call)
 
@@ -109,8 +108,9 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
         return []
     intents: list[Intent] = []
     is_hidden = False  # by an object before it that could not be read
-    for number, item in enumerate(found):
-        for intent in read_intents(item, protocol, is_alone=number == 0):
+    for item in found:
+        is_alone = len(found) == 1 and not item.in_list
+        for intent in read_intents(item, protocol, is_alone=is_alone):
             if not _is_meant(intent, item, protocol):
                 continue
             if is_hidden and item.whole:
@@ -120,7 +120,11 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
                 intents.append(intent)
         is_hidden = is_hidden or not item.whole
     if not intents:
-        intents = [*_bare_answer(found, protocol), *_bare_arguments(found, protocol)]
+        intents = [
+            *_bare_answer(found, protocol),
+            *_bare_arguments(found, protocol),
+            *_unknown_calls(found, protocol),
+        ]
     return intents[:1] if intents and intents[0].problem else intents
 
 
@@ -165,22 +169,22 @@ def _bare_arguments(found: Sequence[FoundObject], protocol: ToolProtocol) -> lis
     return []
 
 
-def _other_name(found: Sequence[FoundObject], protocol: ToolProtocol) -> str:
-    """Tell what a model called instead of a tool, where it had to call one."""
-    names = (read_unknown_name(item.value) for item in found if item.whole)
-    name = next((name for name in names if name and not protocol.tool(name)), None)
-    if name is None:
-        return _CALLED_NONE
-    if protocol.only:
-        return f"it called {_short(name)} instead of {protocol.only}"
-    return f"it called {_short(name)}, which is none of the tools"
+def _unknown_calls(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
+    """Read the calls of tools that are not there, where the model had to call one.
+
+    Where the model is free to answer, such an object is the answer.
+    """
+    if not protocol.forced:
+        return []
+    read = (read_unknown_call(item, protocol) for item in found if _is_in_place(item))
+    return [intent for intent in read if intent is not None]
 
 
 def _problem(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> str | None:
     """Tell why a call cannot be run as it is."""
     tool = protocol.tool(intent.name)
-    if tool is not None and protocol.only not in {None, intent.name}:
-        return f"it called {_short(intent.name)} instead of {protocol.only}"
+    if intent.name and protocol.only not in {None, intent.name}:
+        return f"it called {intent.name!r:.42} instead of {protocol.only}"
     if tool is None or intent.arguments is None:
         return intent.problem
     missing = sorted(tool.required - intent.arguments.keys())
@@ -199,9 +203,9 @@ def _problem(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> s
 
 def _is_passed_on(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:
     tool = protocol.tool(intent.name)
-    if tool is None or protocol.only not in {None, intent.name} or not intent.can_be_repeated:
+    if protocol.only not in {None, intent.name} or not intent.can_be_repeated:
         return False
-    if not tool.required - (intent.arguments or {}).keys():
+    if tool is not None and not tool.required - (intent.arguments or {}).keys():
         return False  # It would run, on arguments that are not the model's.
     return _in_vain(turns, protocol) < protocol.re_asks
 
@@ -247,7 +251,3 @@ def _no_call(why: str, prediction: Prediction, turns: Sequence[Turn]) -> NoToolC
     error.attempts = prediction.metadata["attempts"]
     error.images_in_doubt = prediction.metadata["images_in_doubt"]
     return error
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 40 else name[:40] + "…")  # noqa: PLR2004 - of a message

@@ -431,6 +431,21 @@ def test_a_broken_call_does_not_run_where_nothing_is_required(reply: str, proble
         read(reply, FORCED)
 
 
+def test_a_call_of_an_unknown_tool_is_an_answer_unless_a_call_was_forced() -> None:
+    reply = '{"name": "nope", "arguments": {"x": 1.50}}'
+    answer = read(reply, FREE)
+    assert (answer.text, answer.call, answer.broken) == (reply, None, None)
+    assert "tool_call_problem" not in answer.metadata
+    for turns in (ASKED, [*ASKED, *IN_VAIN]):
+        answer = read(reply, FORCED, turns)
+        assert answer.call is not None
+        assert (answer.call.name, answer.call.arguments) == ("nope", {"x": 1.5})
+        assert type(answer.call.arguments["x"]) is float
+        assert "none of the tools" in answer.metadata["tool_call_problem"]
+    with pytest.raises(NoToolCallError, match="none of the tools"):
+        read(reply, FORCED, [*ASKED, *IN_VAIN, *IN_VAIN])
+
+
 def test_another_tool_than_the_one_forced_is_not_handed_on() -> None:
     for name in ("refresh", "nope"):
         with pytest.raises(NoToolCallError, match=f"it called '{name}' instead of get_weather"):
