@@ -1,6 +1,7 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -224,7 +225,8 @@ class Phospho(PhosphoConfiguration):
         if protocol and not self.is_function_calling_model:
             raise ConfigurationError(_NO_TOOLS)
         shown, schema = structured_output.take_schema(messages)
-        protocol = protocol if schema is None else replace(protocol, answer_schema=schema)
+        if schema is not None and not protocol:
+            protocol = replace(protocol, answer_schema=schema)
         asked = self._asked(rest)
         asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
         asked["parameters"] = protocol.parameters(asked["parameters"])
@@ -286,8 +288,9 @@ class Phospho(PhosphoConfiguration):
                 its own response synthesizers take for an empty response.
         """
         with structured_output.object_or_error(output_cls):
+            # Core leaves the parser of this object in the prompt that it is given.
             answer: _Object = super().structured_predict(
-                output_cls, prompt, llm_kwargs, **prompt_args
+                output_cls, copy(prompt), llm_kwargs, **prompt_args
             )
         return answer
 
@@ -302,7 +305,7 @@ class Phospho(PhosphoConfiguration):
         """Do as `structured_predict`, with await."""
         with structured_output.object_or_error(output_cls):
             answer: _Object = await super().astructured_predict(
-                output_cls, prompt, llm_kwargs, **prompt_args
+                output_cls, copy(prompt), llm_kwargs, **prompt_args
             )
         return answer
 

@@ -28,7 +28,7 @@ def find_answer(text: str, schema: Schema, name: str | None = None) -> dict[str,
     Args:
         text: The answer.
         schema: JSON schema of the object; an empty one describes any object.
-        name: What the object is called.
+        name: What the object is called; the schema's title by default.
 
     Returns:
         See `select_answer`.
@@ -45,14 +45,15 @@ def select_answer(
     Args:
         values: Whole objects, in their order.
         schema: JSON schema of the object; an empty one describes any object.
-        name: What the object is called. One that is called something else is not taken.
+        name: What the object is called; the schema's title by default. One that is called
+            something else is not taken.
 
     Returns:
         The object, out of its wrapper, with numbers as text where the schema takes only text.
         `None` if no object has a key of the schema, or the object only repeats the schema.
     """
     properties = find_properties(schema, schema)
-    inner = [_unwrap(value, properties, name) for value in values]
+    inner = [_unwrap(value, properties, name or schema.get("title")) for value in values]
     candidates = [value for value in inner if _is_meant(value, schema, properties)]
     if not candidates:
         return None

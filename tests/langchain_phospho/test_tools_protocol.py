@@ -293,3 +293,31 @@ def test_the_profile_promises_tools() -> None:
     assert profile is not None
     assert (profile["tool_calling"], profile["tool_choice"]) == (True, True)
     assert profile["structured_output"] is False
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"tools": [zoom]}, {"response_format": {"type": "json_object"}}]
+)
+@pytest.mark.parametrize(("field", "call"), [(None, None), (1.2, None), (None, 1.3), (1.2, 1.3)])
+def test_repetitions_are_not_penalized_where_braces_repeat(
+    field: float | None, call: float | None, keywords: Any, *, driver: Any, endpoint: Any, red: Any
+) -> None:
+    """Unless somebody asks for it."""
+    model = ChatPhospho(base_url=endpoint.base_url, repetition_penalty=field)
+    bound = model.bind_tools(**keywords) if "tools" in keywords else model.bind(**keywords)
+    given = {} if call is None else {"repetition_penalty": call}
+    driver.invoke(bound, ask(red, "What?"), **given)
+    sent = call or field or (1.0 if keywords else None)
+    expected = {} if sent is None else {"repetition_penalty": sent}
+    assert endpoint.received[0].parameters == expected
+
+
+def test_a_call_whose_name_cannot_be_read_is_an_invalid_one(
+    driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    reply = "<tool_call>\n{\"arguments\": {'part': 'to"
+    endpoint.answer(reply)
+    answer = driver.invoke(model.bind_tools([zoom]), ask(red, "What?"))
+    (invalid,) = answer.invalid_tool_calls
+    assert (answer.content, answer.tool_calls, invalid["name"]) == (reply, [], None)
+    assert "is cut off" in invalid["error"]
