@@ -9,8 +9,10 @@ from phospho_multimodal.loose_json import find_json_objects
 from phospho_multimodal.tool_arguments import (
     Schema,
     coerce_to_text,
+    find_items,
     find_properties,
     matches_schema,
+    takes_any,
 )
 
 __all__ = ["find_answer", "select_answer"]
@@ -69,20 +71,40 @@ def _unwrap(
     keys = [key for key in value if key not in _BESIDE]
     key = keys[0] if len(keys) == 1 and keys[0] not in properties else ""
     inner = value.get(key)
-    if not isinstance(inner, Mapping) or not properties or not _score(inner, properties):
+    if not isinstance(inner, Mapping) or not properties:
         return value
     names = {value[beside] for beside in _NAMES if isinstance(value.get(beside), str)}
     if key in _WRAPPERS and names:
         # `{"name": "Animal", "arguments": {"name": "cat"}}`: the first name is not the animal's.
-        return inner if names == {name} else {}
-    return value if _score(value, properties) else inner
+        if names == {name}:
+            return _unwrap(inner, properties, None)
+        return {} if _score(inner, properties) else value
+    return inner if _score(inner, properties) and not _score(value, properties) else value
 
 
 def _is_meant(value: Mapping[str, Any], schema: Schema, properties: Mapping[str, Any]) -> bool:
     return (
         bool(_score(value, properties))
-        and not _is_misspelt(value, properties)
+        and not _loses_values(value, schema, schema)
         and not _repeats(value, schema, properties)
+    )
+
+
+def _loses_values(value: object, part: object, schema: Schema) -> bool:
+    """Tell whether an object, or one within it, has values under keys that the schema lacks.
+
+    An optional field would be empty without a word, where its value is under another spelling.
+    """
+    if isinstance(value, list):
+        items = find_items(part, schema)
+        return any(_loses_values(item, items, schema) for item in value)
+    if not isinstance(value, Mapping) or not isinstance(part, Mapping) or takes_any(part, schema):
+        return False
+    properties = find_properties(part, schema)
+    if value and properties and not _score(value, properties):
+        return True
+    return _is_misspelt(value, properties) or any(
+        _loses_values(held, properties.get(name), schema) for name, held in value.items()
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from phospho_multimodal.loose_json import FoundObject, find_json_objects
 from phospho_multimodal.tool_protocol import Tool, ToolProtocol
 
-__all__ = ["Intent", "read_intents", "read_unknown_call"]
+__all__ = ["Intent", "are_arguments", "read_intents", "read_unknown_call"]
 
 # How models write a call, whatever form they are shown: OpenAI's, Anthropic's, Llama's, ReAct's.
 _NAMES: Final = ("name", "tool", "tool_name", "function", "function_name", "action")
@@ -30,6 +30,7 @@ _ARGUMENTS: Final = (
     "kwargs",
 )
 _WRAPPERS: Final = ("tool_calls", "tool_call", "function_calls", "function_call", "function")
+_OF_A_MESSAGE: Final = {"id", "index", "type", "role", "content", *_WRAPPERS}
 _LONGEST_NAME: Final = 40  # in a message
 _CALL_TYPES: Final = {"function", "function_call", "tool", "tool_call", "tool_use"}
 _SCHEMA_WORDS: Final = frozenset(
@@ -113,9 +114,19 @@ def _read(
     elif keyed and all(keyed):
         yield from _read_keyed(value, [tool for tool in keyed if tool is not None], found)
     else:
-        for held in map(value.get, _WRAPPERS):
+        for wrapper in _WRAPPERS:
+            held = value.get(wrapper)
+            if isinstance(held, Mapping):
+                # Of a call whose arguments stand outside of it, none may be lost.
+                held = {**_beside(value, held, wrapper), **held}
             for inner in held if isinstance(held, list) else [held]:
                 yield from _read(inner, found, protocol, is_alone=is_alone)
+
+
+def _beside(value: Mapping[str, Any], inner: Mapping[str, Any], wrapper: str) -> Mapping[str, Any]:
+    """Find what stands beside a wrapped call and may belong to it, under names of its own."""
+    outer = {key: held for key, held in value.items() if key not in {wrapper, *_OF_A_MESSAGE}}
+    return {f"outer {key}" if key in inner else key: held for key, held in outer.items()}
 
 
 def _tool(name: object, protocol: ToolProtocol) -> Tool | None:
@@ -169,14 +180,25 @@ def _read_keyed(
     fault = _fault(found, tools[0])
     if fault is not None and isinstance(next(iter(value.values())), Mapping):
         yield Intent(tools[0].name, None, f"its call of {tools[0].name} {fault}")
-    elif fault is None and all(given is not None and _fits(tool, given) for tool, given in calls):
+    elif fault is None and all(
+        given is not None and are_arguments(given, tool) for tool, given in calls
+    ):
         yield from (Intent(tool.name, given) for tool, given in calls)
 
 
-def _fits(tool: Tool, arguments: Mapping[str, Any]) -> bool:
-    is_empty = not arguments and bool(tool.properties)
-    are_its_own = tool.required <= arguments.keys() <= tool.properties
-    return are_its_own and not is_empty and not _is_schema(arguments, tool)
+def are_arguments(value: Mapping[str, Any], tool: Tool) -> bool:
+    """Tell whether an object without a tool's name is the arguments of a call of it.
+
+    Args:
+        value: The object.
+        tool: The tool.
+
+    Returns:
+        Whether it has all that the tool requires, nothing else, and values instead of a schema.
+    """
+    is_empty = not value and bool(tool.properties)
+    are_its_own = tool.required <= value.keys() <= tool.properties
+    return are_its_own and not is_empty and not _is_schema(value, tool)
 
 
 def _read_arguments(written: Any) -> Mapping[str, Any] | None:

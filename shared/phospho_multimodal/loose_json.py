@@ -24,15 +24,15 @@ _THOUGHT: Final = (
     r"(?:[\w:.-]{0,20}(?:think|thought|reason)\w{0,12}|reflect\w{0,8}|scratch[_-]?pad|analysis"
     r"|\w{0,12}monologue|deliberat\w{0,8}|rationale|plan|planning|internal|details|examples?)"
 )
-_BRACKET: Final = r"\[(?:think|thinking|thought|reasoning)\]"
+_BRACKETED: Final = "(?:think|thinking|thought|reasoning)"
 # <think>, <|begin_of_thought|>, <think type="…">, [THINK], ◁think▷; <think/> is empty.
 _OPENING: Final = (
     rf"(?:<|&lt;)\|?\s?(?:begin_of_|start_)?{_THOUGHT}(?:\s[^<>&]{{0,200}})?(?<!/)\|?(?:>|&gt;)"
-    rf"|{_BRACKET}|◁{_THOUGHT}▷"
+    rf"|\[{_BRACKETED}\]|◁{_THOUGHT}▷"
 )
 _CLOSING: Final = (
     rf"(?:<|&lt;)\|?\s?(?:/|end_of_|end_)\s?{_THOUGHT}\s?\|?(?:>|&gt;)"
-    rf"|{_BRACKET.replace('(?', '/(?', 1)}|◁/{_THOUGHT}▷"
+    rf"|\[/{_BRACKETED}\]|◁/{_THOUGHT}▷"
 )
 # Channels and comments end with marks that elsewhere end a turn, or are only an arrow.
 _CHANNEL: Final = r"<\|?channel\|?>\s?(?:analysis|thought|thinking)|<unused94>|<!--"

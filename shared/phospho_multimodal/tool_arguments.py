@@ -13,7 +13,15 @@ from typing import Any, TypeAlias
 from phospho_multimodal.json_reader import WrittenFloat
 from phospho_multimodal.loose_json import to_compact_json
 
-__all__ = ["Schema", "coerce_to_text", "find_properties", "has_numbers", "matches_schema"]
+__all__ = [
+    "Schema",
+    "coerce_to_text",
+    "find_items",
+    "find_properties",
+    "has_numbers",
+    "matches_schema",
+    "takes_any",
+]
 
 Schema: TypeAlias = Mapping[str, Any]
 
@@ -77,7 +85,7 @@ def coerce_to_text(value: object, schema: object, root: Schema, depth: int = 0) 
             for name, held in value.items()
         }
     if isinstance(value, list):
-        items = _items(part, root)
+        items = find_items(part, root)
         return [coerce_to_text(item, items, root, depth + 1) for item in value]
     if not isinstance(value, (bool, int, float)):
         return value
@@ -137,15 +145,47 @@ def _referred_to(schema: object, root: Schema) -> object:
     return schema
 
 
-def _items(schema: object, root: Schema) -> object:
-    """Find what a schema wants of the items of a list, also of one that can be null."""
-    if not isinstance(schema, Mapping):
-        return None
-    for part in (schema, *(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())):
-        meant = _referred_to(part, root)
-        if isinstance(meant, Mapping) and "items" in meant:
-            return meant["items"]
-    return None
+def find_items(schema: object, root: Schema) -> object:
+    """Find what a schema wants of the items of a list.
+
+    Args:
+        schema: JSON schema of the list, or of one that can also be something else.
+        root: The schema whose `$defs` it refers to.
+
+    Returns:
+        The schema of an item; `None` if there is none.
+    """
+    parts = (part for part in _alternatives(schema, root) if "items" in part)
+    return next((part["items"] for part in parts), None)
+
+
+def takes_any(schema: object, root: Schema) -> bool:
+    """Tell whether a schema takes an object with keys that it does not name.
+
+    Args:
+        schema: JSON schema.
+        root: The schema whose `$defs` it refers to.
+
+    Returns:
+        Whether it does.
+    """
+    return any(
+        bool(part.get("additionalProperties"))
+        or "patternProperties" in part
+        or (part.get("type") == "object" and not part.get("properties"))
+        for part in _alternatives(schema, root)
+    )
+
+
+def _alternatives(schema: object, root: Schema) -> list[Schema]:
+    """List a schema and what it names as alternatives, without references."""
+    whole = _referred_to(schema, root)
+    if not isinstance(whole, Mapping):
+        return []
+    parts = [
+        _referred_to(part, root) for key in ("anyOf", "oneOf") for part in whole.get(key) or ()
+    ]
+    return [whole, *(part for part in parts if isinstance(part, Mapping))]
 
 
 def _referred(reference: object, root: Schema) -> object:

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.answer_objects import select_answer
-from phospho_multimodal.call_dialects import Intent, read_intents, read_unknown_call
+from phospho_multimodal.call_dialects import (
+    Intent,
+    are_arguments,
+    read_intents,
+    read_unknown_call,
+)
 from phospho_multimodal.conversation import ToolCall, Turn
 from phospho_multimodal.errors import NoToolCallError, quote
 from phospho_multimodal.loose_json import FoundObject, find_json_objects, to_compact_json
@@ -117,7 +122,7 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
                 problem = f"what comes before its call of {intent.name} is not valid JSON"
                 intents.append(Intent(intent.name, None, problem))
             else:
-                intents.append(intent)
+                intents.append(_checked(intent, protocol))
         is_hidden = is_hidden or not item.whole
     if not intents:
         intents = [
@@ -139,6 +144,18 @@ def _is_meant(intent: Intent, item: FoundObject, protocol: ToolProtocol) -> bool
     return intent.name in protocol.answer_tools or _is_in_place(item)
 
 
+def _checked(intent: Intent, protocol: ToolProtocol) -> Intent:
+    """Take the object out of the call of a tool that only gives the answer its form."""
+    tool = protocol.tool(intent.name) if intent.name in protocol.answer_tools else None
+    if tool is None or intent.arguments is None or not tool.properties:
+        return intent
+    chosen = select_answer([intent.arguments], tool.parameters, tool.name)
+    if chosen is None:
+        problem = f"its call of {tool.name} gives no value for a key of the schema"
+        return Intent(tool.name, None, problem)
+    return Intent(tool.name, chosen)
+
+
 def _is_in_place(item: FoundObject) -> bool:
     return item.prose_before <= _MOST_PROSE or (item.on_own_line and item.is_last)
 
@@ -148,7 +165,7 @@ def _bare_answer(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[I
     whole = [item.value for item in found if item.whole]
     for tool in protocol.offered():
         if tool.name in protocol.answer_tools:
-            arguments = select_answer(whole, tool.parameters)
+            arguments = select_answer(whole, tool.parameters, tool.name)
             if arguments is not None and tool.required <= arguments.keys():
                 return [Intent(tool.name, arguments)]
     return []
@@ -163,7 +180,7 @@ def _bare_arguments(found: Sequence[FoundObject], protocol: ToolProtocol) -> lis
     for item in found:
         if not item.whole:
             break
-        fits = bool(item.value) and tool.required <= item.value.keys() <= tool.properties
+        fits = bool(item.value) and are_arguments(item.value, tool)
         if fits and _is_in_place(item) and item.value != tool.placeholders():
             return [Intent(tool.name, item.value)]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -80,6 +81,8 @@ def test_a_name_around_an_object_is_not_the_name_in_it() -> None:
     assert find_answer(call, schema, "Animal") == {"name": "cat"}
     assert find_answer(call, schema, "Plant") is None
     assert find_answer('{"name": "cat", "legs": 4}', schema, "Animal") == {"name": "cat", "legs": 4}
+    noted = {"name": "cat", "input": {"note": "asleep"}}
+    assert find_answer(json.dumps(noted), schema, "Animal") == noted
 
 
 def test_a_wrapper_that_is_a_key_of_the_schema_stays() -> None:
@@ -115,3 +118,33 @@ def test_values_are_read_as_the_schema_takes_them(
     schema: dict[str, Any], text: str, value: Any
 ) -> None:
     assert find_answer(text, schema) == value
+
+
+LINES = {
+    "$defs": {"Line": {"properties": {"name": {"type": "string"}, "price": {"type": "number"}}}},
+    "properties": {
+        "lines": {
+            "anyOf": [{"type": "array", "items": {"$ref": "#/$defs/Line"}}, {"type": "null"}]
+        },
+        "first": {"anyOf": [{"$ref": "#/$defs/Line"}, {"type": "null"}]},
+        "free": {"type": "object"},
+        "rates": {"type": "object", "additionalProperties": {"type": "number"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_taken"),
+    [
+        ('{"lines": [{"name": "tea", "price": 2}]}', True),
+        ('{"lines": [{"name": "tea", "other": 2}, {}]}', True),
+        ('{"lines": [{"name": "tea"}, {"Name": "milk"}]}', False),
+        ('{"lines": [{"item": {"name": "tea"}}]}', False),
+        ('{"lines": null, "first": null}', True),
+        ('{"first": {"Price": 2}}', False),
+        ('{"first": {"error": "dark"}}', False),
+        ('{"free": {"Name": "tea"}, "rates": {"Name": 2}}', True),
+    ],
+)
+def test_no_object_within_an_object_loses_its_values(text: str, *, is_taken: bool) -> None:
+    assert (find_answer(text, LINES) is not None) is is_taken

@@ -236,6 +236,7 @@ def test_nothing_inside_an_object_is_called_however_the_object_is_spelt(outer: s
         '{"refresh": {"mode": "a"}, "refresh": {"mode": "b"}}',
         '{"name": "refresh", "arguments": {"mode": "a"}, "args": {"mode": "b"}}',
         '{"name": "refresh", "arguments": {"mode": "a"}, "mode": "b"}',
+        '{"function": {"name": "refresh"}, "outer": {"mode": "b"}}',
     ],
 )
 def test_two_calls_in_one_object_do_not_make_a_third(reply: str) -> None:
@@ -411,6 +412,8 @@ def test_escapes_that_python_and_json_read_alike_are_read(written: str, text: st
         ('{"tool": "open_app", "name": "calculator"}', {"name": "calculator"}),
         ('{"function": "open_app", "type": "window"}', {"type": "window"}),
         ('{"tool": "open_app", "args": {"name": "a"}, "type": "b"}', {"name": "a", "type": "b"}),
+        ('{"function": {"tool": "open_app"}, "arguments": {"name": "a"}}', {"name": "a"}),
+        ('{"tool_call": {"tool": "open_app"}, "name": "a"}', {"name": "a"}),
     ],
 )
 def test_an_argument_beside_the_name_is_not_dropped(reply: str, arguments: Any) -> None:

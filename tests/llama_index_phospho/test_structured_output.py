@@ -118,6 +118,7 @@ def way(request: pytest.FixtureRequest) -> Any:
         '{"note": "Here it is."}\n{"total": 8.2}',
         '<think>{"total": 1}?</think>{"total": 8.2}',
         '{"name": "Receipt", "arguments": {"total": 8.2}}',
+        '{"name": "Receipt", "arguments": {"receipt": {"total": 8.2}}}',
         f"{'I can read this on the receipt. ' * 5}" + '{"total": 8.2} Is that what you need?',
     ],
 )
@@ -145,6 +146,8 @@ def test_an_object_comes_each_way(way: Any, llm: Any, server: FaultServer) -> No
         ('{"error": "The picture is too dark."}', Optional),
         ('{"type": "object", "properties": {"shop": {"type": "string"}}}', Optional),
         ("{}", Optional),
+        ('{"name": "Optional", "arguments": {"error": "The picture is too dark."}}', Optional),
+        ('{"name": "Optional", "arguments": {"Total": 8.2}}', Optional),
     ],
 )
 def test_an_error_knows_what_an_object_cost_that_did_not_come(
