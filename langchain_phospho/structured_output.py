@@ -214,7 +214,7 @@ class _Asker:
 
 
 class _Reading(Batches[Any], RunnableLambda[LanguageModelInput, Any]):
-    """Asks and reads; its batches end with their first error, as those of the model do."""
+    """Asks and reads; its batches end with their first error, like the batches of the model."""
 
     def __init__(self, asker: _Asker, max_concurrency: int) -> None:
         super().__init__(asker.ask, asker.ask_async, name="with_structured_output")

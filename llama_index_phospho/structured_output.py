@@ -78,7 +78,7 @@ def check_object(text: str, schema: Mapping[str, Any], prediction: Prediction) -
 
 
 def record_prediction(prediction: Prediction) -> None:
-    """Remember what an answer cost, for the error if it is not the object wanted.
+    """Remember the cost of an answer, for the error if it is not the wanted object.
 
     Args:
         prediction: The answer.
@@ -90,7 +90,7 @@ def record_prediction(prediction: Prediction) -> None:
 
 @contextmanager
 def object_or_error(wanted: type) -> Iterator[None]:
-    """Turn core's ValueError for an answer without the wanted object into an error of ours.
+    """Raise NoToolCallError where core raises ValueError for an answer without the wanted object.
 
     Args:
         wanted: The object's class.
@@ -126,12 +126,12 @@ def no_object(name: str, reason: str, predictions: Iterable[Mapping[str, Any]]) 
     """Make the error for an answer that is not the wanted object.
 
     Args:
-        name: What was wanted.
-        reason: What is wrong.
+        name: The name of the object.
+        reason: Why there is no object.
         predictions: The metadata of all answers.
 
     Returns:
-        The error, which knows what was billed and how often the endpoint was asked.
+        The error, with the images billed and the attempts.
     """
     spent = list(predictions)
     billed = sum(metadata["images_billed"] for metadata in spent)

@@ -17,7 +17,7 @@ from phospho_multimodal.tool_arguments import (
 
 __all__ = ["find_answer", "select_answer"]
 
-# What may stand beside the one object of a wrapper: it says what the object is.
+# A wrapper can have these keys next to its object; they describe the object.
 _NAMES: Final = ("name", "tool", "tool_name", "function", "action", "title")
 _BESIDE: Final = frozenset({*_NAMES, "type", "id", "description", "required", "$schema"})
 _WRAPPERS: Final = frozenset({"arguments", "args", "parameters", "params", "input", "properties"})
@@ -67,7 +67,7 @@ def select_answer(
 def _unwrap(
     value: Mapping[str, Any], properties: Mapping[str, Any], name: str | None
 ) -> Mapping[str, Any]:
-    """Take an object out of the one object around it; what is called something else is empty."""
+    """Take an object out of a single wrapper; an object with another name becomes empty."""
     keys = [key for key in value if key not in _BESIDE]
     key = keys[0] if len(keys) == 1 and keys[0] not in properties else ""
     inner = value.get(key)
@@ -91,7 +91,7 @@ def _is_meant(value: Mapping[str, Any], schema: Schema, properties: Mapping[str,
 
 
 def _loses_values(value: object, part: object, schema: Schema) -> bool:
-    """Tell whether an object, or one within it, has values under keys that the schema lacks.
+    """Check whether an object, or one within it, has values under keys that the schema lacks.
 
     An optional field would be empty without a word, where its value is under another spelling.
     """
@@ -113,7 +113,7 @@ def _score(value: Mapping[str, Any], properties: Mapping[str, Any]) -> int:
 
 
 def _is_misspelt(value: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
-    """Tell whether a key differs from one that is missing by its case or its separators alone.
+    """Check whether a key differs from a missing key only by its case or its separators.
 
     The value under it would be lost without a word.
     """
@@ -126,7 +126,7 @@ def _fold(key: str) -> str:
 
 
 def _repeats(value: Mapping[str, Any], schema: Schema, properties: Mapping[str, Any]) -> bool:
-    """Tell whether an object is the schema's own list of properties."""
+    """Check whether an object is the schema's own list of properties."""
     return any(
         isinstance(held, Mapping)
         and bool(held.keys() & _SCHEMA_WORDS)

@@ -45,9 +45,9 @@ class Intent:
     Attributes:
         name: The tool's name; empty where the model wrote none that can be read.
         arguments: The arguments; `None` where they could not be read.
-        problem: What is wrong with the call as it is written.
+        problem: The reason why the call cannot be run.
         can_be_repeated: Whether an agent may be shown the problem, so that the model tries again.
-            That costs an image, and is not done for what may be no call at all.
+            Each repetition costs an image, so an object that may not be a call is not repeated.
     """
 
     name: str
@@ -117,14 +117,14 @@ def _read(
         for wrapper in _WRAPPERS:
             held = value.get(wrapper)
             if isinstance(held, Mapping):
-                # Of a call whose arguments stand outside of it, none may be lost.
+                # The arguments of a wrapped call can stand outside of the wrapper.
                 held = {**_beside(value, held, wrapper), **held}
             for inner in held if isinstance(held, list) else [held]:
                 yield from _read(inner, found, protocol, is_alone=is_alone)
 
 
 def _beside(value: Mapping[str, Any], inner: Mapping[str, Any], wrapper: str) -> Mapping[str, Any]:
-    """Find what stands beside a wrapped call and may belong to it, under names of its own."""
+    """Find the keys next to a wrapped call, which may be its arguments."""
     outer = {key: held for key, held in value.items() if key not in {wrapper, *_OF_A_MESSAGE}}
     return {f"outer {key}" if key in inner else key: held for key, held in outer.items()}
 
@@ -142,15 +142,19 @@ def _fault(found: FoundObject, tool: Tool | None = None) -> str | None:
 
 
 def _read_named(value: Mapping[str, Any], name_key: str, tool: Tool, *, is_alone: bool) -> Intent:
-    """Read a call that names its tool: arguments under keys of their own, or beside the name."""
-    holders = {
+    """Read a call that names its tool; its arguments have a key or stand next to the name."""
+    read = {
         key: _read_arguments(value[key]) for key in _ARGUMENTS if key in value and key != name_key
     }
-    # An `input` that is text, of a tool that takes an `input`, is an argument itself.
+    # The `input` of a tool that takes an `input` can be an argument itself.
     holders = {
-        key: held for key, held in holders.items() if held is not None or key not in tool.properties
+        key: held
+        for key, held in read.items()
+        if key not in tool.properties or (held is not None and held.keys() <= tool.properties)
     }
-    about = {name_key, "id"} | ({"type"} if value.get("type") in _CALL_TYPES else set())
+    about = {name_key} | ({"type"} if value.get("type") in _CALL_TYPES else set())
+    if holders or "id" not in tool.properties:
+        about.add("id")
     about |= {key for key in _NAMES if value.get(key) == tool.name}
     others = {key: held for key, held in value.items() if key not in about | holders.keys()}
     beside = {key: held for key, held in others.items() if key in tool.properties}
@@ -163,7 +167,7 @@ def _read_named(value: Mapping[str, Any], name_key: str, tool: Tool, *, is_alone
     arguments: dict[str, Any] = {}
     for part in (*holders.values(), beside):
         if part is None:
-            problem = f"the arguments of its call of {tool.name} are no JSON object"
+            problem = f"the arguments of its call of {tool.name} are not a JSON object"
             return Intent(tool.name, None, problem)
         for key, held in part.items():
             if key in arguments and arguments[key] != held:
@@ -175,7 +179,7 @@ def _read_named(value: Mapping[str, Any], name_key: str, tool: Tool, *, is_alone
 def _read_keyed(
     value: Mapping[str, Any], tools: list[Tool], found: FoundObject
 ) -> Iterator[Intent]:
-    """Read `{"get_weather": {"city": "Paris"}}`, if the arguments are those of the tool."""
+    """Read `{"get_weather": {"city": "Paris"}}`, if the tool has these arguments."""
     calls = list(zip(tools, map(_read_arguments, value.values()), strict=True))
     fault = _fault(found, tools[0])
     if fault is not None and isinstance(next(iter(value.values())), Mapping):
@@ -187,7 +191,7 @@ def _read_keyed(
 
 
 def are_arguments(value: Mapping[str, Any], tool: Tool) -> bool:
-    """Tell whether an object without a tool's name is the arguments of a call of it.
+    """Check whether an object without a tool's name is the arguments of a call of it.
 
     Args:
         value: The object.
@@ -213,7 +217,7 @@ def _read_arguments(written: Any) -> Mapping[str, Any] | None:
 
 
 def _is_definition(value: Mapping[str, Any], tool: Tool) -> bool:
-    """Tell a tool that the model repeats, whole or in part, from a call of it."""
+    """Check whether an object repeats the definition of a tool, whole or in part."""
     if value.keys() >= {"description", "parameters"}:
         return True
     if "description" in value and "description" not in tool.properties:
@@ -232,7 +236,7 @@ def _is_schema(value: Mapping[str, Any], tool: Tool) -> bool:
 
 
 def _is_part(held: object, schema: object) -> bool:
-    """Tell whether a value only repeats what the schema says of it."""
+    """Check whether a value only repeats what the schema says of it."""
     if not isinstance(schema, Mapping) or not isinstance(held, Mapping) or not held:
         return False
     return all(key in schema and schema[key] == part for key, part in held.items())

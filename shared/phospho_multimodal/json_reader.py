@@ -4,8 +4,8 @@ The reader accepts JSON, Python's spelling (single quotes, `None`, a comma at th
 in strings, and braces that are doubled as in a format string. Anything else makes the object
 unreadable. An unreadable object is read on only to find where it ends and which tool it names.
 
-Nothing is repaired into values. json-repair, also in its strict mode, closes a string that was cut
-off as if it were whole; dirtyjson, json5 and pyjson5 do not know Python's constants.
+Nothing is repaired. json-repair closes a string that was cut off, also in its strict mode.
+dirtyjson, json5 and pyjson5 do not know Python's constants.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SPACE: Final = re.compile(r"\s*")
 _DOUBLED: Final = re.compile(r"\s*\{")
 _NUMBER: Final = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ESCAPE: Final = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
-# Those that Python and JSON read alike, and Markdown's `\_`, which neither of them knows.
+# The escapes that Python and JSON read alike, and Markdown's `\_`, which neither of them knows.
 _ESCAPED: Final = dict(zip("\"'\\nrtbf_", "\"'\\\n\r\t\b\f_", strict=True))
 _PLAIN_UNDERSCORE: Final = re.compile(r"(?<!\\)_")
 _CONSTANTS: Final = {
@@ -105,7 +105,7 @@ def read_object(text: str, begin: int, stop: int | None = None) -> ReadObject:
     value = reader.read_pairs(1)
     piece = text[begin : reader.position]
     if reader.markdown and _PLAIN_UNDERSCORE.search(piece):
-        reader.readable = False  # A backslash of its own, in a path for one.
+        reader.readable = False  # The backslash can be part of the value, as in a path.
     if not _is_encodable(piece):
         reader.readable = False  # Half a surrogate pair cannot be sent on.
     whole = reader.readable and reader.closed
@@ -133,7 +133,7 @@ class _Reader:
         self.markdown = False
 
     def read_pairs(self, depth: int) -> dict[str, Any]:
-        """Read what follows a brace, up to the brace that closes it."""
+        """Read the pairs after a brace, up to the brace that closes it."""
         pairs: dict[str, Any] = {}
         doubled = _DOUBLED.match(self.text, self.position, self.stop)
         if doubled is not None:
@@ -254,7 +254,7 @@ class _Reader:
             self._give_back()
 
     def _skip(self, token: _Token) -> None:
-        """Pass over what belongs to no pair, with everything in its brackets."""
+        """Skip a token that does not belong to a pair, with everything in its brackets."""
         self.readable = False
         level = _LEVELS.get(token.text, 0)
         while level > 0 and (inner := self._take()) is not None:
@@ -274,7 +274,7 @@ class _Reader:
         self.position = match.end()
         kind = match.lastgroup.removesuffix("_end")
         if kind == "bare":
-            # A word at the end of the text could go on: `12` of `125`.
+            # A word at the end of the text may be cut off: `12` of `125`.
             finished = self.position < self.stop
         else:
             finished = kind == "mark" or bool(match[f"{kind}_end"])

@@ -1,6 +1,6 @@
 """Find the JSON objects of a model's answer, and where they stand in it.
 
-What a model only thinks is left out: nothing in a thinking block is looked at.
+Thinking blocks are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["MAX_PARSED_LENGTH", "FoundObject", "find_json_objects", "to_compact_
 MAX_PARSED_LENGTH: Final = 8192
 """Characters of the longest answer that is parsed; 250 tokens have about a thousand."""
 
-_MAX_OBJECTS: Final = 100  # in one answer; what follows is not read
+_MAX_OBJECTS: Final = 100  # in one answer; further objects are not read
 
 _THOUGHT: Final = (
     r"(?:[\w:.-]{0,20}(?:think|thought|reason)\w{0,12}|reflect\w{0,8}|scratch[_-]?pad|analysis"
@@ -44,7 +44,7 @@ _TAG_PATTERN: Final = (
 _TAG: Final = re.compile(_TAG_PATTERN, re.IGNORECASE)
 _TAG_OR_BRACE: Final = re.compile(rf"(?P<brace>\{{)|{_TAG_PATTERN}", re.IGNORECASE)
 
-# What is no prose: tags, fences, and the marks around the items of a list.
+# Tags, fences and the marks around list items do not count as prose.
 _NO_PROSE: Final = re.compile(
     r"<[/|]?[\w|:.-]{1,40}(?:\s[\w-]{1,40}=[^<>\s]{0,80}){0,4}\s?[/|]?>"
     r"|\[/?[A-Z_]{3,40}\]|◁/?\w{1,40}▷|```\w*|[\[\](),;`]"
@@ -84,8 +84,8 @@ class FoundObject:
 def find_json_objects(text: str, *, known: Iterable[str] = ()) -> list[FoundObject]:
     """Find the outermost JSON objects of an answer, outside of its thinking blocks.
 
-    Nothing inside an object is looked for, readable or not: a piece of an argument could look like
-    what is searched.
+    Objects inside of objects are not returned, whether the outer object is readable or not: a
+    piece of an argument can look like a call.
 
     Args:
         text: The answer. One of more than `MAX_PARSED_LENGTH` characters holds no object.
@@ -146,7 +146,7 @@ class _Scan:
                 self.objects, self.prose, in_channel = [], [""], False
 
     def _read(self, begin: int) -> int:
-        """Read an object, and say where to go on: one that does not end hides all that follows."""
+        """Read an object and return its end; one without an end hides the rest of the answer."""
         item = read_object(self.text, begin)
         if item.value or item.whole:
             self.objects.append(item)

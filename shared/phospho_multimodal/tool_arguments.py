@@ -31,7 +31,7 @@ _MOST_ALTERNATIVES = 4  # of alternatives in each other, each of which can have 
 
 
 def matches_schema(value: object, schema: object, root: Schema, depth: int = 0) -> bool:
-    """Tell whether a value can be what a schema wants.
+    """Check whether a value can be what a schema wants.
 
     Args:
         value: Read from JSON.
@@ -74,7 +74,7 @@ def coerce_to_text(value: object, schema: object, root: Schema, depth: int = 0) 
         depth: How many values it stands in.
 
     Returns:
-        The value, in new lists and dicts. A number that becomes text is spelled as it was written.
+        The value, in new lists and dicts. A number that becomes text keeps its spelling.
     """
     part = _referred_to(schema, root)
     if isinstance(value, Mapping):
@@ -120,7 +120,7 @@ def find_properties(schema: Schema, root: Schema, depth: int = 0) -> dict[str, A
 
 
 def has_numbers(schema: object) -> bool:
-    """Tell whether a schema describes a number anywhere.
+    """Check whether a schema describes a number anywhere.
 
     Args:
         schema: JSON schema.
@@ -160,7 +160,7 @@ def find_items(schema: object, root: Schema) -> object:
 
 
 def takes_any(schema: object, root: Schema) -> bool:
-    """Tell whether a schema takes an object with keys that it does not name.
+    """Check whether a schema takes an object with keys that it does not name.
 
     Args:
         schema: JSON schema.
@@ -203,7 +203,7 @@ def _is_of_type(value: object, schema: Schema) -> bool:
 
 
 def _holds(value: object, schema: Schema, held: Callable[[object, object], bool]) -> bool:
-    """Tell whether the parts of a list or an object can be what is wanted of them."""
+    """Check whether the parts of a list or an object can be what is wanted of them."""
     if isinstance(value, list):
         return all(held(item, schema.get("items")) for item in value)
     if not isinstance(value, Mapping):

@@ -56,10 +56,9 @@ class Answer:
 def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[Turn]) -> Answer:
     """Read an answer.
 
-    A call that an agent's tool refuses is passed on as it was read: the agent then shows the model
-    what is wrong, and the model can do better. A call is not passed on if the tool would run on
-    arguments that are not the model's, nor more than `re_asks` times in a row, since each time is
-    an image billed.
+    An unusable call is passed on, so that the agent shows the problem to the model and the model
+    tries again. Each repetition is an image billed, so at most `re_asks` in a row are passed on. A
+    call is never passed on if the tool would run on arguments that the model did not give.
 
     Args:
         prediction: What the model answered.
@@ -87,7 +86,7 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
     intent = intents[0]
     if len(intents) > 1:
         metadata["tool_calls_omitted"] = len(intents) - 1
-        logger.warning("The model made %d calls at once: the first is taken.", len(intents))
+        logger.warning("The model made %d calls in one answer: the first is taken.", len(intents))
     problem = _problem(intent, protocol, turns)
     if problem is not None:
         metadata["tool_call_problem"] = problem
@@ -134,7 +133,7 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
 
 
 def _is_meant(intent: Intent, item: FoundObject, protocol: ToolProtocol) -> bool:
-    """Tell a call from an example, from text of the image, and from what the model was shown."""
+    """Check that a call is not an example, a text of the image, or the form that the model saw."""
     form = protocol.form()
     if intent.arguments and intent.name == form["name"] and intent.arguments == form["arguments"]:
         return False

@@ -33,6 +33,7 @@ TOOLS = [
 ]
 DELETE = '{"name": "delete_file", "arguments": {"path": "a"}}'
 WEATHER = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+PARTS: dict[str, Any] = {"id": {"type": "integer"}, "input": {}}
 PARIS = ("get_weather", {"city": "Paris"})
 LONG = "The picture shows a poster with a lot of text on it."
 
@@ -418,6 +419,24 @@ def test_escapes_that_python_and_json_read_alike_are_read(written: str, text: st
 )
 def test_an_argument_beside_the_name_is_not_dropped(reply: str, arguments: Any) -> None:
     assert run_by(reply) == ("open_app", arguments)
+
+
+@pytest.mark.parametrize(
+    ("reply", "arguments"),
+    [
+        ('{"name": "find", "id": 5}', {"id": 5}),
+        ('{"name": "find", "input": "x"}', {"input": "x"}),
+        ('{"name": "find", "input": {"a": 1}}', {"input": {"a": 1}}),
+        ('{"name": "find", "input": {"input": "x", "id": 5}}', {"input": "x", "id": 5}),
+        ('{"name": "find", "id": "call_1", "input": {"id": 5}}', {"id": 5}),
+        ('{"name": "find", "arguments": {"id": 5}, "input": "x"}', {"id": 5, "input": "x"}),
+    ],
+)
+def test_an_argument_can_have_the_name_of_a_part_of_a_call(reply: str, arguments: Any) -> None:
+    protocol = ToolProtocol.of([{"name": "find", "parameters": {"properties": PARTS}}])
+    call = read_answer(Prediction(reply, {}), protocol, []).call
+    assert call is not None
+    assert call.arguments == arguments
 
 
 @pytest.mark.parametrize("figures", ["3.10", "10.00", "1e3", "100000000000000000000.10", "7"])

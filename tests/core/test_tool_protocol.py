@@ -349,8 +349,8 @@ def test_what_is_no_call_stays_text(reply: str) -> None:
         ('{"name": "get_weather", "arguments": {}}', "get_weather", "lacks location"),
         ('{"name": "get_weather", "arguments": {"location": "Par', "get_weather", "cut off"),
         ('{"name": "get_weather", "arguments": {"location": Paris}}', "get_weather", "not valid"),
-        ('{"name": "get_weather", "arguments": [1]}', "get_weather", "no JSON object"),
-        ('{"name": "get_weather", "arguments": "Paris"}', "get_weather", "no JSON object"),
+        ('{"name": "get_weather", "arguments": [1]}', "get_weather", "not a JSON object"),
+        ('{"name": "get_weather", "arguments": "Paris"}', "get_weather", "not a JSON object"),
         (
             '{"name": "get_weather", "arguments": {"location": NaN}}',
             "get_weather",
@@ -483,7 +483,7 @@ def test_of_several_calls_the_first_is_taken_and_that_is_said(
         assert answer.call is not None
         assert answer.call.arguments == PARIS
         assert answer.metadata["tool_calls_omitted"] == 1
-        assert "2 calls at once" in caplog.records[-1].message
+        assert "2 calls in one answer" in caplog.records[-1].message
 
 
 def test_the_error_tells_what_it_cost_and_pickles() -> None:
