@@ -284,7 +284,9 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
             "policy": self._policy(one_answer=bool(protocol)),
             "model": given.pop("model", self.model_name),
             "stop": self.stop if stop is None else stop,
-            "parameters": {name: given.get(name, getattr(self, name)) for name in PARAMETERS},
+            "parameters": protocol.parameters(
+                {name: given.get(name, getattr(self, name)) for name in PARAMETERS}
+            ),
         }
 
     def _get_invocation_params(

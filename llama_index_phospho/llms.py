@@ -1,6 +1,7 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
 
-    from llama_index_phospho import content, results, synthesizers, tool_calls
+    from llama_index_phospho import (
+        content,
+        results,
+        structured_output,
+        synthesizers,
+        tool_calls,
+    )
     from phospho_multimodal import Prediction, tool_replies
     from phospho_multimodal.conversation import Turn
     from phospho_multimodal.images import source
@@ -37,6 +44,7 @@ else:
     content = ModuleOnDemand("llama_index_phospho.content")
     results = ModuleOnDemand("llama_index_phospho.results")
     source = ModuleOnDemand("phospho_multimodal.images.source")
+    structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
     synthesizers = ModuleOnDemand("llama_index_phospho.synthesizers")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
     tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
@@ -78,9 +86,12 @@ class _Chat:
         return self.protocol.turns(self.turns)
 
     def response(self, prediction: "Prediction", *, streamed: bool = False) -> ChatResponse:
+        structured_output.record_prediction(prediction)
         answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
         if self.filters:
-            synthesizers.check_filtered_answer(prediction.description)
+            synthesizers.check_filtered_answer(answer.text, prediction)
+        elif self.protocol.answer_schema is not None:
+            structured_output.check_object(answer.text, self.protocol.answer_schema, prediction)
         return results.chat_response(answer, streamed=streamed)
 
 
@@ -213,10 +224,14 @@ class Phospho(PhosphoConfiguration):
         protocol = tool_calls.take_protocol(rest)
         if protocol and not self.is_function_calling_model:
             raise ConfigurationError(_NO_TOOLS)
+        shown, schema = structured_output.take_schema(messages)
+        if schema is not None and not protocol:
+            protocol = replace(protocol, answer_schema=schema)
         asked = self._asked(rest)
         asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
+        asked["parameters"] = protocol.parameters(asked["parameters"])
         return _Chat(
-            tool_calls.called_message_turns(messages),
+            tool_calls.called_message_turns(shown),
             protocol,
             asked,
             synthesizers.is_filter(messages),
@@ -272,9 +287,10 @@ class Phospho(PhosphoConfiguration):
             NoToolCallError: The answer holds no such object. Core says so by a ValueError, which
                 its own response synthesizers take for an empty response.
         """
-        with tool_calls.object_or_error(output_cls):
+        with structured_output.object_or_error(output_cls):
+            # Core leaves the parser of this object in the prompt that it is given.
             answer: _Object = super().structured_predict(
-                output_cls, prompt, llm_kwargs, **prompt_args
+                output_cls, copy(prompt), llm_kwargs, **prompt_args
             )
         return answer
 
@@ -287,9 +303,9 @@ class Phospho(PhosphoConfiguration):
         **prompt_args: Any,
     ) -> _Object:
         """Do as `structured_predict`, with await."""
-        with tool_calls.object_or_error(output_cls):
+        with structured_output.object_or_error(output_cls):
             answer: _Object = await super().astructured_predict(
-                output_cls, prompt, llm_kwargs, **prompt_args
+                output_cls, copy(prompt), llm_kwargs, **prompt_args
             )
         return answer
 
