@@ -33,7 +33,7 @@ from phospho_multimodal.content_blocks import checked_turn, read_content
 from phospho_multimodal.conversation import Part, Role, Turn
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["message_turns", "prompt_turns"]
+__all__ = ["message_turns", "prompt_turns", "stored_base64"]
 
 _ROLES: dict[MessageRole, Role] = {
     MessageRole.SYSTEM: "system",
@@ -187,7 +187,7 @@ def _document(document: object) -> ImageSource:
 def _source(owner: object, data: Any, path: Path | str | None, url: object) -> ImageSource:
     """Choose what an owner's image is read from: what is at hand comes before what is far."""
     if data:
-        return _stored_base64(data) if isinstance(data, bytes) else image_source(data)
+        return stored_base64(data) if isinstance(data, bytes) else image_source(data)
     if path:
         return image_source(Path(path))
     if url:
@@ -197,7 +197,7 @@ def _source(owner: object, data: Any, path: Path | str | None, url: object) -> I
     raise _no_image(owner)
 
 
-def _stored_base64(data: bytes) -> ImageSource:
+def stored_base64(data: bytes) -> ImageSource:
     """Read bytes out of a block or node, which keeps them as base64.
 
     What was no base64 when it was handed over is encoded, and so is a `data:` URL, or base64 with
