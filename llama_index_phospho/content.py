@@ -33,7 +33,7 @@ from phospho_multimodal.content_blocks import checked_turn, read_content
 from phospho_multimodal.conversation import Part, Role, Turn
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["message_turns", "prompt_turns", "stored_base64"]
+__all__ = ["has_image", "is_image_block", "message_turns", "prompt_turns", "stored_base64"]
 
 _ROLES: dict[MessageRole, Role] = {
     MessageRole.SYSTEM: "system",
@@ -74,6 +74,25 @@ def message_turns(messages: Sequence[ChatMessage]) -> list[Turn]:
         if isinstance(block, ToolCallBlock) and block.tool_call_id
     }
     return [_turn(message, called) for message in messages]
+
+
+def has_image(messages: Sequence[ChatMessage]) -> bool:
+    """Tell whether there is an image in some messages; none is opened.
+
+    Args:
+        messages: Oldest first.
+
+    Returns:
+        Whether a block is an image, or what should be one.
+    """
+    return any(_holds_image(block) for message in messages for block in message.blocks)
+
+
+def is_image_block(block: object) -> bool:
+    """Tell whether a block is an image."""
+    if isinstance(block, DocumentBlock):
+        return (block.document_mimetype or "").startswith("image/")
+    return isinstance(block, ImageBlock)
 
 
 def prompt_turns(prompt: str, formatted: object, image_documents: object) -> list[Turn]:
@@ -152,6 +171,14 @@ def _parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
             yield from _parts(nested)
     elif not isinstance(block, _PASSED_OVER):
         raise _unsupported(block)
+
+
+def _holds_image(block: BaseContentBlock | Mapping[str, Any]) -> bool:
+    if isinstance(block, Mapping):
+        return any(isinstance(part, ImageSource) for part in read_content(block))
+    if isinstance(block, BaseRecursiveContentBlock):
+        return any(_holds_image(nested) for nested in block.nested_blocks)
+    return is_image_block(block)
 
 
 def _image(block: BaseContentBlock) -> ImageSource:

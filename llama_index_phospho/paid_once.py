@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from llama_index.core.base.llms.types import CompletionResponse, ImageBlock
+from llama_index.core.base.llms.types import BaseContentBlock, CompletionResponse, ImageBlock
 from llama_index.core.schema import BaseNode
 
 from llama_index_phospho.configuration import PARAMETERS
@@ -23,22 +23,25 @@ from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepar
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import checked_parameters
 
-__all__ = ["PaidOnce", "Steps", "arun_steps", "run_steps"]
+__all__ = ["Ask", "PaidOnce", "Steps", "arun_steps", "run_steps"]
 
 T = TypeVar("T")
+
+Pictured: TypeAlias = BaseNode | BaseContentBlock
+"""What has an image."""
 
 _LOOK_AGAIN = 0.05  # seconds, while somebody else pays for the description that is wanted
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
+class Ask:
     """Send a request."""
 
     llm: Phospho
     prompt: str
     # What is prepared goes through the llm's own preparation as it is. A block or a string, since
     # core's events hold the arguments, and have to be written down by who reads them.
-    image: ImageBlock | str
+    image: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class _Wait:
     """Let others go on."""
 
 
-Step: TypeAlias = Callable[[], Any] | _Ask | _Wait
+Step: TypeAlias = Callable[[], Any] | Ask | _Wait
 """What only a driver can do: blocking work, a request, or a pause."""
 Steps: TypeAlias = Generator[Step, Any, T]
 """Work without I/O of its own, which yields its steps and is sent their results."""
@@ -64,7 +67,7 @@ def run_steps(steps: Steps[T]) -> T:
             return result
         try:
             resume = steps.send
-            if isinstance(step, _Ask):
+            if isinstance(step, Ask):
                 value = step.llm.complete(step.prompt, image_documents=[step.image])
             elif isinstance(step, _Wait):
                 time.sleep(_LOOK_AGAIN)
@@ -87,7 +90,7 @@ async def arun_steps(steps: Steps[T]) -> T:
             return result
         try:
             resume = steps.send
-            if isinstance(step, _Ask):
+            if isinstance(step, Ask):
                 value = await step.llm.acomplete(step.prompt, image_documents=[step.image])
             elif isinstance(step, _Wait):
                 await asyncio.sleep(_LOOK_AGAIN)
@@ -122,11 +125,11 @@ class PaidOnce:
         if self.stopped_by is None:
             self.stopped_by = reason
 
-    def identify(self, node: BaseNode) -> tuple[str, SendableImage | None]:
+    def identify(self, node: Pictured) -> tuple[str, SendableImage | None]:
         """Find the key under which the description of a node's image is kept.
 
         Args:
-            node: A node with an image.
+            node: A node or block with an image.
 
         Returns:
             A digest of all that decides about the description: the image as it is sent, the prompt,
@@ -148,11 +151,11 @@ class PaidOnce:
             self.keys[given] = key
         return key, image
 
-    def known(self, node: BaseNode) -> str | None:
+    def known(self, node: Pictured) -> str | None:
         """Find the key of an image that has been described.
 
         Args:
-            node: A node with an image.
+            node: A node or block with an image.
 
         Returns:
             The key; `None` if there is no description, or if only fetching the image would tell.
@@ -166,12 +169,12 @@ class PaidOnce:
         return key if self.store.find(key) is not None else None
 
     def describe(
-        self, node: BaseNode, key: str, image: SendableImage | None
+        self, node: Pictured, key: str, image: SendableImage | None
     ) -> Steps[Description | None]:
         """Find the description, or wait for the one that is in progress, or pay for it.
 
         Args:
-            node: A node with an image.
+            node: A node or block with an image.
             key: The key of the image.
             image: The prepared image, if there is one.
 
@@ -195,7 +198,7 @@ class PaidOnce:
             if image is None:
                 image = yield partial(self._prepared, _source(node))
             sent = image.url if isinstance(image, LinkedImage) else ImageBlock(image=image.data)
-            description = _described((yield _Ask(self.llm, self.prompt, sent)))
+            description = _described((yield Ask(self.llm, self.prompt, sent)))
             self.store.keep(key, description)  # at once, without a step: it is paid for
         except PhosphoError as error:
             self._failures[key] = error
@@ -228,14 +231,14 @@ class PaidOnce:
         return self._digest(digest, self.llm.max_image_side, self.llm.prepare)
 
     def _digest(self, picture: str, *more: object) -> str:
-        llm = self.llm
+        values = self.llm.call_values({})
         told: dict[str, Any] = {
             "picture": picture,
             "prompt": self.prompt,
-            "model": llm.model,
-            "base_url": llm.base_url,
-            "parameters": checked_parameters({name: getattr(llm, name) for name in PARAMETERS}),
-            "stop": llm.stop,
+            "model": values["model"],
+            "base_url": self.llm.base_url,
+            "parameters": checked_parameters({name: values[name] for name in PARAMETERS}),
+            "stop": values["stop"],
         }
         if more:
             told["more"] = more
@@ -243,7 +246,7 @@ class PaidOnce:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _source(node: BaseNode) -> ImageSource:
+def _source(node: Pictured) -> ImageSource:
     (turn,) = prompt_turns("", formatted=None, image_documents=[node])
     (source,) = turn.images
     return source

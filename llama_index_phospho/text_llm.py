@@ -1,0 +1,263 @@
+"""Requests without an image go to another LLM, if there is one."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+)
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import override
+
+from llama_index_phospho.configuration import PhosphoConfiguration
+from phospho_multimodal import ConfigurationError
+from phospho_multimodal.on_demand import ModuleOnDemand
+
+if TYPE_CHECKING:
+    from llama_index.core.llms.llm import ToolSelection
+    from llama_index.core.tools.types import BaseTool
+
+    from llama_index_phospho import content
+    from phospho_multimodal.conversation import Turn
+else:
+    content = ModuleOnDemand("llama_index_phospho.content")
+
+__all__ = ["TextLLM", "WithTextLLM"]
+
+_POLICY = "text_llm"
+"""The `image_policy` in the metadata of an answer of the other LLM."""
+
+_OF_IMAGES = frozenset({"multi_image", "max_images", "default_image", "default_prompt"})
+
+_Response = TypeVar("_Response", ChatResponse, CompletionResponse)
+
+
+class TextLLM:
+    """Another LLM, whose answers say that no image was billed."""
+
+    def __init__(self, llm: LLM) -> None:
+        """Send nothing yet.
+
+        Args:
+            llm: The model that answers.
+        """
+        self._llm = llm
+
+    def chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatResponse:
+        """Pass a chat on."""
+        return self._marked(self._llm.chat(messages, **_for_text(given)))
+
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+    ) -> ChatResponseGen:
+        """Pass a chat on, as a stream."""
+        return (self._marked(c) for c in self._llm.stream_chat(messages, **_for_text(given)))
+
+    async def achat(
+        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+    ) -> ChatResponse:
+        """Pass a chat on, with await."""
+        return self._marked(await self._llm.achat(messages, **_for_text(given)))
+
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+    ) -> ChatResponseAsyncGen:
+        """Pass a chat on, as a stream, with await."""
+        chunks = await self._llm.astream_chat(messages, **_for_text(given))
+        return (self._marked(chunk) async for chunk in chunks)
+
+    def complete(
+        self, prompt: str, formatted: object, given: Mapping[str, Any]
+    ) -> CompletionResponse:
+        """Pass a completion on."""
+        return self._marked(
+            self._llm.complete(prompt, formatted=formatted is True, **_for_text(given))
+        )
+
+    def stream_complete(
+        self, prompt: str, formatted: object, given: Mapping[str, Any]
+    ) -> CompletionResponseGen:
+        """Pass a completion on, as a stream."""
+        chunks = self._llm.stream_complete(prompt, formatted=formatted is True, **_for_text(given))
+        return (self._marked(chunk) for chunk in chunks)
+
+    async def acomplete(
+        self, prompt: str, formatted: object, given: Mapping[str, Any]
+    ) -> CompletionResponse:
+        """Pass a completion on, with await."""
+        return self._marked(
+            await self._llm.acomplete(prompt, formatted=formatted is True, **_for_text(given))
+        )
+
+    async def astream_complete(
+        self, prompt: str, formatted: object, given: Mapping[str, Any]
+    ) -> CompletionResponseAsyncGen:
+        """Pass a completion on, as a stream, with await."""
+        chunks = await self._llm.astream_complete(
+            prompt, formatted=formatted is True, **_for_text(given)
+        )
+        return (self._marked(chunk) async for chunk in chunks)
+
+    def chat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **given: Any
+    ) -> ChatResponse:
+        """Pass a chat with tools on."""
+        return self._marked(self._with_tools().chat_with_tools(tools, *args, **given))
+
+    def stream_chat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **given: Any
+    ) -> ChatResponseGen:
+        """Pass a chat with tools on, as a stream."""
+        chunks = self._with_tools().stream_chat_with_tools(tools, *args, **given)
+        return (self._marked(chunk) for chunk in chunks)
+
+    async def achat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **given: Any
+    ) -> ChatResponse:
+        """Pass a chat with tools on, with await."""
+        return self._marked(await self._with_tools().achat_with_tools(tools, *args, **given))
+
+    async def astream_chat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **given: Any
+    ) -> ChatResponseAsyncGen:
+        """Pass a chat with tools on, as a stream, with await."""
+        chunks = await self._with_tools().astream_chat_with_tools(tools, *args, **given)
+        return (self._marked(chunk) async for chunk in chunks)
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, **given: Any
+    ) -> list["ToolSelection"]:
+        """Read the tool calls out of a response of the other LLM."""
+        return self._with_tools().get_tool_calls_from_response(response, **given)
+
+    def _with_tools(self) -> FunctionCallingLLM:
+        llm = self._llm
+        if isinstance(llm, FunctionCallingLLM) and llm.metadata.is_function_calling_model:
+            return llm
+        message = (
+            f"There is no image in this step, and text_llm=, a {type(llm).__name__}, does not call"
+            " tools. Nothing was sent. Give a text_llm= that calls functions."
+        )
+        raise ConfigurationError(message)
+
+    def _marked(self, response: _Response) -> _Response:
+        """Say in the metadata who answered, beside what that LLM says itself."""
+        raw = response.raw
+        if isinstance(raw, BaseModel):
+            raw = raw.model_dump()
+        told = dict(raw) if isinstance(raw, Mapping) else {} if raw is None else {"raw": raw}
+        told |= {
+            "model_name": self._llm.metadata.model_name,
+            "image_policy": _POLICY,
+            "images": [],
+            "images_billed": 0,
+            "images_in_doubt": 0,
+            "images_omitted": 0,
+            "cost_usd": 0.0,
+            "attempts": 0,
+        }
+        return response.model_copy(update={"raw": told})
+
+
+def _for_text(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is about images; another LLM would refuse it, or pass it on."""
+    return {name: value for name, value in given.items() if name not in _OF_IMAGES}
+
+
+class WithTextLLM(PhosphoConfiguration):
+    """The part of `Phospho` that decides which LLM answers."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    def _text_llm_for(self, messages: Sequence[ChatMessage]) -> TextLLM | None:
+        if self.text_llm is None or content.has_image(messages):
+            return None
+        return TextLLM(self.text_llm)
+
+    def _text_llm_for_turns(self, turns: "Sequence[Turn]") -> TextLLM | None:
+        if self.text_llm is None or any(turn.images for turn in turns):
+            return None
+        return TextLLM(self.text_llm)
+
+    def _text_llm_of(self, response: ChatResponse) -> TextLLM | None:
+        raw = response.raw
+        if self.text_llm is None or not isinstance(raw, Mapping):
+            return None
+        return TextLLM(self.text_llm) if raw.get("image_policy") == _POLICY else None
+
+    def _text_llm_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None,
+        history: Sequence[ChatMessage] | None,
+    ) -> TextLLM | None:
+        messages = list(history or ())
+        if isinstance(user_msg, ChatMessage):
+            messages.append(user_msg)
+        return self._text_llm_for(messages) if tools else None
+
+    @override
+    def chat_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        """Chat with tools; the text LLM does it where there is no image."""
+        if other := self._text_llm_with_tools(tools, user_msg, chat_history):
+            return other.chat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
+        return super().chat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
+
+    @override
+    def stream_chat_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> ChatResponseGen:
+        """Do as `chat_with_tools`, as a stream."""
+        if other := self._text_llm_with_tools(tools, user_msg, chat_history):
+            return other.stream_chat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
+        return super().stream_chat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
+
+    @override
+    async def achat_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        """Do as `chat_with_tools`, with await."""
+        if other := self._text_llm_with_tools(tools, user_msg, chat_history):
+            return await other.achat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
+        return await super().achat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
+
+    @override
+    async def astream_chat_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> ChatResponseAsyncGen:
+        """Do as `chat_with_tools`, as a stream, with await."""
+        if other := self._text_llm_with_tools(tools, user_msg, chat_history):
+            return await other.astream_chat_with_tools(
+                tools, user_msg, chat_history, *args, **kwargs
+            )
+        return await super().astream_chat_with_tools(tools, user_msg, chat_history, *args, **kwargs)
