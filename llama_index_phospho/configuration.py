@@ -39,6 +39,7 @@ from phospho_multimodal.settings import (
     Settings,
     Timeouts,
     UrlMode,
+    checked_model,
     checked_parameters,
 )
 
@@ -202,6 +203,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
         self.api_key = settings.api_key
         self.base_url = settings.base_url
         values = self.call_values({})
+        checked_model(values["model"])
         checked_parameters({name: values[name] for name in PARAMETERS})
         other: object = self.text_llm  # whatever the annotation says
         if other is not None and (

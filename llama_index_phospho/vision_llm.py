@@ -46,6 +46,10 @@ _NAME = 8  # characters of a digest
 _WRITTEN = re.compile(f"[0-9a-f]{{{_NAME}}}")
 _MOST_IMAGES = 256  # images that can be asked about again
 
+_LOOK_AGAIN = (
+    "Look again at an image of the conversation, to find out what its description leaves out. Ask"
+    " one question about one image."
+)
 _Image = Annotated[str, "The name of the image, as its description tells it."]
 _Question = Annotated[str, "What to find out, as one sentence that needs nothing else."]
 
@@ -114,13 +118,16 @@ class VisionLLM(FunctionCallingLLM):
             A list of that tool. It knows the images that this object has seen, by names that are
             digests: an agent can ask only about images whose names it has read.
         """
-        return [FunctionTool.from_defaults(fn=self.look_again, async_fn=self.alook_again)]
+        tool = FunctionTool.from_defaults(
+            fn=self.look_again,
+            async_fn=self.alook_again,
+            # Without the signature, in which core would spell out the types of this module.
+            description=_LOOK_AGAIN,
+        )
+        return [tool]
 
     def look_again(self, image: _Image, question: _Question) -> str:
-        """Look again at an image of the conversation, to find out what its description leaves out.
-
-        Ask one question about one image.
-        """
+        """Answer a question about an image of the conversation."""
         return run_steps(self._looked_again(image, question))
 
     async def alook_again(self, image: _Image, question: _Question) -> str:
