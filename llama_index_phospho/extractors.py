@@ -1,17 +1,14 @@
 """`ImageDescriptionExtractor`: images get their descriptions when they are ingested."""
 
 import asyncio
-import contextvars
 import copy
 import hashlib
-import inspect
 import json
 import logging
 import pickle
 import secrets
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,15 @@ from typing_extensions import Self, override
 
 from llama_index_phospho.description_metadata import DESCRIPTION_KEY, DescriptionMetadata, hide
 from llama_index_phospho.description_store import DescriptionStore
-from llama_index_phospho.image_nodes import as_image_node, has_image, is_image_read_as_text
+from llama_index_phospho.image_nodes import (
+    READ_AS_TEXT,
+    as_image_node,
+    has_image,
+    is_image_read_as_text,
+)
 from llama_index_phospho.llms import Phospho
-from llama_index_phospho.paid_once import PaidOnce, Steps, arun_steps, run_steps
+from llama_index_phospho.paid_once import PaidOnce, Steps, arun_all, run_all
+from llama_index_phospho.pipeline_cache import nodes_of_lookup
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
 
@@ -38,12 +41,6 @@ logger = logging.getLogger("phospho_multimodal")
 DESCRIPTION_PROMPT = "Describe this image in detail, and write down the text that it shows."
 
 _CACHE_KEY = "cache_key"
-_PROGRESS = "Describing images"
-_READ_AS_TEXT = (
-    "ImageError: The reader took the bytes of this image file for a text. Nothing was sent. Install"
-    " llama-index-readers-file, and give SimpleDirectoryReader an ImageReader for this type:"
-    " file_extractor={'.bmp': ImageReader()}."
-)
 
 
 def _llm_of_the_settings() -> Phospho:
@@ -153,68 +150,30 @@ class ImageDescriptionExtractor(BaseExtractor):
         Raises:
             PhosphoError: Every image would fail with it. What was paid for before is in the store.
         """
-        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
         found: list[dict[str, Any]] = [{} for _ in nodes]
-
-        def describe(place: int, node: BaseNode) -> None:
-            if run.stopped_by is None:
-                try:
-                    found[place] = run_steps(self._metadata_of(node, run))
-                except Exception as error:  # noqa: BLE001 - raised when those in progress have ended
-                    run.stop(error)
-
-        # Threads and not an event loop: one may be running already, as in a notebook.
-        with ThreadPoolExecutor(self.num_workers, "phospho-describe") as pool:
-            tasks = [
-                pool.submit(contextvars.copy_context().run, describe, place, node)
-                for place, node in enumerate(nodes)
-                if has_image(node)
-            ]
-            try:
-                for ended in get_tqdm_iterable(
-                    as_completed(tasks), self.show_progress, _PROGRESS, len(tasks)
-                ):
-                    ended.result()
-            except BaseException as interruption:
-                run.stop(interruption)
-                raise
-        if run.stopped_by is not None:
-            raise run.stopped_by
+        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
+        run_all(self._work(nodes, found, run), run, self.num_workers, self._progress)
         return found
 
     @override
     async def aextract(self, nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
         """Do as `extract`, with await, and `num_workers` images at the same time."""
-        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
         found: list[dict[str, Any]] = [{} for _ in nodes]
-        slots = asyncio.Semaphore(self.num_workers)
-
-        async def describe(place: int, node: BaseNode) -> None:
-            async with slots:
-                if run.stopped_by is None:
-                    try:
-                        found[place] = await arun_steps(self._metadata_of(node, run))
-                    except Exception as error:  # noqa: BLE001 - as above
-                        run.stop(error)
-
-        # Core's run_jobs would leave them running, and paying, when this is cancelled.
-        tasks = [
-            asyncio.create_task(describe(place, node))
-            for place, node in enumerate(nodes)
-            if has_image(node)
-        ]
-        try:
-            for ended in get_tqdm_iterable(
-                asyncio.as_completed(tasks), self.show_progress, _PROGRESS, len(tasks)
-            ):
-                await ended
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if run.stopped_by is not None:
-            raise run.stopped_by
+        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
+        await arun_all(self._work(nodes, found, run), run, self.num_workers, self._progress)
         return found
+
+    def _progress(self, tasks: Iterable[Any], count: int) -> Iterable[Any]:
+        return get_tqdm_iterable(tasks, self.show_progress, "Describing images", count)
+
+    def _work(
+        self, nodes: Sequence[BaseNode], found: Sequence[dict[str, Any]], run: PaidOnce
+    ) -> list[Steps[None]]:
+        def describe(node: BaseNode, told: dict[str, Any]) -> Steps[None]:
+            told.update((yield from self._metadata_of(node, run)))
+
+        pairs = zip(nodes, found, strict=True)
+        return [describe(node, told) for node, told in pairs if has_image(node)]
 
     @override
     def process_nodes(
@@ -290,12 +249,12 @@ class ImageDescriptionExtractor(BaseExtractor):
             elif is_image_read_as_text(node):
                 unread += 1
                 made.append(node.model_copy(deep=True))
-                made[-1].metadata[self._metadata.error] = _READ_AS_TEXT
+                made[-1].metadata[self._metadata.error] = READ_AS_TEXT
                 hide(made[-1], [self._metadata.error])
             else:
                 made.append(node if self.in_place else copy.deepcopy(node))
         if unread:
-            logger.warning("%s (%d nodes)", _READ_AS_TEXT, unread)
+            logger.warning("%s (%d nodes)", READ_AS_TEXT, unread)
         return made
 
     def _metadata_of(self, node: BaseNode, run: PaidOnce) -> Steps[dict[str, Any]]:
@@ -347,14 +306,8 @@ class ImageDescriptionExtractor(BaseExtractor):
         Returns:
             All fields except the llm.
         """
-        frame = inspect.currentframe()
-        caller = None if frame is None else frame.f_back
-        nodes = None
-        # `get_transformation_hash(nodes, transformation)` does not pass the nodes on. Any other
-        # caller gets a random number, which is always safe.
-        if caller is not None and caller.f_locals.get("transformation") is self:
-            nodes = caller.f_locals.get("nodes")
-        key = self._key_of(nodes) if isinstance(nodes, Sequence) else None
+        nodes = nodes_of_lookup(self)
+        key = None if nodes is None else self._key_of(nodes)
         return {**super().to_dict(**kwargs), _CACHE_KEY: key or secrets.token_hex(16)}
 
     def _key_of(self, nodes: Sequence[BaseNode]) -> str | None:

@@ -20,7 +20,13 @@ from llama_index.core.schema import (
 
 from llama_index_phospho.content import stored_base64
 
-__all__ = ["as_image_node", "has_image", "is_image_read_as_text"]
+__all__ = ["READ_AS_TEXT", "as_image_node", "has_image", "is_image_read_as_text"]
+
+READ_AS_TEXT = (
+    "ImageError: The reader took the bytes of this image file for a text. Nothing was sent. Install"
+    " llama-index-readers-file, and give SimpleDirectoryReader an ImageReader for this type:"
+    " file_extractor={'.bmp': ImageReader()}."
+)
 
 _IDS = uuid.UUID("6b0a1c0e-58f4-4f0b-9d0f-2a3b1f6f4c55")
 """The namespace of ids that are derived from the ids of documents."""

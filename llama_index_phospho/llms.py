@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
 from llama_index_phospho.configuration import PARAMETERS
-from llama_index_phospho.text_llm import WithTextLLM
-from phospho_multimodal import ConfigurationError, MissingImageError
+from llama_index_phospho.text_llm import WithTextLLM, check_for_image
+from phospho_multimodal import ConfigurationError
 from phospho_multimodal.image_policy import ImagePolicy
 from phospho_multimodal.on_demand import ModuleOnDemand
 
@@ -48,14 +48,6 @@ _Object = TypeVar("_Object", bound=BaseModel)
 
 _USUAL_OUTPUT = 200
 """Tokens of an answer where `max_new_tokens` is not set: the server's default."""
-
-_NO_IMAGE = (
-    "There is no image in the conversation, and this endpoint answers about an image only. Nothing"
-    " was sent. A memory that is full drops the oldest messages and their image: give it an"
-    " ImageMemoryBlock, or raise its token_limit= or context_window=. A query engine needs"
-    " multimodal=True, and a context_window= that holds an image with its metadata. For steps"
-    " without an image, set text_llm=, or default_image=, which is billed."
-)
 
 _NO_TOOLS = (
     "This model has is_function_calling_model=False and takes no tools. Nothing was sent. Set it to"
@@ -250,8 +242,8 @@ class Phospho(WithTextLLM):
         """
         values = self.call_values(given)
         default_image = values["default_image"]
-        if default_image is None and not any(turn.images for turn in turns):
-            raise MissingImageError(_NO_IMAGE)
+        if default_image is None:
+            check_for_image(turns)
         return {
             "policy": ImagePolicy(
                 multi_image=values["multi_image"],

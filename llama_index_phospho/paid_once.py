@@ -1,10 +1,12 @@
 """Asking about many images, about each distinct one once."""
 
 import asyncio
+import contextvars
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -16,14 +18,14 @@ from llama_index_phospho.configuration import PARAMETERS
 from llama_index_phospho.content import prompt_turns
 from llama_index_phospho.description_store import Description, DescriptionStore
 from llama_index_phospho.llms import Phospho
-from phospho_multimodal import PhosphoError, UnexpectedReplyError
+from phospho_multimodal import ImageError, PhosphoError, UnexpectedReplyError
 from phospho_multimodal.batch.signed_urls import without_signature
 from phospho_multimodal.images.fetch import fetch_image
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import checked_parameters
 
-__all__ = ["Ask", "PaidOnce", "Steps", "arun_steps", "run_steps"]
+__all__ = ["Ask", "PaidOnce", "Steps", "arun_all", "arun_steps", "run_all", "run_steps"]
 
 T = TypeVar("T")
 
@@ -53,6 +55,8 @@ Step: TypeAlias = Callable[[], Any] | Ask | _Wait
 """What only a driver can do: blocking work, a request, or a pause."""
 Steps: TypeAlias = Generator[Step, Any, T]
 """Work without I/O of its own, which yields its steps and is sent their results."""
+Progress: TypeAlias = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Passes on what has ended, and counts it."""
 
 
 def run_steps(steps: Steps[T]) -> T:
@@ -140,33 +144,37 @@ class PaidOnce:
         """
         source = _source(node)
         given = self._digest_of_given(source)
-        if given is not None and given in self.keys:
+        # What a URL leads to can change: only fetching it tells.
+        if source.url is None and given in self.keys:
             return self.keys[given], None
         image = self._prepared(source)
         identity = (
             without_signature(image.to_wire()) if isinstance(image, LinkedImage) else image.sha256
         )
-        key = self._digest(identity)
-        if given is not None:
-            self.keys[given] = key
+        self.keys[given] = key = self._digest(identity)
         return key, image
 
     def known(self, node: Pictured) -> str | None:
-        """Find the key of an image that has been described.
+        """Tell what a pass would find out about an image without asking about it.
 
         Args:
             node: A node or block with an image.
 
         Returns:
-            The key; `None` if there is no description, or if only fetching the image would tell.
+            The key of its description, or why the image cannot be read; `None` if it would be
+            asked about, or fetched for the first time.
         """
         try:
-            if _source(node).url is not None and self.llm.url_mode == "fetch":
-                return None
-            key, _ = self.identify(node)
+            source = _source(node)
+            if source.url is not None and self.llm.url_mode == "fetch":
+                key = self.keys.get(self._digest_of_given(source))
+            else:
+                key, _ = self.identify(node)
+        except ImageError as error:
+            return str(error)
         except PhosphoError:
             return None
-        return key if self.store.find(key) is not None else None
+        return key if key is not None and self.store.find(key) is not None else None
 
     def describe(
         self, node: Pictured, key: str, image: SendableImage | None
@@ -218,17 +226,16 @@ class PaidOnce:
             fetched=fetched,
         )
 
-    def _digest_of_given(self, source: ImageSource) -> str | None:
-        """Tell the image as it was given from others; `None` for a URL, which tells nothing."""
+    def _digest_of_given(self, source: ImageSource) -> str:
+        """Tell the image as it was given from others, before it is prepared."""
+        llm = self.llm
         if source.url is not None:
-            return None
-        content: Any = source.value
-        if source.form != "base64":
-            content = source.read()
+            return self._digest(without_signature(source.url), llm.url_mode)
+        content: Any = source.value if source.form == "base64" else source.read()
         if isinstance(content, str):
             content = content.encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(content).hexdigest()
-        return self._digest(digest, self.llm.max_image_side, self.llm.prepare)
+        return self._digest(digest, llm.max_image_side, llm.prepare)
 
     def _digest(self, picture: str, *more: object) -> str:
         values = self.llm.call_values({})
@@ -244,6 +251,66 @@ class PaidOnce:
             told["more"] = more
         # A digest, since a URL or a prompt can hold a secret.
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def run_all(work: Sequence[Steps[None]], run: PaidOnce, workers: int, progress: Progress) -> None:
+    """Do some work in threads, until it is done or the pass ends.
+
+    Args:
+        work: What to do for each image.
+        run: The pass.
+        workers: How many threads.
+        progress: Counts what has ended.
+
+    Raises:
+        PhosphoError: The pass was ended by it. What was in progress has ended, too.
+    """
+
+    def do(steps: Steps[None]) -> None:
+        if run.stopped_by is None:
+            try:
+                run_steps(steps)
+            except Exception as error:  # noqa: BLE001 - raised when those in progress have ended
+                run.stop(error)
+
+    # Threads and not an event loop: one may be running already, as in a notebook.
+    with ThreadPoolExecutor(workers, "phospho-describe") as pool:
+        tasks = [pool.submit(contextvars.copy_context().run, do, steps) for steps in work]
+        try:
+            for ended in progress(as_completed(tasks), len(tasks)):
+                ended.result()
+        except BaseException as interruption:
+            run.stop(interruption)
+            raise
+    if run.stopped_by is not None:
+        raise run.stopped_by
+
+
+async def arun_all(
+    work: Sequence[Steps[None]], run: PaidOnce, workers: int, progress: Progress
+) -> None:
+    """Do as `run_all`, with await."""
+    slots = asyncio.Semaphore(workers)
+
+    async def do(steps: Steps[None]) -> None:
+        async with slots:
+            if run.stopped_by is None:
+                try:
+                    await arun_steps(steps)
+                except Exception as error:  # noqa: BLE001 - as above
+                    run.stop(error)
+
+    # Core's run_jobs would leave them running, and paying, when this is cancelled.
+    tasks = [asyncio.create_task(do(steps)) for steps in work]
+    try:
+        for ended in progress(asyncio.as_completed(tasks), len(tasks)):
+            await ended
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if run.stopped_by is not None:
+        raise run.stopped_by
 
 
 def _source(node: Pictured) -> ImageSource:

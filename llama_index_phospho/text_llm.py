@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
 from llama_index_phospho.configuration import PhosphoConfiguration
-from phospho_multimodal import ConfigurationError
+from phospho_multimodal import ConfigurationError, MissingImageError
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -30,14 +30,35 @@ if TYPE_CHECKING:
 else:
     content = ModuleOnDemand("llama_index_phospho.content")
 
-__all__ = ["TextLLM", "WithTextLLM"]
+__all__ = ["TextLLM", "WithTextLLM", "check_for_image"]
 
 _POLICY = "text_llm"
 """The `image_policy` in the metadata of an answer of the other LLM."""
 
+_NO_IMAGE = (
+    "There is no image in the conversation, and this endpoint answers about an image only. Nothing"
+    " was sent. A memory that is full drops the oldest messages and their image: give it an"
+    " ImageMemoryBlock, or raise its token_limit= or context_window=. A query engine needs"
+    " multimodal=True, and a context_window= that holds an image with its metadata. For steps"
+    " without an image, set text_llm=, or default_image=, which is billed."
+)
+
 _OF_IMAGES = frozenset({"multi_image", "max_images", "default_image", "default_prompt"})
 
 _Response = TypeVar("_Response", ChatResponse, CompletionResponse)
+
+
+def check_for_image(turns: "Sequence[Turn]") -> None:
+    """Refuse turns without an image.
+
+    Args:
+        turns: What is asked.
+
+    Raises:
+        MissingImageError: There is none.
+    """
+    if not any(turn.images for turn in turns):
+        raise MissingImageError(_NO_IMAGE)
 
 
 class TextLLM:

@@ -43,6 +43,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from consumers import FixedRetriever
 from describing import described
 from fault_server import FaultServer, answer, status
+from internet import Internet, picture
 from llama_index_phospho import ImageDescriptionExtractor, Phospho
 from phospho_multimodal import ConfigurationError
 from pictures import draw
@@ -128,6 +129,33 @@ async def test_the_cache_of_a_pipeline_stops_growing(
     another.load(str(tmp_path / "pipeline"))
     await ingested(another, how, read(pictures))
     assert len(another.cache.cache.get_all(collection=another.cache.collection)) == sizes[-1]
+
+
+@pytest.mark.parametrize("url_mode", ["pass", "fetch"])
+def test_nor_does_it_grow_by_urls_and_by_what_is_no_image(
+    extractor: Extractor,
+    make: Make,
+    *,
+    server: FaultServer,
+    pictures: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    url_mode: str,
+) -> None:
+    server.script = [answer("seen")]
+    (tmp_path / "notes.png").write_text("no image")
+    paths = [str(tmp_path / "notes.png"), str(tmp_path / "nowhere.png"), str(pictures[0])]
+    pipeline = IngestionPipeline(transformations=[extractor(make(url_mode=url_mode))])
+    sizes = []
+    with FaultServer(picture(pictures[1].read_bytes())).running() as web:
+        Internet(web).install(monkeypatch)
+        for _ in range(4):
+            nodes: list[BaseNode] = [ImageNode(image_path=path) for path in paths]
+            nodes.append(ImageNode(image_url="http://pictures.example/a.png"))
+            made = pipeline.run(nodes=nodes)
+            assert ["image_description" in node.metadata for node in made] == [0, 0, 1, 1]
+            sizes.append(len(pipeline.cache.cache.get_all(collection=pipeline.cache.collection)))
+    assert sizes[-1] == sizes[1]
 
 
 @pytest.mark.parametrize(
