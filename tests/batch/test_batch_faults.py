@@ -41,12 +41,9 @@ FAULTS: dict[str, tuple[list[Any], str, str | None, int, int, int]] = {
     "429 for good": ([status(429)] * 3, "failed", "RateLimitedError", 3, 0, 0),
     "500, then an answer": ([status(500)], "described", None, 2, 0, 1),
     "500 twice": ([status(500)] * 2, "failed", "ServiceError", 2, 0, 0),
-    "502, then an answer": ([status(502)], "described", None, 2, 1, 1),
-    "502 for good": ([status(502)] * 3, "in_doubt", "ServiceError", 3, 3, 0),
-    "504 for good": ([status(504)] * 3, "in_doubt", "ServiceError", 3, 3, 0),
-    "502, then 503 for good": (
-        [status(502), status(503), status(503)], "in_doubt", "ServiceError", 3, 1, 0,
-    ),
+    "502": ([status(502)], "in_doubt", "ServiceError", 1, 1, 0),
+    "504": ([status(504)], "in_doubt", "ServiceError", 1, 1, 0),
+    "503, then 502": ([status(503), status(502)], "in_doubt", "ServiceError", 2, 1, 0),
     "422": ([status(422, "no")], "failed", "InvalidRequestError", 1, 0, 0),
     "413": ([status(413)], "failed", "InvalidRequestError", 1, 0, 0),
     "a reset": ([reset()], "in_doubt", "ReplyLostError", 1, 1, 0),
@@ -274,14 +271,14 @@ class TestCaps:
         assert summary.described == server.billed == 1
 
     def test_waiting_for_the_last_image_is_no_work(self, endpoint, batch, tmp_path):
-        server = endpoint(described(), described(), slow(2.0))
+        server = endpoint(described(), described(), slow(1.0))
         batch([numbered(0)], tmp_path / "loaded", base_url=server.base_url)
         source = [numbered(n) for n in range(60)]
         began = time.process_time()
         with pytest.raises(SpendingLimitError):
             batch(source, tmp_path / "out", base_url=server.base_url, max_images=2, concurrency=32)
         assert server.billed == 1 + 2
-        assert time.process_time() - began < 1.0
+        assert time.process_time() - began < 0.7
 
     def test_a_ledger_in_a_file(self, endpoint, batch, tmp_path):
         server = endpoint(of={2: [status(503)], 3: [reset()]})
