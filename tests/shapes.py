@@ -8,7 +8,6 @@ told in both frameworks alike.
 from __future__ import annotations
 
 import base64
-import gc
 import io
 import warnings
 from dataclasses import dataclass
@@ -683,7 +682,6 @@ def _from_directory(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # its ImageReader leaves files open
         (document,) = SimpleDirectoryReader(input_files=[path]).load_data()
-        gc.collect()
     return document
 
 

@@ -7,7 +7,7 @@ import base64
 import copy
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +42,16 @@ Make = Callable[..., Any]
 def kind() -> type[Phospho]:
     """One class will do: both share this code."""
     return Phospho
+
+
+@pytest.fixture(autouse=True)
+def _loop() -> Iterator[None]:
+    """Have the loop that core's synchronous methods take, and close it, which they do not."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture

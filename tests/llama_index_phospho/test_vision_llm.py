@@ -46,9 +46,13 @@ def kind() -> type[Phospho]:
 
 
 @pytest.fixture(autouse=True)
-def _no_loop() -> Iterator[None]:
+def _loop() -> Iterator[None]:
+    """Have the loop that core's synchronous methods take, and close it, which they do not."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     yield
     asyncio.set_event_loop(None)
+    loop.close()
 
 
 def shown(*images: bytes, text: str = "What is this?") -> ChatMessage:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,7 @@ def read(paths: Sequence[Path], **options: Any) -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # its ImageReader leaves files open
         reader = SimpleDirectoryReader(input_files=list(paths), filename_as_id=True, **options)
-        documents = reader.load_data()
-        gc.collect()
-    return documents
+        return reader.load_data()
 
 
 def text_of(path: Path) -> str:
@@ -73,6 +70,16 @@ async def ingested(pipeline: IngestionPipeline, how: str, given: list[Any]) -> A
         if isinstance(step, ImageDescriptionExtractor):
             await step.llm.aclose()
     return nodes
+
+
+@pytest.fixture(autouse=True)
+def _loop() -> Iterator[None]:
+    """Have the loop that core's synchronous methods take, and close it, which they do not."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(params=["run", "arun"])
