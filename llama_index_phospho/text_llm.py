@@ -1,7 +1,8 @@
 """Requests without an image go to another LLM, if there is one."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -15,20 +16,25 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 from pydantic import BaseModel, ConfigDict
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from llama_index_phospho.configuration import PhosphoConfiguration
-from phospho_multimodal import ConfigurationError, MissingImageError
+from phospho_multimodal import MissingImageError, Prediction
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
 
-    from llama_index_phospho import content
+    from llama_index_phospho import content, results, tool_calls
+    from phospho_multimodal import tool_replies
     from phospho_multimodal.conversation import Turn
+    from phospho_multimodal.tool_protocol import ToolProtocol
 else:
     content = ModuleOnDemand("llama_index_phospho.content")
+    results = ModuleOnDemand("llama_index_phospho.results")
+    tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
+    tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
 
 __all__ = ["TextLLM", "WithTextLLM", "check_for_image"]
 
@@ -72,27 +78,50 @@ class TextLLM:
         """
         self._llm = llm
 
+    @property
+    def calls_functions(self) -> bool:
+        """Whether it takes tools by itself; others are asked for calls by prompt."""
+        return (
+            isinstance(self._llm, FunctionCallingLLM)
+            and self._llm.metadata.is_function_calling_model
+        )
+
     def chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatResponse:
         """Pass a chat on."""
-        return self._marked(self._llm.chat(messages, **_for_text(given)))
+        asked = _Asked.of(messages, given)
+        return asked.read(self._marked(self._llm.chat(asked.messages, **asked.given)))
 
     def stream_chat(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
     ) -> ChatResponseGen:
-        """Pass a chat on, as a stream."""
-        return (self._marked(c) for c in self._llm.stream_chat(messages, **_for_text(given)))
+        """Pass a chat on, as a stream; of one chunk, if a call has to be read out of it."""
+        asked = _Asked.of(messages, given)
+        if asked.protocol:
+            whole = self._llm.chat(asked.messages, **asked.given)
+            return (asked.read(self._marked(one), streamed=True) for one in [whole])
+        chunks = self._llm.stream_chat(asked.messages, **asked.given)
+        return (self._marked(chunk) for chunk in chunks)
 
     async def achat(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
     ) -> ChatResponse:
         """Pass a chat on, with await."""
-        return self._marked(await self._llm.achat(messages, **_for_text(given)))
+        asked = _Asked.of(messages, given)
+        return asked.read(self._marked(await self._llm.achat(asked.messages, **asked.given)))
 
     async def astream_chat(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
     ) -> ChatResponseAsyncGen:
-        """Pass a chat on, as a stream, with await."""
-        chunks = await self._llm.astream_chat(messages, **_for_text(given))
+        """Do as `stream_chat`, with await."""
+        asked = _Asked.of(messages, given)
+        if asked.protocol:
+
+            async def answer() -> ChatResponseAsyncGen:
+                whole = await self._llm.achat(asked.messages, **asked.given)
+                yield asked.read(self._marked(whole), streamed=True)
+
+            return answer()
+        chunks = await self._llm.astream_chat(asked.messages, **asked.given)
         return (self._marked(chunk) async for chunk in chunks)
 
     def complete(
@@ -160,14 +189,7 @@ class TextLLM:
         return self._with_tools().get_tool_calls_from_response(response, **given)
 
     def _with_tools(self) -> FunctionCallingLLM:
-        llm = self._llm
-        if isinstance(llm, FunctionCallingLLM) and llm.metadata.is_function_calling_model:
-            return llm
-        message = (
-            f"There is no image in this step, and text_llm=, a {type(llm).__name__}, does not call"
-            " tools. Nothing was sent. Give a text_llm= that calls functions."
-        )
-        raise ConfigurationError(message)
+        return cast("FunctionCallingLLM", self._llm)
 
     def _marked(self, response: _Response) -> _Response:
         """Say in the metadata who answered, beside what that LLM says itself."""
@@ -193,6 +215,40 @@ def _for_text(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _OF_IMAGES}
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A chat as the other LLM gets it: unchanged, or with tools in its text."""
+
+    messages: Sequence[ChatMessage]
+    given: dict[str, Any]
+    protocol: "ToolProtocol | None" = None
+    turns: "Sequence[Turn]" = ()
+
+    @classmethod
+    def of(cls, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Self:
+        rest = _for_text(given)
+        if not rest.get("tools"):
+            return cls(messages, rest)
+        protocol = tool_calls.take_protocol(rest)
+        turns = tool_calls.called_message_turns(messages)
+        *told, instructions = protocol.turns(turns)
+        return cls([_message(turn) for turn in (instructions, *told)], rest, protocol, turns)
+
+    def read(self, response: ChatResponse, *, streamed: bool = False) -> ChatResponse:
+        if self.protocol is None:
+            return response
+        prediction = Prediction(response.message.content or "", cast("Any", response.raw))
+        answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
+        return results.chat_response(answer, streamed=streamed)
+
+
+def _message(turn: "Turn") -> ChatMessage:
+    text = "\n".join(part for part in turn.parts if isinstance(part, str))
+    if turn.role == "tool":  # which an LLM without tools does not know
+        return ChatMessage(role="user", content=f"Tool ({turn.name}): {text}")
+    return ChatMessage(role=turn.role, content=text)
+
+
 class WithTextLLM(PhosphoConfiguration):
     """The part of `Phospho` that decides which LLM answers."""
 
@@ -212,7 +268,8 @@ class WithTextLLM(PhosphoConfiguration):
         raw = response.raw
         if self.text_llm is None or not isinstance(raw, Mapping):
             return None
-        return TextLLM(self.text_llm) if raw.get("image_policy") == _POLICY else None
+        other = TextLLM(self.text_llm)
+        return other if raw.get("image_policy") == _POLICY and other.calls_functions else None
 
     def _text_llm_with_tools(
         self,
@@ -223,7 +280,8 @@ class WithTextLLM(PhosphoConfiguration):
         messages = list(history or ())
         if isinstance(user_msg, ChatMessage):
             messages.append(user_msg)
-        return self._text_llm_for(messages) if tools else None
+        other = self._text_llm_for(messages) if tools else None
+        return other if other is not None and other.calls_functions else None
 
     @override
     def chat_with_tools(

@@ -32,7 +32,7 @@ from consumers import Animal, FixedRetriever
 from fault_server import FaultServer, answer
 from llama_index_phospho import Phospho
 from phospho_multimodal import ConfigurationError, MissingImageError
-from scripted_text_llm import Call, ScriptedText
+from scripted_text_llm import Call, ScriptedText, text_of
 
 Ask = Callable[..., list[Any]]
 Make = Callable[..., Any]
@@ -244,12 +244,27 @@ def test_the_text_steps_of_an_agent_are_the_other_llms(
     assert server.billed == 1
 
 
-def test_an_llm_without_tools_is_told_before_anything_is_sent(
-    make: Make, server: FaultServer
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
+@pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning")
+@pytest.mark.parametrize("workflow", [True, False], ids=["AgentWorkflow", "FunctionAgent"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_an_llm_without_functions_calls_tools_by_prompt(
+    make: Make, server: FaultServer, *, workflow: bool, streaming: bool
 ) -> None:
+    call = json.dumps({"name": "look_up", "arguments": {"word": "cat"}})
+    other = ScriptedText(answers=[call, "A cat is small."], calls_functions=False)
+    llm = make(text_llm=other, is_function_calling_model=True)
+    answers = with_agent(llm, "What is a cat?", workflow=workflow, streaming=streaming)
+    assert answers == ["A cat is small."]
+    assert "look_up" in (other.read[0][0].content or "")
+    assert "Tool (look_up): cat: a small animal" in text_of(other.read[1])
+    assert other.given == [{}, {}]
+    assert server.requests == []
+
+
+def test_an_llm_without_functions_answers_without_tools(make: Make, server: FaultServer) -> None:
     llm = make(text_llm=MockLLM(), is_function_calling_model=True)
-    tools = [FunctionTool.from_defaults(fn=look_up)]
-    with pytest.raises(ConfigurationError, match="MockLLM, does not call tools"):
-        llm.chat_with_tools(tools, "What?")
-    assert llm.chat_with_tools([], "What?").raw["image_policy"] == "text_llm"
+    response = llm.chat_with_tools([], "What?")
+    assert response.raw["image_policy"] == "text_llm"
+    assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     assert server.requests == []
