@@ -1,4 +1,4 @@
-"""Where a description and what belongs to it stand in the metadata and the text of a node."""
+"""The metadata keys of a description, and its place in the text of a node."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class DescriptionMetadata:
 
     @property
     def sha256(self) -> str:
-        """The key of the digest of the image as it was sent."""
+        """The key of the digest of the image that was sent."""
         is_usual = self.description == DESCRIPTION_KEY
         return "image_sha256" if is_usual else f"{self.description}_sha256"
 
@@ -57,7 +57,7 @@ class DescriptionMetadata:
         return {name: value for name, value in told.items() if value is not None}
 
     def write(self, node: BaseNode, told: Mapping[str, Any], *, into_text: bool) -> None:
-        """Put new metadata into a node, in place of those of an earlier run."""
+        """Write new metadata into a node, and remove the metadata of an earlier run."""
         earlier = node.metadata.get(self.description)
         if told:
             for name in (self.description, *self.hidden):
@@ -76,7 +76,7 @@ def hide(node: BaseNode, names: Sequence[str]) -> None:
 
 
 def _write_into(node: BaseNode, description: str | None, earlier: str | None) -> None:
-    """End a node's text with a description, in place of an earlier one."""
+    """End a node's text with a description, and remove an earlier description."""
     before = text = node.get_content(MetadataMode.NONE)
     if earlier and earlier != description:
         text = text.replace(earlier, "", 1).strip()

@@ -68,14 +68,14 @@ class ImageDescriptionExtractor(BaseExtractor):
     stand before this extractor: core's splitters make text nodes of image nodes.
 
     Each distinct image is paid for once, however many nodes have it, and a URL that is signed again
-    is the same image. Each description is kept as soon as it is there: a run that was stopped, or
-    killed, continues where it was.
+    is the same image. Each description is stored as soon as it is received. A run that was stopped,
+    or killed, continues where it ended.
 
-    The description is written into the text of the node, so that it is part of what is embedded,
-    searched and shown. Metadata gets `image_description`, and beside it `image_description_prompt`,
+    The description is written into the text of the node, so that indexes embed, search and show it.
+    The metadata hold it as `image_description`, along with `image_description_prompt`,
     `image_description_model`, `image_sha256` and `image_description_key`, which embeddings and
-    prompts do not see. The digest is of the image as it was sent, and a URL that is passed on has
-    none. The key is a digest of all that decides about a description.
+    prompts do not see. `image_sha256` is the digest of the image that was sent; a URL that is
+    passed on has none. The key is a digest of the image, the prompt, the model and its parameters.
 
     If an image fails, or its description is empty, the node gets `image_description_error`, and the
     other images are still described. So does a text node that holds the bytes of an image file,
@@ -97,7 +97,7 @@ class ImageDescriptionExtractor(BaseExtractor):
     llm: Phospho = Field(default_factory=_llm_of_the_settings, exclude=True, repr=False)
     """The model that describes, by default `Settings.llm`. Its `spending` is the limit."""
     prompt: str = DESCRIPTION_PROMPT
-    """What is asked about each image."""
+    """The prompt for each image."""
     metadata_key: str = DESCRIPTION_KEY
     """The metadata key of the description, and the beginning of the other keys. Two extractors with
     different prompts need two."""
@@ -120,6 +120,11 @@ class ImageDescriptionExtractor(BaseExtractor):
     def class_name(cls) -> str:
         """Name the class in what is written down."""
         return "ImageDescriptionExtractor"
+
+    @field_validator("llm", mode="before")
+    @classmethod
+    def _given_or_of_the_settings(cls, llm: object) -> object:
+        return _llm_of_the_settings() if llm is None else llm
 
     @field_validator("store", mode="before")
     @classmethod
@@ -148,7 +153,7 @@ class ImageDescriptionExtractor(BaseExtractor):
             New metadata for each node, empty for a node without an image.
 
         Raises:
-            PhosphoError: Every image would fail with it. What was paid for before is in the store.
+            PhosphoError: Every image would fail with it. The store has the earlier descriptions.
         """
         found: list[dict[str, Any]] = [{} for _ in nodes]
         run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
@@ -203,8 +208,7 @@ class ImageDescriptionExtractor(BaseExtractor):
                 found = self.extract(made)
                 break
             except Exception as error:  # noqa: BLE001 - it is raised, unless raise_on_error=False
-                pause = self._pause_after(error, attempt)
-                time.sleep(pause)
+                time.sleep(self._pause_after(error, attempt))
         else:
             found = [{} for _ in nodes]
         return self._finished(made, found, excluded_embed_metadata_keys, excluded_llm_metadata_keys)
@@ -224,14 +228,13 @@ class ImageDescriptionExtractor(BaseExtractor):
                 found = await self.aextract(made)
                 break
             except Exception as error:  # noqa: BLE001 - it is raised, unless raise_on_error=False
-                pause = self._pause_after(error, attempt)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(self._pause_after(error, attempt))
         else:
             found = [{} for _ in nodes]
         return self._finished(made, found, excluded_embed_metadata_keys, excluded_llm_metadata_keys)
 
     def _pause_after(self, error: Exception, attempt: int) -> float:
-        """Tell how long to wait before all is tried again, as `BaseExtractor` does."""
+        """Return the pause before the next attempt, or raise, as `BaseExtractor` does."""
         if attempt < self.max_retries:
             return float(self.retry_backoff * 2**attempt)
         if self.raise_on_error:
@@ -240,7 +243,7 @@ class ImageDescriptionExtractor(BaseExtractor):
         return 0
 
     def _made_of(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
-        """Make image nodes of what has an image; what is changed is a copy."""
+        """Make an image node of each node with an image; no given node is changed."""
         made: list[BaseNode] = []
         unread = 0
         for node in nodes:
@@ -335,7 +338,7 @@ class ImageDescriptionExtractor(BaseExtractor):
             The extractor.
 
         Raises:
-            ConfigurationError: There is no llm, and `Settings.llm` is not a `Phospho`.
+            ConfigurationError: No llm was passed, and `Settings.llm` is not a `Phospho`.
         """
         fields = {**data, **kwargs}
         return cls(**{k: v for k, v in fields.items() if k not in {"class_name", _CACHE_KEY}})

@@ -40,14 +40,14 @@ _PART = 2000  # characters that are enough to tell binary data from text
 
 
 def has_image(node: BaseNode) -> bool:
-    """Tell whether a node is for an image, even if that image is missing."""
+    """Return whether a node is for an image, even if that image is missing."""
     if isinstance(node, Node):
         return node.image_resource is not None or isinstance(node, ImageDocument)
     return isinstance(node, ImageNode)
 
 
 def as_image_node(node: BaseNode) -> ImageNode:
-    """Make a node of its own of a node with an image, for stores to keep with its image.
+    """Make an `ImageNode`, which every store keeps with its image, of a node with an image.
 
     A document gets a node with another id, which refers to the document as its source, as a
     splitter's nodes do. Core's document stores find the node by that reference when they replace or
@@ -84,11 +84,11 @@ def as_image_node(node: BaseNode) -> ImageNode:
 
 
 def is_image_read_as_text(node: BaseNode) -> bool:
-    """Tell whether a reader took the bytes of an image file for a text.
+    """Return whether a reader took the bytes of an image file for a text.
 
     `SimpleDirectoryReader` does so with formats that it has no reader for, and with all of them
-    where llama-index-readers-file is not installed. A text that somebody read out of an image holds
-    no control characters, and is none.
+    where llama-index-readers-file is not installed. A text that OCR read in an image has no control
+    characters, so it is not reported.
     """
     kind = node.metadata.get("file_type")
     name = str(node.metadata.get("file_path") or node.metadata.get("file_name") or "").lower()

@@ -30,7 +30,7 @@ __all__ = ["Ask", "PaidOnce", "Steps", "arun_all", "arun_steps", "run_all", "run
 T = TypeVar("T")
 
 Pictured: TypeAlias = BaseNode | BaseContentBlock
-"""What has an image."""
+"""A node or block with an image."""
 
 _LOOK_AGAIN = 0.05  # seconds, while somebody else pays for the description that is wanted
 
@@ -48,15 +48,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """Let others go on."""
+    """Wait a moment, while another pass asks about the same image."""
 
 
 Step: TypeAlias = Callable[[], Any] | Ask | _Wait
 """What only a driver can do: blocking work, a request, or a pause."""
 Steps: TypeAlias = Generator[Step, Any, T]
-"""Work without I/O of its own, which yields its steps and is sent their results."""
+"""Work that does no I/O: it yields steps, and a driver sends their results back."""
 Progress: TypeAlias = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Passes on what has ended, and counts it."""
+"""Passes finished tasks on, and counts them."""
 
 
 def run_steps(steps: Steps[T]) -> T:
@@ -111,10 +111,10 @@ class PaidOnce:
 
     Attributes:
         llm: The model that describes.
-        prompt: What is asked about each.
+        prompt: The prompt for each image.
         store: Where descriptions are kept.
-        keys: The keys of images that were prepared before, by what they were before that.
-        stopped_by: What ended the pass: nothing more is sent.
+        keys: The key of each image that was prepared, by a digest of the unprepared image.
+        stopped_by: The error that ended the pass. Nothing is sent after it.
     """
 
     llm: Phospho
@@ -155,7 +155,7 @@ class PaidOnce:
         return key, image
 
     def known(self, node: Pictured) -> str | None:
-        """Tell what a pass would find out about an image without asking about it.
+        """Return what a pass would find out about an image without a request.
 
         Args:
             node: A node or block with an image.
@@ -257,13 +257,13 @@ def run_all(work: Sequence[Steps[None]], run: PaidOnce, workers: int, progress: 
     """Do some work in threads, until it is done or the pass ends.
 
     Args:
-        work: What to do for each image.
+        work: The work for each image.
         run: The pass.
         workers: How many threads.
-        progress: Counts what has ended.
+        progress: Counts finished tasks.
 
     Raises:
-        PhosphoError: The pass was ended by it. What was in progress has ended, too.
+        PhosphoError: It ended the pass. Requests in progress have ended, too.
     """
 
     def do(steps: Steps[None]) -> None:

@@ -81,7 +81,7 @@ class VisionLLM(FunctionCallingLLM):
     describer: Phospho = Field(exclude=True, repr=False)
     """The model that describes; its `spending` is the limit."""
     prompt: str = _PROMPT
-    """What is asked about each image."""
+    """The prompt for each image."""
     store: str | None = None
     """A file to keep descriptions in, as that of `ImageDescriptionExtractor`; without one they are
     kept as long as this object is."""

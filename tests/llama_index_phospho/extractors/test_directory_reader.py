@@ -414,7 +414,8 @@ def test_the_llm_of_the_settings_is_used(
     monkeypatch.setattr(Settings, "_llm", make())
     (node,) = ImageDescriptionExtractor(show_progress=False)(read(pictures[:1]))
     assert node.text == text_of(pictures[0])
-    assert isinstance(ImageDescriptionExtractor().llm, Phospho)
+    given: Any = None  # as core's extractors take it
+    assert isinstance(ImageDescriptionExtractor(llm=given).llm, Phospho)
     monkeypatch.setattr(Settings, "_llm", MockLLM())
     with pytest.raises(ConfigurationError, match=r"llm=.*Settings\.llm"):
         ImageDescriptionExtractor()
