@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
     from llama_index_phospho import content, results, tool_calls
-    from phospho_multimodal import tool_replies
+    from phospho_multimodal import conversation, tool_replies
     from phospho_multimodal.conversation import Turn
     from phospho_multimodal.tool_protocol import ToolProtocol
 else:
     content = ModuleOnDemand("llama_index_phospho.content")
     results = ModuleOnDemand("llama_index_phospho.results")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
+    conversation = ModuleOnDemand("phospho_multimodal.conversation")
     tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
 
 __all__ = ["TextLLM", "WithTextLLM", "check_for_image"]
@@ -63,7 +64,11 @@ def check_for_image(turns: "Sequence[Turn]") -> None:
     Raises:
         MissingImageError: There is none.
     """
-    if not any(turn.images for turn in turns):
+    parts = (part for turn in turns for part in turn.parts)
+    omitted = conversation.OmittedPart  # of an image that cannot be read, the core says why
+    if not any(turn.images for turn in turns) and not any(
+        isinstance(part, omitted) and part.is_image for part in parts
+    ):
         raise MissingImageError(_NO_IMAGE)
 
 
