@@ -33,7 +33,7 @@ from phospho_multimodal.content_blocks import checked_turn, read_content
 from phospho_multimodal.conversation import Part, Role, Turn, count_older_turns, omitted_part
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["message_turns", "prompt_turns"]
+__all__ = ["has_image", "is_image_block", "message_turns", "prompt_turns", "stored_base64"]
 
 _ROLES: dict[MessageRole, Role] = {
     MessageRole.SYSTEM: "system",
@@ -80,6 +80,25 @@ def message_turns(messages: Sequence[ChatMessage]) -> list[Turn]:
     return [
         _turn(message, called, is_older=index < older) for index, message in enumerate(messages)
     ]
+
+
+def has_image(messages: Sequence[ChatMessage]) -> bool:
+    """Tell whether there is an image in some messages; none is opened.
+
+    Args:
+        messages: Oldest first.
+
+    Returns:
+        Whether a block is an image, or what should be one.
+    """
+    return any(_holds_image(block) for message in messages for block in message.blocks)
+
+
+def is_image_block(block: object) -> bool:
+    """Tell whether a block is an image."""
+    if isinstance(block, DocumentBlock):
+        return (block.document_mimetype or "").startswith("image/")
+    return isinstance(block, ImageBlock)
 
 
 def prompt_turns(prompt: str, formatted: object, image_documents: object) -> list[Turn]:
@@ -161,6 +180,14 @@ def _parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
         raise _unsupported(block)
 
 
+def _holds_image(block: BaseContentBlock | Mapping[str, Any]) -> bool:
+    if isinstance(block, Mapping):
+        return any(isinstance(part, ImageSource) for part in read_content(block, is_older=True))
+    if isinstance(block, BaseRecursiveContentBlock):
+        return any(_holds_image(nested) for nested in block.nested_blocks)
+    return is_image_block(block)
+
+
 def _older_parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
     """Give the texts and images of a block of an older message; nothing in it is an error."""
     if isinstance(block, Mapping):
@@ -209,7 +236,7 @@ def _document(document: object) -> ImageSource:
 def _source(owner: object, data: Any, path: Path | str | None, url: object) -> ImageSource:
     """Choose what an owner's image is read from: what is at hand comes before what is far."""
     if data:
-        return _stored_base64(data) if isinstance(data, bytes) else image_source(data)
+        return stored_base64(data) if isinstance(data, bytes) else image_source(data)
     if path:
         return image_source(Path(path))
     if url:
@@ -219,7 +246,7 @@ def _source(owner: object, data: Any, path: Path | str | None, url: object) -> I
     raise _no_image(owner)
 
 
-def _stored_base64(data: bytes) -> ImageSource:
+def stored_base64(data: bytes) -> ImageSource:
     """Read bytes out of a block or node, which keeps them as base64.
 
     What was no base64 when it was handed over is encoded, and so is a `data:` URL, or base64 with
