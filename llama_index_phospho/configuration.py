@@ -84,6 +84,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     model_config = ConfigDict(
         extra="forbid",
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,  # editors and schemas show the descriptions
         defer_build=True,  # its schema is never used: only that of `Phospho` is
     )
 
@@ -140,7 +141,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     max_retries: int = 2
     """Attempts after the first one."""
     retry_lost_replies: bool = False
-    """Ask again when an answer was lost, though it may be billed twice."""
+    """Retry a lost reply, a 502 and a 504, although the image may then be billed twice."""
     deadline: float | None = None
     """Seconds for the whole call, all attempts and waiting included."""
     max_concurrency: int = 16
