@@ -1,8 +1,8 @@
-"""What everybody who asks has to know of the endpoint: its model's name and its longest answer."""
+"""What every caller needs to know of the endpoint: model name, longest answer, size of images."""
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_MODEL", "MAX_NEW_TOKENS", "MODEL_PREFIX"]
+__all__ = ["DEFAULT_IMAGE_SIDE", "DEFAULT_MODEL", "MAX_NEW_TOKENS", "MODEL_PREFIX"]
 
 MODEL_PREFIX = "phospho-multimodal"
 """The server accepts any model name that begins like this."""
@@ -11,3 +11,6 @@ DEFAULT_MODEL = MODEL_PREFIX
 
 MAX_NEW_TOKENS = 250
 """The longest answer that can be asked for, in tokens."""
+
+DEFAULT_IMAGE_SIDE = 1536
+"""Longest side of what is sent, in pixels."""

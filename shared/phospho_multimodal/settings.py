@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from phospho_multimodal.endpoint import DEFAULT_MODEL, MODEL_PREFIX
+from phospho_multimodal.endpoint import DEFAULT_IMAGE_SIDE, DEFAULT_MODEL, MODEL_PREFIX
 from phospho_multimodal.errors import ConfigurationError, MissingKeyError
 from phospho_multimodal.on_demand import ModuleOnDemand
 
@@ -45,9 +45,6 @@ __all__ = [
 API_KEY_VARIABLE = "PHOSPHO_API_KEY"
 BASE_URL_VARIABLE = "PHOSPHO_BASE_URL"
 DEFAULT_BASE_URL = "https://api.phospho.ai"
-
-DEFAULT_IMAGE_SIDE = 1536
-"""Longest side of what is sent, in pixels."""
 
 LOWEST_TEMPERATURE = 0.1
 """The endpoint's floor; frameworks write 0 for "as deterministic as can be"."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pybase64
 
+from phospho_multimodal.endpoint import DEFAULT_IMAGE_SIDE
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.headers import CleanImage, clean_image
 from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
-from phospho_multimodal.settings import DEFAULT_IMAGE_SIDE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +26,8 @@ __all__ = [
     "prepare_source",
     "storable_image",
 ]
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,15 @@ def _clean(content: bytes | Image, form: SourceForm, max_image_side: int) -> Pre
     """Take a file that has nothing to lose, byte for byte as it came."""
     if not isinstance(content, bytes):
         return None
+    changes: tuple[str, ...] = ()
+    if content.startswith(_JPEG_START) and not content.endswith(_JPEG_END):
+        content, changes = content + _JPEG_END, ("end marker added",)
     file = _File(content)
     clean = _looked_through(file, max_image_side)
     if clean is None:
         return None
     size = (clean.width, clean.height)
-    return PreparedImage(content, clean.format, *size, form, sha256=file.sha256)
+    return PreparedImage(content, clean.format, *size, form, changes, sha256=file.sha256)
 
 
 class _File:
@@ -235,8 +240,8 @@ class _File:
 def _looked_through(file: _File, max_image_side: int) -> CleanImage | None:
     """Look through a file once: agents send the same picture with every turn.
 
-    A JPEG of 1 MB takes 0.25 ms to look through, a PNG, which is unpacked, ten times as long. What
-    is kept of it is its digest, format and size.
+    A JPEG of 1 MB takes 6 ms, since it is decoded once, and a PNG of 1 MB takes 3 ms, since it is
+    unpacked. Only digest, format and size are kept.
     """
     return clean_image(file.take(), max_image_side)
 
