@@ -1,8 +1,9 @@
 """Every error of the core as one of LangChain's `ModelError` too.
 
 A 429 is caught as `phospho_multimodal.RateLimitedError` and as LangChain's `ModelRateLimitError`.
-None is retryable: the client's own loop has already tried, and LangChain's retry middleware would
-pay again.
+None is retryable: the client's own loop has already retried, and another retry could be billed
+again. LangChain's middleware reads `is_retryable`. LangGraph's default `RetryPolicy` does not, but
+leaves every `RuntimeError` alone, so each class is one of those too.
 """
 
 from contextlib import AbstractContextManager
@@ -45,7 +46,7 @@ from phospho_multimodal import (
 __all__ = ["PhosphoModelError", "langchain_errors"]
 
 
-class PhosphoModelError(PhosphoError, ModelError):
+class PhosphoModelError(PhosphoError, ModelError, RuntimeError):
     """Base of every error that `ChatPhospho` raises."""
 
     is_retryable = False

@@ -14,7 +14,7 @@ from langgraph.prebuilt import InjectedState
 from pydantic import BaseModel, Field, SkipValidation
 
 from langchain_phospho.chat_models import ChatPhospho
-from langchain_phospho.errors import langchain_errors
+from langchain_phospho.errors import PhosphoModelError, langchain_errors
 from langchain_phospho.eyes import NOT_FOR_AGENTS, QUIET
 from langchain_phospho.pictures import message_about, opened, prepared, shown_pictures
 from phospho_multimodal import PhosphoError
@@ -22,7 +22,7 @@ from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["DescribeImageInput", "DescribeImageTool", "image_number"]
+__all__ = ["DescribeImageInput", "DescribeImageTool", "PhosphoToolError", "image_number"]
 
 _NUMBER = re.compile(r"\s*(?:image)?\s*#?\s*(\d{1,6})\s*", re.IGNORECASE)
 
@@ -41,6 +41,14 @@ class DescribeImageInput(BaseModel):
     )
     # Put in by the graph, which strips what a model forges here.
     messages: Annotated[Any, InjectedState("messages")] = None
+
+
+class PhosphoToolError(PhosphoModelError, ToolException):
+    """A tool of this project failed; `__cause__` is the error of the request.
+
+    LangChain passes a `ToolException` to the agent as the tool's result. Where a tool is set to
+    raise it instead, retry middleware reads `is_retryable` and does not send the request again.
+    """
 
 
 class DescribeImageTool(BaseTool):
@@ -184,7 +192,9 @@ def _told_to_the_agent() -> Iterator[None]:
     except NOT_FOR_AGENTS:
         raise
     except PhosphoError as error:
-        raise ToolException(str(error)) from error
+        raised = PhosphoToolError(str(error))
+        raised.attempts, raised.images_in_doubt = error.attempts, error.images_in_doubt
+        raise raised from error
 
 
 def _below(

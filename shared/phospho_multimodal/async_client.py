@@ -40,6 +40,7 @@ from phospho_multimodal.transport import (
     AsyncConnectionPool,
     build_request,
     check_borrowed,
+    foreign_errors_as_httpx,
     read_async_reply,
 )
 
@@ -349,9 +350,10 @@ class AsyncPhosphoClient:
         if self._http_client is None:
             pool = (await self._state()).pool
             response = await pool.handle_async_request(request)
-        else:
+            return await read_async_reply(response)
+        with foreign_errors_as_httpx():
             response = await self._http_client.send(request, stream=True, follow_redirects=False)
-        return await read_async_reply(response)
+            return await read_async_reply(response)
 
     async def _state(self) -> _LoopState:
         if self._closed:

@@ -42,6 +42,7 @@ from phospho_multimodal.transport import (
     ConnectionPool,
     build_request,
     check_borrowed,
+    foreign_errors_as_httpx,
     read_reply,
 )
 
@@ -306,9 +307,10 @@ class PhosphoClient:
         try:
             if self._http_client is None:
                 response = self._connections().handle_request(request)
-            else:
+                return read_reply(response, step.deadline)
+            with foreign_errors_as_httpx():
                 response = self._http_client.send(request, stream=True, follow_redirects=False)
-            return read_reply(response, step.deadline)
+                return read_reply(response, step.deadline)
         except httpx.TransportError:
             if step.deadline is not None and time.monotonic() >= step.deadline:
                 raise DeadlineError from None

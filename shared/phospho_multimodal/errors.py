@@ -1,4 +1,4 @@
-"""Every error this project raises, and the one table from a status or failure to its class.
+"""Every error this project raises, and the one table from a status to its class.
 
     PhosphoError
     ├── ConfigurationError          a setting is wrong; nothing was sent
@@ -30,8 +30,6 @@ import html
 import json
 import re
 from typing import TYPE_CHECKING, Any
-
-import httpx
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -209,19 +207,6 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
     429: RateLimitedError,
 }
 
-# In order: the first class that fits decides. What says "not sent" here is a failure before the
-# last byte of the request was handed over; everything else under RequestError came after.
-_NOT_SENT: tuple[type[httpx.RequestError], ...] = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.ProxyError,
-    httpx.UnsupportedProtocol,
-    httpx.LocalProtocolError,
-    httpx.WriteError,
-    httpx.WriteTimeout,
-)
-
 
 def class_for_status(status_code: int) -> type[APIStatusError]:
     """Tell which error a status is.
@@ -237,23 +222,10 @@ def class_for_status(status_code: int) -> type[APIStatusError]:
     return _BY_STATUS.get(status_code, APIStatusError)
 
 
-def class_for_transport(
-    failure: httpx.RequestError, *, sent: bool
-) -> type[ConnectionFailedError | ReplyLostError]:
-    """Tell which error a failure of the transport is.
-
-    Args:
-        failure: What httpx raised.
-        sent: Whether the last byte of the request had been handed to the socket.
-
-    Returns:
-        `ConnectionFailedError` if the server cannot have the whole request, else `ReplyLostError`.
-    """
-    if not sent or isinstance(failure, _NOT_SENT):
-        return ConnectionFailedError
-    return ReplyLostError
-
-
+_GATEWAY_FAILED = (
+    "A gateway answered in place of the service, which may have billed the image, so the request"
+    " is not retried; retry_lost_replies=True allows that."
+)
 _WHAT_TO_DO: dict[int, str] = {
     400: "Check the model name and the parameters. Nothing was billed.",
     401: "Check the key: PHOSPHO_API_KEY or api_key=. Nothing was billed.",
@@ -264,7 +236,9 @@ _WHAT_TO_DO: dict[int, str] = {
     422: "The request does not have the form this server wants. Nothing was billed.",
     429: "Lower max_concurrency=, or set requests_per_second=. Nothing was billed.",
     500: "The service failed or refused the image; it does not tell which. Nothing was billed.",
+    502: _GATEWAY_FAILED,
     503: "The service is busy or starting: try later. Nothing was billed.",
+    504: _GATEWAY_FAILED,
 }
 _GONE = (
     "There is no phospho endpoint at this base URL; the vendor's hosted route left its public"

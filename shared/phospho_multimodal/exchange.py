@@ -25,7 +25,6 @@ from phospho_multimodal.errors import (
     ReplyLostError,
     SpendingLimitError,
     UnexpectedReplyError,
-    class_for_transport,
     quote,
     status_error,
 )
@@ -446,19 +445,16 @@ def _judge(
 def _transport_failure(
     lost: httpx.RequestError | DeadlineError, settings: Settings, call: Call, *, sent: bool
 ) -> ConnectionFailedError | ReplyLostError:
+    """Judge by the body alone: transports name the same failure differently."""
     if isinstance(lost, DeadlineError):
-        kind: type[ConnectionFailedError | ReplyLostError]
-        kind = ReplyLostError if sent else ConnectionFailedError
         reason = f"the deadline of {settings.deadline:g} s passed"
     else:
-        kind = class_for_transport(lost, sent=sent)
         words = quote(str(lost), hide=call.hide())
         reason = type(lost).__name__ + (f": {words}" if words else "")
-    if kind is ReplyLostError:
+    if sent:
         return ReplyLostError(
-            f"The request reached {settings.base_url}, but its answer was lost ({reason})."
-            " It may have been billed, so it is not asked again by itself; retry_lost_replies=True"
-            " allows that."
+            f"The request was sent to {settings.base_url}, but its answer was lost ({reason})."
+            " It may have been billed, so it is not retried; retry_lost_replies=True allows that."
         )
     return ConnectionFailedError(
         f"The request did not reach {settings.base_url} ({reason}). Nothing was billed. Check the"

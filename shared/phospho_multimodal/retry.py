@@ -28,7 +28,8 @@ LONGEST_RETRY_AFTER = 60.0
 
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 8.0
-_AGAIN = frozenset({408, 425, 429, 502, 503, 504})
+_AGAIN = frozenset({408, 425, 429, 503})
+_LIKE_A_LOST_REPLY = frozenset({502, 504})  # the server behind the gateway may have answered
 _ONCE = 500  # it does not tell an outage from a refused input: see the contract
 
 
@@ -126,6 +127,8 @@ class RetryPolicy:
         if isinstance(error, APIStatusError):
             if error.status_code == _ONCE:
                 return service_errors <= 1
+            if error.status_code in _LIKE_A_LOST_REPLY:
+                return self.retry_lost_replies
             return error.status_code in _AGAIN
         if isinstance(error, ReplyLostError):
             return self.retry_lost_replies

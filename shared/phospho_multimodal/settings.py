@@ -173,7 +173,7 @@ class Settings:
             model: Any name that begins with `phospho-multimodal`.
             timeout: Seconds to wait for an answer (75), or an `httpx.Timeout`.
             max_retries: Attempts after the first one.
-            retry_lost_replies: Ask again when an answer was lost, though it may be billed twice.
+            retry_lost_replies: Retry a lost reply, a 502 and a 504, which may have been billed.
             deadline: Seconds for the whole call, all attempts and waiting included. A borrowed
                 `httpx.Client` keeps it but for a server that drips; see `PhosphoClient`.
             max_concurrency: Requests of this client in flight at once.

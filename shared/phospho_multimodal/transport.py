@@ -35,7 +35,7 @@ from phospho_multimodal.connections import (
     has_more,
     is_usable,
 )
-from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange import MAX_REPLY_BYTES, DeadlineError, Reply, Send
 from phospho_multimodal.settings import Settings, Timeouts
 
@@ -44,6 +44,7 @@ __all__ = [
     "ConnectionPool",
     "build_request",
     "check_borrowed",
+    "foreign_errors_as_httpx",
     "read_async_reply",
     "read_reply",
 ]
@@ -341,7 +342,12 @@ def build_request(
         request = httpx.Request(step.method, url, headers=headers, stream=step.body)
     else:
         request = borrowed.build_request(step.method, step.url, headers=step.headers)
-        request.stream = step.body
+        if step.body.size:
+            # httpx reads a request that it builds without a body as empty, and some transports
+            # send what was read, so the stream cannot be assigned afterwards.
+            request = httpx.Request(
+                request.method, request.url, headers=request.headers, stream=step.body
+            )
     _check_deadline(step.deadline)
     request.extensions[_DEADLINE] = step.deadline
     request.extensions["timeout"] = bounds = _bounded(timeouts, step.deadline)
@@ -440,6 +446,21 @@ async def read_async_reply(response: httpx.Response) -> Reply:
     finally:
         await response.aclose()
     return Reply(response.status_code, response.headers, bytes(body))
+
+
+@contextlib.contextmanager
+def foreign_errors_as_httpx() -> Iterator[None]:
+    """Raise what a borrowed client's transport raises as one of httpx's errors.
+
+    httpx-aiohttp lets some of aiohttp's errors through, and an ASGI app raises its own.
+    """
+    try:
+        yield
+    except (httpx.RequestError, DeadlineError, PhosphoError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the transport may be anybody's
+        message = f"{type(error).__name__}: {error}"
+        raise httpx.TransportError(message) from None
 
 
 def _check_deadline(deadline: float | None) -> None:

@@ -140,7 +140,9 @@ class TestBeforeAnythingIsPaid:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
-        "source", ["nowhere/", "nowhere/*.jpg/", "rows.xyz", iter([]), 5, None], ids=str
+        "source",
+        ["nowhere/", "nowhere/*.jpg/", "rows.xyz", pytest.param(iter([]), id="iterator"), 5, None],
+        ids=str,
     )
     def test_a_source_that_is_none(self, endpoint, batch, tmp_path, source, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -216,8 +216,7 @@ FAULTS = [
         "answers HTML with a 502",
         (status(502, HTML, headers={"content-type": "text/html"}),),
         "ServiceError",
-        3,
-        in_doubt=3,
+        in_doubt=1,
     ),
     Fault(
         "answers well behind a byte order mark",

@@ -562,7 +562,7 @@ def test_check_tells_a_server_that_answers_anything(driver: Driver, lab):
         ({"base_url": "http://10.0.0.1", "api_key": "k"}, "allow_insecure_http=True"),
         ({"default_headers": {"Authorization": "x"}}, "may not set 'Authorization'"),
         ({"default_headers": {"x-a": "b\r\nc: d"}}, "characters HTTP cannot carry"),
-        ({"http_client": object()}, "has to be an httpx."),
+        pytest.param({"http_client": object()}, "has to be an httpx.", id="another client"),
         ({"verify": "/no/such/file.pem"}, "no CA file or folder"),
     ],
     ids=str,

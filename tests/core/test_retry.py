@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers import Driver
-from fault_server import answer, reset, status
+from fault_server import Behaviour, answer, reset, status
 from phospho_multimodal import PhosphoClient, Spending
 from phospho_multimodal.errors import (
     APIStatusError,
@@ -82,15 +82,17 @@ NEVER = 0
 @pytest.mark.parametrize(
     ("behaviour", "retries"),
     [
-        *[(status(code), NEVER) for code in (301, 400, 401, 402, 403, 404, 409, 413, 422, 501)],
-        *[(status(code), RETRIED) for code in (408, 425, 429, 502, 503, 504)],
+        *[(status(code), NEVER) for code in (301, 400, 401, 402, 403, 404, 409, 413, 422)],
+        *[(status(code), NEVER) for code in (501, 502, 504, 524)],
+        *[(status(code), RETRIED) for code in (408, 425, 429, 503)],
         (status(500), RETRIED_ONCE),
         (reset(), NEVER),
         (lambda connection, _: connection.reply(200, b"?", billed=True), NEVER),
     ],
     ids=[
-        *["301", "400", "401", "402", "403", "404", "409", "413", "422", "501"],
-        *["408", "425", "429", "502", "503", "504"],
+        *["301", "400", "401", "402", "403", "404", "409", "413", "422"],
+        *["501", "502", "504", "524"],
+        *["408", "425", "429", "503"],
         "500",
         "a lost reply",
         "an unexpected reply",
@@ -133,8 +135,11 @@ def test_a_connection_that_cannot_be_made_is_tried_again(driver: Driver):
     assert caught.value.attempts == 3
 
 
-def test_a_lost_reply_is_asked_again_only_where_that_was_allowed(driver: Driver, lab):
-    server = lab(reset(), answer("At last."))
+@pytest.mark.parametrize("lost", [reset(), status(502), status(504)], ids=["lost", "502", "504"])
+def test_what_may_have_been_billed_is_retried_only_where_that_was_allowed(
+    driver: Driver, lab, lost: Behaviour
+):
+    server = lab(lost, answer("At last."))
 
     prediction = driver.describe(PICTURE, base_url=server.base_url, retry_lost_replies=True)
 

@@ -21,7 +21,9 @@ from langchain_core.messages import (
 )
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField
+from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import RetryPolicy
 
 import langchain_phospho
 from fresh_python import in_fresh_python
@@ -30,6 +32,7 @@ from phospho_multimodal import (
     ConfigurationError,
     RateLimitedError,
     ServiceError,
+    UnexpectedReplyError,
     UnsupportedContentError,
 )
 from phospho_multimodal._version import __version__
@@ -339,6 +342,35 @@ def test_the_retry_middleware_does_not_pay_again(driver: Any, endpoint: Any, red
         assert len(endpoint.received) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        pytest.param(200, "<html>", UnexpectedReplyError, id="unreadable"),
+        pytest.param(502, {}, ServiceError, id="502"),
+        pytest.param(429, {}, RateLimitedError, id="429"),
+    ],
+)
+def test_the_default_retry_policy_of_a_graph_sends_nothing_again(  # noqa: PLR0917 - the table
+    status: int, body: Any, error: type[Exception], driver: Any, endpoint: Any, red: Any
+) -> None:
+    """LangGraph does not read `is_retryable`, but leaves a `RuntimeError` alone."""
+    model = ChatPhospho(base_url=endpoint.base_url, max_retries=0)
+    graph = StateGraph(MessagesState)
+    graph.add_node("look", model_node(model), retry_policy=RetryPolicy(initial_interval=0.01))
+    graph.add_edge(START, "look")
+    endpoint.reply(body, status=status)
+    with pytest.raises(error):
+        driver.invoke(graph.compile(), {"messages": question(red)})
+    assert len(endpoint.received) == 1
+
+
+def model_node(model: ChatPhospho) -> RunnableLambda[Any, Any]:
+    async def aask(state: Any) -> Any:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    return RunnableLambda(lambda state: {"messages": [model.invoke(state["messages"])]}, aask)
+
+
 # What LangChain asks of a model besides answers.
 
 
@@ -456,7 +488,7 @@ def test_a_missing_framework_names_the_extra() -> None:
     assert "phospho-multimodal[langchain]" in done.stdout
 
 
-@pytest.mark.parametrize("absent", ["httpx", "langchain_core.callbacks"])
+@pytest.mark.parametrize("absent", ["langchain_core.callbacks", "langchain_core.messages"])
 def test_anything_else_that_is_missing_is_told_as_it_is(absent: str) -> None:
     done = in_fresh_python(_WITHOUT.format(absent=absent))
     assert done.stdout.startswith("ModuleNotFoundError "), done.stderr

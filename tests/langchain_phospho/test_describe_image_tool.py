@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import ToolRetryMiddleware
+from langchain_core.exceptions import ModelError
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException, tool
 from langchain_tests.integration_tests import ToolsIntegrationTests
@@ -27,6 +29,7 @@ from phospho_multimodal import (
     ConfigurationError,
     PaymentRequiredError,
     PermissionDeniedError,
+    PhosphoError,
     Spending,
     SpendingLimitError,
 )
@@ -391,3 +394,23 @@ def test_what_there_is_is_listed_and_nothing_else_is_there() -> None:
     assert dir(langchain_phospho) == sorted(langchain_phospho.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = langchain_phospho.Nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", [200, 429, 502])
+def test_retry_middleware_does_not_pay_again_for_a_tool_that_raises(
+    status: int, driver: Any, endpoint: Any, red: Any
+) -> None:
+    model = ChatPhospho(base_url=endpoint.base_url, max_retries=0)
+    describe = DescribeImageTool(model=model, handle_tool_error=False)
+    retry = ToolRetryMiddleware(max_retries=3, initial_delay=0, jitter=False, on_failure="error")
+    driving = Seeing(replies=[calls("describe_image"), "Done."])
+    endpoint.reply("<html>", status=status)
+    with pytest.raises(ToolException) as raised:
+        driver.invoke(
+            create_agent(driving, tools=[describe], middleware=[retry]), conversation(red)
+        )
+    assert len(endpoint.received) == 1
+    assert isinstance(raised.value, PhosphoError)
+    assert isinstance(raised.value, ModelError)
+    assert raised.value.attempts == 1
+    assert raised.value.images_in_doubt == (status != 429)

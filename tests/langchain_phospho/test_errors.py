@@ -59,6 +59,7 @@ def test_an_error_is_in_both_trees_and_survives_a_pickle(kind: type[errors.Phosp
     for held in (error, revived):
         assert isinstance(held, EXPECTED[kind])
         assert isinstance(held, PhosphoModelError)
+        assert isinstance(held, RuntimeError)  # LangGraph's default RetryPolicy leaves it alone
         assert not isinstance(held, (TypeError, ValueError))
         assert held.is_retryable is False
         assert (str(held), held.attempts) == ("what happened", 3)

@@ -138,7 +138,9 @@ def test_plain_text_stays_plain(driver: Any, model: ChatPhospho, endpoint: Any, 
     assert answer.response_metadata["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("without", [{}, {"tool_choice": "none", "tools": [zoom]}], ids=str)
+@pytest.mark.parametrize(
+    "without", [{}, {"tool_choice": "none", "tools": [zoom]}], ids=["no tools", "choice none"]
+)
 def test_without_tools_nothing_is_taken_for_a_call(
     without: dict[str, Any], driver: Any, model: ChatPhospho, endpoint: Any, red: Any
 ) -> None:
