@@ -35,7 +35,7 @@ _VISIBLE = 32
 """Alpha from which a pixel counts as seen."""
 _CONTRAST = 24
 """Shades between content and background, below which the content is lost."""
-_MOST_LOST = 0.5
+_MOST_LOST = 0.7
 _BACKGROUNDS = {255: "white", 0: "black", 128: "grey"}
 
 

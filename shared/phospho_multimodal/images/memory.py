@@ -29,6 +29,8 @@ times as much, photos a hundred times."""
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # Planes, two copies as RGB or RGBA, and Pillow's image.
 _BYTES_OF_VIDEO = {"L": 6, "RGB": 11, "RGBA": 13}
+_METADATA = 64 * 1024
+"""Where an AVIF's properties stand."""
 _LOSSY_WEBP = 12.0
 """libwebp keeps two copies of the image, and hands over a third."""
 _LOSSLESS_WEBP = 16.0
@@ -91,7 +93,7 @@ def _per_pixel(image: Image.Image, data: bytes) -> float:
     """The most bytes that are held for each pixel while the image is decoded."""
     held = _BYTES_OF_MODE.get(image.mode, 4)
     if image.format in {"AVIF", "HEIF"}:
-        return _BYTES_OF_VIDEO.get(image.mode, 13)
+        return _BYTES_OF_VIDEO.get(image.mode, 13) + (3 if _is_deep(data) else 0)
     if image.format == "WEBP":
         return _LOSSLESS_WEBP if b"VP8L" in data[:64] else _LOSSY_WEBP
     if image.format == "TIFF":
@@ -99,6 +101,12 @@ def _per_pixel(image: Image.Image, data: bytes) -> float:
     if image.format == "PNG" and image.mode == "RGB" and "transparency" in image.info:
         return held + 5  # the low bytes of 16-bit samples, and a mask
     return held
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether an AVIF has more than 8 bits a sample, by its decoder's configuration."""
+    start = data.find(b"av1C", 0, _METADATA)
+    return start >= 0 and bool(int.from_bytes(data[start + 6 : start + 7], "big") & 0x40)
 
 
 def _strip_bytes(image: Image.Image) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from PIL import (
     AvifImagePlugin,
@@ -30,19 +30,27 @@ from phospho_multimodal.images.memory import (
 from phospho_multimodal.images.png_chunks import read_chunks
 from phospho_multimodal.images.quiet import without_pillow_warnings
 from phospho_multimodal.images.tiff_directories import (
-    describe_variant,
+    describe_tags,
+    first_tags,
+    has_unknown_compression,
     has_unreliable_samples,
     image_directory,
     raw_error,
 )
 from phospho_multimodal.images.webp import LeanWebP
 
-__all__ = ["LOW_BYTES", "NARROW_RANGE", "SUPPORTED", "fail", "open_image"]
+__all__ = ["ANIMATION", "LOW_BYTES", "NARROW_RANGE", "SUPPORTED", "fail", "open_image"]
 
+ANIMATION = "animation"
+"""In `info`: there are further frames, which Pillow was not told about."""
 LOW_BYTES = "low_bytes"
 """In `info`: the same PNG, opened so that it gives the low bytes of 16-bit samples."""
 NARROW_RANGE = "narrow_range"
 """In `info`: the samples reach from 16 to 235."""
+
+
+_BMP_HEADER = 26
+"""Bytes of the shortest header."""
 
 
 def _open_jpeg(data: bytes) -> Image.Image:
@@ -54,11 +62,11 @@ def _open_jpeg(data: bytes) -> Image.Image:
         )
         raise ImageError(message)
     if structure.frame and not structure.is_supported:
-        raise _unsupported(
+        variant = (
             f"{len(structure.sampling)} components of {structure.precision} bits, frame type"
-            f" {structure.frame - 0xC0}",
-            "JPEG",
+            f" {structure.frame - 0xC0}"
         )
+        raise _unsupported(variant, "JPEG")
     if structure.frame and (structure.is_empty or not structure.is_complete):
         message = "The JPEG file is broken or cut off: part of the data for its pixels is missing."
         raise ImageError(message)
@@ -71,6 +79,7 @@ def _open_jpeg(data: bytes) -> Image.Image:
 def _open_png(data: bytes) -> Image.Image:
     content = read_chunks(data)
     image = PngImagePlugin.PngImageFile(io.BytesIO(content.data))
+    image.info[ANIMATION] = content.is_animation
     if content.numbers is not None:  # the PNG specification puts cICP before iCCP
         image.info.pop("icc_profile", None)
         image.info["gamma"] = None
@@ -91,22 +100,23 @@ def _open_tiff(data: bytes) -> Image.Image:
     data = image_directory(data)
     try:
         image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
-    # Pillow raises errors of many kinds for a depth or a compression that it does not know.
-    except Exception:
-        variant = describe_variant(data)
-        if variant is None:
+    except Exception as failure:
+        tags = first_tags(data)
+        valid = "unknown pixel mode" in str(failure) or has_unknown_compression(tags or {})
+        if tags is None or not valid:
             raise
-        raise _unsupported(variant, "TIFF") from None
+        raise _unsupported(describe_tags(tags), "TIFF") from None
     if has_unreliable_samples(image.tag_v2):
-        raise _unsupported(describe_variant(data) or "", "TIFF")
+        raise _unsupported(describe_tags(image.tag_v2), "TIFF")
     return image
 
 
 def _open_bmp(data: bytes) -> Image.Image:
     try:
         return BmpImagePlugin.BmpImageFile(io.BytesIO(data))
-    except OSError as failure:
-        if str(failure).startswith("Unsupported"):
+    except Exception as failure:
+        whole = len(data) >= int.from_bytes(data[2:6], "little") > _BMP_HEADER
+        if str(failure).startswith("Unsupported") or whole:
             raise _unsupported(str(failure).removeprefix("Unsupported "), "BMP") from None
         raise
 
@@ -194,18 +204,24 @@ def open_image(data: bytes, *, max_megapixels: int | None = None) -> Image.Image
     return image
 
 
-def fail(failure: Exception, kind: str | None) -> NoReturn:
+def fail(failure: Exception, kind: str | None, tags: Any = None) -> NoReturn:
     """Raise what a reader's failure means: Pillow's readers raise a dozen kinds of errors.
 
     Args:
         failure: What was raised.
         kind: The type of the file.
+        tags: The tags of a TIFF.
 
     Raises:
         ImageError: Always.
     """
     if isinstance(failure, ImageError):
         raise failure from None
+    if tags is not None and has_unknown_compression(tags):
+        raise _unsupported(describe_tags(tags), "TIFF") from None
+    if isinstance(failure, Image.DecompressionBombError):
+        message = "The image's header says far too many pixels to decode. Shrink it first."
+        raise ImageError(message) from None
     if isinstance(failure, MemoryError):
         message = "The image would take too much memory to decode. Shrink it first."
         raise ImageError(message) from None

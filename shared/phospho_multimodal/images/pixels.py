@@ -15,6 +15,7 @@ from phospho_multimodal.images.color_numbers import gamma_profile, numbered_prof
 from phospho_multimodal.images.colours import Flattening, strips, to_srgb
 from phospho_multimodal.images.memory import MAX_MEGAPIXELS, check_pixels
 from phospho_multimodal.images.opening import (
+    ANIMATION,
     LOW_BYTES,
     NARROW_RANGE,
     SUPPORTED,
@@ -81,7 +82,7 @@ def to_rgb(
     try:
         return _convert(image, max_side, noted, borrowed=borrowed)
     except Exception as failure:  # noqa: BLE001 - see `fail`
-        fail(failure, image.format)
+        fail(failure, image.format, getattr(image, "tag_v2", None))
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
@@ -219,6 +220,8 @@ def _profile(image: Image.Image) -> bytes | None:
 def _is_animation(image: Image.Image) -> bool:
     if image.format == "HEIF":
         return False  # a collection, of which the primary image was taken
+    if ANIMATION in image.info:
+        return bool(image.info[ANIMATION])
     try:
         with without_pillow_warnings():
             return bool(getattr(image, "is_animated", False))

@@ -9,16 +9,18 @@ from typing import NamedTuple
 
 from phospho_multimodal.errors import ImageError
 
-__all__ = ["READ_CHUNKS", "PngContent", "read_chunks"]
+__all__ = ["PngContent", "read_chunks"]
 
 _SIGNATURE_LENGTH = 8
 _FRAME = 12
 """Bytes of a chunk besides its content: length, kind and checksum."""
 
-# Transparency, colours, orientation and animation. Every other ancillary chunk changes no pixel.
-READ_CHUNKS = frozenset(
-    {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
-)
+# What changes pixels, with its least length. Without the chunks of an animation, only its first
+# image is left.
+_READ_CHUNKS = {b"tRNS": 1, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"eXIf": 1}
+_LEAST_KEY = {0: 2, 2: 6, 3: 1}
+"""Least length of tRNS, by colour type: grey, RGB and palette."""
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 # ImageMagick and others write EXIF data, and so the orientation, into a text chunk.
 _EXIF_TEXT = b"Raw profile type exif\0"
@@ -26,7 +28,6 @@ _LONGEST_EXIF_TEXT = 256 * 1024
 _MOST_UNPACKED = 64 * 1024 * 1024
 """Bytes that all texts and the colour profile may have when they are unpacked."""
 _UNPACKED_AT_ONCE = 256 * 1024
-_CICP_LENGTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,14 @@ class PngContent:
         profile: The embedded ICC profile.
         numbers: The colour primaries and the transfer function of a cICP chunk.
         is_narrow: Whether samples reach from 16 to 235, as in video.
+        is_animation: Whether there are further frames.
     """
 
     data: bytes
     profile: bytes | None = None
     numbers: tuple[int, int] | None = None
     is_narrow: bool = False
+    is_animation: bool = False
 
 
 class _Chunk(NamedTuple):
@@ -68,13 +71,20 @@ def read_chunks(data: bytes) -> PngContent:
     view = memoryview(data)
     kept: list[memoryview] = []
     start = 0  # of what is kept and not yet in the list
+    end = _SIGNATURE_LENGTH
     for chunk in _chunks(data):
+        end = chunk.end
         ancillary = chunk.kind[0] & 0x20
         if ancillary and not reader.keeps(chunk):
             kept.append(view[start : chunk.start])
-            start = chunk.end
-    rest = b"".join([*kept, view[start:]]) if kept else data
-    return PngContent(rest, reader.profile, reader.numbers, reader.is_narrow)
+            start = end
+    unfinished = data[end + 4 : end + 8]
+    if unfinished == b"IDAT":  # cut off in the middle of the pixels, which Pillow will say
+        kept.append(view[start:])
+    else:
+        kept += [view[start:end], memoryview(_END)]
+    rest = b"".join(kept)
+    return PngContent(rest, reader.profile, reader.numbers, reader.is_narrow, reader.is_animation)
 
 
 class _Reader:
@@ -86,6 +96,7 @@ class _Reader:
         self.profile: bytes | None = None
         self.numbers: tuple[int, int] | None = None
         self.is_narrow = False
+        self.is_animation = False
 
     def keeps(self, chunk: _Chunk) -> bool:
         content = memoryview(self._data)[chunk.start + 8 : chunk.end - 4]
@@ -94,9 +105,13 @@ class _Reader:
         if chunk.kind == b"iCCP":
             self._read_profile(chunk, bytes(content))
             return False
-        if chunk.kind not in READ_CHUNKS or not self._is_sound(chunk):
+        self.is_animation |= chunk.kind == b"fdAT"
+        least = _READ_CHUNKS.get(chunk.kind)
+        if chunk.kind == b"tRNS":
+            least = _LEAST_KEY.get(self._data[25])
+        if least is None or len(content) < least or not self._is_sound(chunk):
             return False
-        if chunk.kind == b"cICP" and len(content) == _CICP_LENGTH:
+        if chunk.kind == b"cICP":
             self.numbers = (content[0], content[1])
             self.is_narrow = content[3] == 0
         return True

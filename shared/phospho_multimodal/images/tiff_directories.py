@@ -13,7 +13,14 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from phospho_multimodal.errors import ImageError
 
-__all__ = ["describe_variant", "has_unreliable_samples", "image_directory", "raw_error"]
+__all__ = [
+    "describe_tags",
+    "first_tags",
+    "has_unknown_compression",
+    "has_unreliable_samples",
+    "image_directory",
+    "raw_error",
+]
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, MAKE = 256, 257, 258, 259, 262, 271
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, SUB_DIRECTORIES, DNG_VERSION = 254, 255, 330, 50706
@@ -43,6 +50,7 @@ _COMPRESSIONS = {
     8: "deflate", 32773: "PackBits", 32946: "deflate", 34712: "JPEG 2000", 34887: "LERC",
     34925: "LZMA", 50000: "zstd", 50001: "WebP", 50002: "JPEG XL",
 }  # fmt: skip
+_KNOWN_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 34925, 50000})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +114,50 @@ def image_directory(data: bytes) -> bytes:
     raise raw_error(_raw_name(first.tags))
 
 
-def describe_variant(data: bytes) -> str | None:
-    """Tell in words how the pixels of a TIFF are stored.
+def first_tags(data: bytes) -> Any:
+    """Read the tags of a TIFF's first directory.
 
     Args:
         data: The file.
 
     Returns:
-        Depth, colours and compression; `None` if the first directory cannot be read.
+        The tags; `None` if they cannot be read, or say no size.
     """
     header = data[:16] if data[2:3] == b"+" else data[:8]
     directory = _read(io.BytesIO(data), header, _first_offset(header))
     if directory is None or directory.pixels in {0, math.inf}:
         return None
-    tags = directory.tags
-    bits = tags.get(BITS, (1,))
-    bits = bits if isinstance(bits, tuple) else (bits,)
-    compression = _number(tags, COMPRESSION)
+    return directory.tags
+
+
+def describe_tags(tags: Any) -> str:
+    """Tell in words how the pixels of a TIFF are stored.
+
+    Args:
+        tags: The tags of the image.
+
+    Returns:
+        Depth, colours and compression.
+    """
+    bits = _numbers(tags, BITS)
+    compression = _number(tags, COMPRESSION) or 1
     return (
         f"{len(bits)} × {bits[0]} bits, photometric interpretation"
         f" {_number(tags, PHOTOMETRIC)}, compression"
         f" {_COMPRESSIONS.get(compression, str(compression))}"
     )
+
+
+def has_unknown_compression(tags: Any) -> bool:
+    """Tell whether Pillow's usual builds cannot unpack the pixels of a TIFF.
+
+    Args:
+        tags: The tags of the image.
+
+    Returns:
+        Whether the compression is none of those that they know.
+    """
+    return (_number(tags, COMPRESSION) or 1) not in _KNOWN_COMPRESSIONS
 
 
 def has_unreliable_samples(tags: Any) -> bool:
@@ -139,10 +169,7 @@ def has_unreliable_samples(tags: Any) -> bool:
     Returns:
         Whether they are 16-bit planes, which Pillow reads as bytes, or signed bytes.
     """
-    bits = tags.get(BITS, (1,))
-    bits = bits if isinstance(bits, tuple) else (bits,)
-    formats = tags.get(SAMPLE_FORMAT, (1,))
-    formats = formats if isinstance(formats, tuple) else (formats,)
+    bits, formats = _numbers(tags, BITS), _numbers(tags, SAMPLE_FORMAT)
     planes = _number(tags, PLANAR) == 2 and len(bits) > 1 and max(bits) > 8  # noqa: PLR2004
     return planes or (max(bits) <= 8 and 2 in formats)  # noqa: PLR2004 - signed integers
 
@@ -175,6 +202,11 @@ def _number(tags: Any, tag: int) -> int:
     value = tags.get(tag, 0)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, int) else 0
+
+
+def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
+    value = tags.get(tag, (1,))
+    return value if isinstance(value, tuple) and value else (value or 1,)
 
 
 def _first_offset(header: bytes) -> int:
