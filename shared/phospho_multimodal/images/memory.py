@@ -21,19 +21,18 @@ MOST_MEMORY = 560 * _MEBIBYTE
 """What one image may need besides the interpreter and Pillow: together that is below 600 MB."""
 _SUSPICIOUS_MEMORY = 144_000_000
 """What an image may need whose file has next to no data: as much as 36 megapixels of RGBA."""
-_SUSPICIOUS_VIDEO_MEMORY = 256_000_000
-PIXELS_PER_BYTE = 100
-"""A file with less than a byte for so many pixels has next to no data. Drawings and scans have ten
-times as much, photos a hundred times."""
+_SUSPICIOUS_VIDEO_MEMORY = 290_000_000
+PIXELS_PER_BYTE = 300
+"""A file with less than a byte for so many pixels has next to no data. Diagrams have twice as much,
+scans ten times, photos a hundred times."""
 
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # Planes, two copies as RGB or RGBA, and Pillow's image.
 _BYTES_OF_VIDEO = {"L": 6, "RGB": 11, "RGBA": 13}
 _METADATA = 64 * 1024
 """Where an AVIF's properties stand."""
-_LOSSY_WEBP = 12.0
+_BYTES_OF_WEBP = 12.0
 """libwebp keeps two copies of the image, and hands over a third."""
-_LOSSLESS_WEBP = 16.0
 _WEBP_FILE_COPIES = 3
 
 
@@ -95,7 +94,7 @@ def _per_pixel(image: Image.Image, data: bytes) -> float:
     if image.format in {"AVIF", "HEIF"}:
         return _BYTES_OF_VIDEO.get(image.mode, 13) + (3 if _is_deep(data) else 0)
     if image.format == "WEBP":
-        return _LOSSLESS_WEBP if b"VP8L" in data[:64] else _LOSSY_WEBP
+        return _BYTES_OF_WEBP
     if image.format == "TIFF":
         return held + _strip_bytes(image)
     if image.format == "PNG" and image.mode == "RGB" and "transparency" in image.info:

@@ -33,13 +33,20 @@ from phospho_multimodal.images.tiff_directories import (
     describe_tags,
     first_tags,
     has_unknown_compression,
-    has_unreliable_samples,
     image_directory,
     raw_error,
 )
 from phospho_multimodal.images.webp import LeanWebP
 
-__all__ = ["ANIMATION", "LOW_BYTES", "NARROW_RANGE", "SUPPORTED", "fail", "open_image"]
+__all__ = [
+    "ANIMATION",
+    "LOW_BYTES",
+    "NARROW_RANGE",
+    "SUPPORTED",
+    "fail",
+    "open_image",
+    "unsupported",
+]
 
 ANIMATION = "animation"
 """In `info`: there are further frames, which Pillow was not told about."""
@@ -66,7 +73,7 @@ def _open_jpeg(data: bytes) -> Image.Image:
             f"{len(structure.sampling)} components of {structure.precision} bits, frame type"
             f" {structure.frame - 0xC0}"
         )
-        raise _unsupported(variant, "JPEG")
+        raise unsupported(variant, "JPEG")
     if structure.frame and (structure.is_empty or not structure.is_complete):
         message = "The JPEG file is broken or cut off: part of the data for its pixels is missing."
         raise ImageError(message)
@@ -99,16 +106,13 @@ def _open_png(data: bytes) -> Image.Image:
 def _open_tiff(data: bytes) -> Image.Image:
     data = image_directory(data)
     try:
-        image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+        return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
     except Exception as failure:
         tags = first_tags(data)
         valid = "unknown pixel mode" in str(failure) or has_unknown_compression(tags or {})
         if tags is None or not valid:
             raise
-        raise _unsupported(describe_tags(tags), "TIFF") from None
-    if has_unreliable_samples(image.tag_v2):
-        raise _unsupported(describe_tags(image.tag_v2), "TIFF")
-    return image
+        raise unsupported(describe_tags(tags), "TIFF") from None
 
 
 def _open_bmp(data: bytes) -> Image.Image:
@@ -117,7 +121,7 @@ def _open_bmp(data: bytes) -> Image.Image:
     except Exception as failure:
         whole = len(data) >= int.from_bytes(data[2:6], "little") > _BMP_HEADER
         if str(failure).startswith("Unsupported") or whole:
-            raise _unsupported(str(failure).removeprefix("Unsupported "), "BMP") from None
+            raise unsupported(str(failure).removeprefix("Unsupported "), "BMP") from None
         raise
 
 
@@ -127,7 +131,7 @@ def _open_avif(data: bytes) -> Image.Image:
     except Exception as failure:
         if not boxes_are_whole(data):
             raise
-        raise _unsupported(failure, "AVIF") from None
+        raise unsupported(failure, "AVIF") from None
     if "icc_profile" not in image.info:
         numbers = color_numbers(data)
         profile = None if numbers is None else numbered_profile(*numbers)
@@ -150,7 +154,7 @@ def _open_heif(data: bytes) -> Image.Image:
     except Exception as failure:
         if not boxes_are_whole(data):
             raise
-        raise _unsupported(failure, "HEIC") from None
+        raise unsupported(failure, "HEIC") from None
     return image
 
 
@@ -218,7 +222,7 @@ def fail(failure: Exception, kind: str | None, tags: Any = None) -> NoReturn:
     if isinstance(failure, ImageError):
         raise failure from None
     if tags is not None and has_unknown_compression(tags):
-        raise _unsupported(describe_tags(tags), "TIFF") from None
+        raise unsupported(describe_tags(tags), "TIFF") from None
     if isinstance(failure, Image.DecompressionBombError):
         message = "The image's header says far too many pixels to decode. Shrink it first."
         raise ImageError(message) from None
@@ -232,7 +236,16 @@ def fail(failure: Exception, kind: str | None, tags: Any = None) -> NoReturn:
     raise ImageError(message) from None
 
 
-def _unsupported(variant: object, kind: str) -> ImageError:
+def unsupported(variant: object, kind: str) -> ImageError:
+    """Make the error of a valid file that Pillow cannot read.
+
+    Args:
+        variant: What is unusual about the file.
+        kind: The type of the file.
+
+    Returns:
+        The error, which says how to convert the file.
+    """
     message = (
         f"This variant of {kind} is not supported ({str(variant)[:90]}). Convert the image to PNG"
         f" or JPEG first: magick in.{kind.lower()} out.png."

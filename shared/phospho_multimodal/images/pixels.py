@@ -21,8 +21,10 @@ from phospho_multimodal.images.opening import (
     SUPPORTED,
     fail,
     open_image,
+    unsupported,
 )
 from phospho_multimodal.images.quiet import without_pillow_warnings
+from phospho_multimodal.images.tiff_directories import describe_tags, has_unreliable_samples
 from phospho_multimodal.images.webp import LeanWebP
 
 __all__ = [
@@ -163,6 +165,8 @@ def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
 
 def _load_tiff(image: Any) -> int:
     """Load a TIFF, which Pillow turns; only its EXIF data may tell it to, not its XMP data."""
+    if has_unreliable_samples(image.tag_v2):
+        raise unsupported(describe_tags(image.tag_v2), "TIFF")
     orientation = 1
     hidden = None
     if getattr(image, "tile", None):  # it is not loaded yet

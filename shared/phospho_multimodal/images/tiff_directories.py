@@ -50,6 +50,7 @@ _COMPRESSIONS = {
     8: "deflate", 32773: "PackBits", 32946: "deflate", 34712: "JPEG 2000", 34887: "LERC",
     34925: "LZMA", 50000: "zstd", 50001: "WebP", 50002: "JPEG XL",
 }  # fmt: skip
+_SAMPLE_FORMATS = {2: " signed", 3: " float", 5: " complex", 6: " complex"}
 _KNOWN_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 34925, 50000})
 
 
@@ -141,8 +142,9 @@ def describe_tags(tags: Any) -> str:
     """
     bits = _numbers(tags, BITS)
     compression = _number(tags, COMPRESSION) or 1
+    sample_format = _SAMPLE_FORMATS.get(_numbers(tags, SAMPLE_FORMAT)[0], "")
     return (
-        f"{len(bits)} × {bits[0]} bits, photometric interpretation"
+        f"{len(bits)} × {bits[0]} bits{sample_format}, photometric interpretation"
         f" {_number(tags, PHOTOMETRIC)}, compression"
         f" {_COMPRESSIONS.get(compression, str(compression))}"
     )
