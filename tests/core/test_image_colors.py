@@ -71,7 +71,12 @@ def test_colors_that_a_png_names_by_number_become_srgb(file: bytes, expected):
 
 @pytest.mark.parametrize(
     ("numbers", "expected"),
-    [((12, 13), P3_RED), ((9, 13), (255, 0, 20)), ((1, 13), tuple(ORANGE)), ((2, 2), tuple(ORANGE))],
+    [
+        ((12, 13), P3_RED),
+        ((9, 13), (255, 0, 20)),
+        ((1, 13), tuple(ORANGE)),
+        ((2, 2), tuple(ORANGE)),
+    ],
 )
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
 def test_colors_that_a_heic_or_avif_names_by_number_become_srgb(kind: str, numbers, expected):
