@@ -1,36 +1,55 @@
-# Two commands for a machine that has Python 3.10 or newer, and make:
+# The commands of a newcomer, for a machine that has Python 3.10 or newer, and make:
 #
-#     make demo    answer a question about a picture through LangChain and through LlamaIndex
-#     make test    lint, formatting, types, import contracts, tests
+#     make demo        answer a question about an image through LangChain and through LlamaIndex
+#     make test        lint, formatting, types, import contracts, and the quick tests
+#     make test-all    these and the long ones: what has to pass before a change is taken in
 #
-# Both make .venv on their first run and share it. PYTHON=python3.12 chooses the interpreter,
-# and .venv remembers it.
+# The first of them makes .venv, and all share it. PYTHON=python3.12 chooses the interpreter, and
+# .venv remembers it. uv installs faster than pip, and is used where it is there.
 
 STAMP := .venv/.installed
+DEMO_STAMP := .venv/.demo
+MADE_FOR_FILE := .venv/.made-for
 
-PYTHON ?= $(or $(shell sed -n 2p $(STAMP) 2>/dev/null),python3)
+PYTHON ?= $(or $(shell sed -n 2p $(MADE_FOR_FILE) 2>/dev/null),python3)
 
-# What .venv was made for. It names its own folder in many places, so a moved one is made anew;
-# so is one of another Python.
+# What .venv was made for. Its scripts name its own folder, so a moved one is made again, and so
+# is one of another Python.
 MADE_FOR := $(CURDIR) $(PYTHON)
-ifneq ($(MADE_FOR),$(shell cat $(STAMP) 2>/dev/null))
-.PHONY: $(STAMP)
+ifneq ($(MADE_FOR),$(shell paste -sd ' ' $(MADE_FOR_FILE) 2>/dev/null))
+.PHONY: $(MADE_FOR_FILE)
 endif
 
 RUN := .venv/bin/python -m
+PIP := $(RUN) pip install -qq --disable-pip-version-check
+# uv links files of its cache by default, and nltk refuses to read a file that has several names.
+INSTALL := $(if $(shell command -v uv),UV_LINK_MODE=copy uv pip install -q --python .venv/bin/python,$(PIP))
+
+# One worker a core. A long test is worth more than its share: `make test` leaves it out.
+PYTEST := $(RUN) pytest --numprocesses auto --dist worksteal
+TEST_ALL := $(RUN) pytest --override-ini 'norecursedirs=.*'
 
 .PHONY: help
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 20
 
 .PHONY: demo
-demo: $(STAMP)  ## Ask about a picture through both frameworks, against a local server
+demo: $(DEMO_STAMP)  ## Ask about an image through both frameworks, against a local server
 	@.venv/bin/phospho-multimodal demo
 
 .PHONY: test
-test: lint types $(STAMP)  ## Run every check and the tests, with branch coverage
+test: lint types $(STAMP)  ## Run every check and the quick tests: core, adapters, server, batch
 	@echo "== tests"
-	@$(RUN) pytest --cov --cov-report=term
+	@$(PYTEST) -m "not long"
+
+.PHONY: test-all
+test-all: lint types test-long test-browser test-engines test-ray  ## Run everything that there is
+	@.ci/wheel-test contents readme bare
+
+.PHONY: test-long
+test-long: $(STAMP)  ## Run the quick and the long tests, with branch coverage
+	@echo "== all tests"
+	@$(PYTEST) --cov --cov-report=term
 
 .PHONY: lint
 lint: $(STAMP)  ## Check style, formatting and the import contracts
@@ -48,19 +67,19 @@ types: $(STAMP)  ## Check the types
 
 .PHONY: test-browser
 test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
-	@$(RUN) pip install -qq --disable-pip-version-check --group browser
-	@$(RUN) pytest --override-ini 'norecursedirs=.*' tests/browser
+	@$(INSTALL) --group browser
+	@$(TEST_ALL) tests/browser
 
+# pip, because it looks for wheels on the disk too where its settings say so: PyTorch is large.
 .PHONY: test-engines
 test-engines: $(STAMP)  ## Test the engine that runs a model, with PyTorch and a tiny one
-	@$(RUN) pip install -qq --disable-pip-version-check --group engines
-	@TEST_ENGINES=1 $(RUN) pytest --override-ini 'norecursedirs=.*' tests/engines\
-	 tests/server/test_held_questions.py
+	@$(PIP) --group engines
+	@TEST_ENGINES=1 $(TEST_ALL) tests/engines tests/server/test_held_questions.py
 
 .PHONY: test-ray
 test-ray: $(STAMP)  ## Test the batch over a Ray cluster: three nodes on this machine, one killed
-	@$(RUN) pip install -qq --disable-pip-version-check --editable ".[all,ray]"
-	@$(RUN) pytest --override-ini 'norecursedirs=.*' tests/over_ray
+	@$(INSTALL) --editable ".[all,ray]"
+	@$(TEST_ALL) tests/over_ray
 
 # The peers are installed when somebody measures, and only then: no check needs them.
 .PHONY: bench
@@ -76,9 +95,9 @@ clean:  ## Remove .venv and everything that was built
 	rm -rf .venv .benchmarks .coverage .hypothesis .import_linter_cache .mypy_cache .ruff_cache .schemathesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is the last thing written and the first thing removed: an install that was broken off
+# A stamp is the last thing written and the first thing removed: an install that was broken off
 # starts over. A changed pyproject.toml or version is installed on top of what is there.
-$(STAMP): pyproject.toml shared/phospho_multimodal/_version.py
+$(MADE_FOR_FILE):
 	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here. Install Python 3.10\
 	 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or\
@@ -87,14 +106,24 @@ $(STAMP): pyproject.toml shared/phospho_multimodal/_version.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual\
 	 environments: its venv or ensurepip module is missing. Install it (on Debian and Ubuntu:\
 	 apt install python3-venv) or name another one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@if [ "$(MADE_FOR)" != "$$(paste -sd ' ' $@ 2>/dev/null)" ]; then\
-	 echo "Making .venv with $$($(PYTHON) -V)"; rm -f $@; $(PYTHON) -m venv --clear .venv; fi
-	@rm -f $@
-	@echo "Installing into .venv: once, a minute or two"
-	@$(RUN) pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(RUN) pip install -qq --disable-pip-version-check --group dev --editable ".[all]"
+	@echo "Making .venv with $$($(PYTHON) -V)"
+	@rm -f $(STAMP) $(DEMO_STAMP) $@
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) --upgrade "pip>=25.1"  # which knows --group
 	@printf '%s\n%s\n' "$(CURDIR)" "$(PYTHON)" > $@
 
+$(DEMO_STAMP): $(MADE_FOR_FILE) pyproject.toml shared/phospho_multimodal/_version.py
+	@rm -f $@
+	@echo "Installing what the demo needs into .venv"
+	@$(INSTALL) --editable ".[cli,langchain,llama-index,ocr,server]"
+	@touch $@
+
+$(STAMP): $(MADE_FOR_FILE) pyproject.toml shared/phospho_multimodal/_version.py
+	@rm -f $@
+	@echo "Installing into .venv"
+	@$(INSTALL) --group dev --editable ".[all]"
+	@touch $@ $(DEMO_STAMP)
+
 .venv/.bench: $(STAMP)
-	@$(RUN) pip install -qq --disable-pip-version-check --editable ".[all,bench]"
+	@$(INSTALL) --editable ".[all,bench]"
 	@touch $@

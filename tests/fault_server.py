@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import select
 import socket
 import struct
 import threading
@@ -80,6 +81,13 @@ class Connection:
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self.send(f"HTTP/1.1 {code} Whatever\r\n{head}\r\n".encode() + body)
 
+    def wait_until_closed(self, seconds: float) -> None:
+        """Wait until the client closes the connection, the server stops, or the time is over."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.server.stopping.is_set():
+            if select.select([self.socket], [], [], 0.02)[0]:
+                return
+
     def abort(self) -> None:
         """Close with a reset instead of a goodbye."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -143,11 +151,11 @@ def reset(*, billed: bool = True) -> Behaviour:
 
 
 def hang(seconds: float = _PATIENCE) -> Behaviour:
-    """Take the request and say nothing, until the server stops."""
+    """Take the request and say nothing, until the client or the server gives up."""
 
     def behave(connection: Connection, request: Received) -> None:
         connection.server.count_billed()
-        connection.server.stopping.wait(seconds)
+        connection.wait_until_closed(seconds)
         connection.socket.close()
 
     return behave

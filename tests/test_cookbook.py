@@ -27,6 +27,8 @@ from live_server import serve
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import Picture, Question, load_engine
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent
 COOKBOOK = TESTS.parent / "cookbook"
 NOTEBOOKS = [

@@ -168,6 +168,7 @@ import llama_index.core.multi_modal_llms
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("package", FLOORS)
 def test_an_import_loads_the_framework_and_httpx_and_little_of_ours(package: str) -> None:
     ran = in_fresh_python(
@@ -377,6 +378,7 @@ print(before, len(made))
 """
 
 
+@pytest.mark.long
 def test_one_tls_context_does_for_all_models_and_none_is_made_before_the_first_call() -> None:
     needed = "import langchain_core.language_models.chat_models\n"  # its tracing may make some
     needed += f"from llama_index.core.llms import ChatMessage, ImageBlock\nURL = {URL!r}\n"

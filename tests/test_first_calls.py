@@ -10,6 +10,8 @@ from fault_server import FaultServer
 from fresh_python import in_fresh_python
 from pictures import encoded
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = 16
 
 LANGCHAIN = """
@@ -17,14 +19,14 @@ LANGCHAIN = """
     from langchain_core.messages import HumanMessage
     from langchain_phospho import ChatPhospho
     KIND = "image/jpeg"
-    model = ChatPhospho(base_url=BASE_URL)
+    model = ChatPhospho(base_url=BASE_URL, timeout=PATIENT)
     block = {"type": "image", "base64": base64.b64encode(PICTURE).decode(), "mime_type": KIND}
     asked = [HumanMessage([{"type": "text", "text": "What?"}, block])]
 """
 LLAMA_INDEX = """
     from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
     from llama_index_phospho import Phospho
-    model = Phospho(base_url=BASE_URL)
+    model = Phospho(base_url=BASE_URL, timeout=PATIENT)
     asked = [ChatMessage(blocks=[TextBlock(text="What?"), ImageBlock(image=PICTURE)])]
 """
 CALLS = {
@@ -42,6 +44,8 @@ CALLS = {
 SCRIPT = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
+import httpx
+PATIENT = httpx.Timeout(60)  # sixteen threads that interrupt each other are slow
 sys.setswitchinterval(1e-5)  # whoever loads is interrupted
 def on_threads(call):
     with ThreadPoolExecutor(AT_ONCE) as threads:

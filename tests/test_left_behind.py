@@ -15,6 +15,8 @@ from fault_server import Behaviour, Connection, FaultServer, Received, answer, h
 from fresh_python import in_fresh_python
 from pictures import draw, encoded
 
+pytestmark = pytest.mark.long
+
 PICTURE = encoded()
 
 BEGIN = """

@@ -190,6 +190,7 @@ def import_alone(package: str) -> Any:
 
 
 # llama-index-core loads Pillow itself, so that only the other two can do without.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("package", "unwanted"),
     [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,9 +24,19 @@ from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import load_engine
 from phospho_multimodal.settings import ClientOptions, ParameterOptions
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-LANGCHAIN, LLAMA_INDEX = BLOCKS[:2]
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK_START, LATER = re.split(r"^## Install$", README, maxsplit=1, flags=re.MULTILINE)
+QUICK_START = QUICK_START.partition("## Quick start")[2]
+
+
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks("python", LATER)
+LANGCHAIN, LLAMA_INDEX, PLAIN = blocks("python", QUICK_START)
+HEALTH, ANSWER = blocks("text", QUICK_START)
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +67,37 @@ def test_a_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out or "print(" not in block
 
 
-@pytest.mark.usefixtures("desk")
-@pytest.mark.parametrize("block", [LANGCHAIN, LLAMA_INDEX])
-def test_the_first_blocks_print_what_the_picture_says(
-    block: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("block", [LANGCHAIN, LLAMA_INDEX, PLAIN])
+def test_a_block_of_the_quick_start_prints_what_the_readme_shows(
+    block: str, base_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("PHOSPHO_BASE_URL", base_url)
+    monkeypatch.chdir(ROOT)
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own text
-    assert "7.30" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("block", [LANGCHAIN, LLAMA_INDEX])
-def test_the_first_blocks_are_short(block: str) -> None:
+    assert capsys.readouterr().out == ANSWER
     assert len(block.splitlines()) <= 12
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_quick_start_runs_as_printed_in_a_fresh_environment(tmp_path: Path) -> None:
+    """Run every block in its order, in a copy of the project, with nothing added."""
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    script = ["set -e", "trap 'kill $!' EXIT"]
+    for language, block in re.findall(
+        r"^```(sh|python)\n(.*?)^```$", QUICK_START, re.MULTILINE | re.DOTALL
+    ):
+        script.append(f"python <<'BLOCK'\n{block}BLOCK" if language == "python" else block)
+    ran = subprocess.run(  # noqa: S603 - our own text
+        ["bash", "-c", "\n".join(script)],  # noqa: S607
+        cwd=tmp_path / "copy",
+        env={name: value for name, value in os.environ.items() if "VIRTUAL_ENV" not in name},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == HEALTH.strip() + ANSWER * 3
 
 
 def test_the_first_commands_are_the_two_of_the_makefile() -> None:

@@ -84,8 +84,17 @@ def server(running: FaultServer) -> FaultServer:
     return running
 
 
-@pytest.fixture(params=["sync", "async"])
+# How a method is called and what a message holds do not interact, so the quick run sends each form
+# in one way, and a few forms in all ways: see `test_every_kind_of_form_goes_in_every_way`.
+LONG = [pytest.mark.long]
+
+
+@pytest.fixture(params=["sync", pytest.param("async", marks=LONG)])
 def ask(request: pytest.FixtureRequest) -> Ask:
+    return caller(request.param)
+
+
+def caller(way: str) -> Ask:
     """Calls a method of a model, or its twin with await, and closes the model."""
 
     async def wait(model: Any, method: str, given: tuple[Any, ...]) -> None:
@@ -95,7 +104,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
             await model.aclose()
 
     def call(model: Any, method: str, *given: Any) -> None:
-        if request.param == "async":
+        if way == "async":
             asyncio.run(wait(model, method, given))
             return
         try:
@@ -117,7 +126,10 @@ def listed(shapes: list[Shape]) -> Any:
     return pytest.mark.parametrize("shape", shapes, ids=[shape.name for shape in shapes])
 
 
-every_carrier = pytest.mark.parametrize("carrier", ["user", "assistant", "tool"])
+CARRIERS = ["user", "assistant", "tool"]
+every_carrier = pytest.mark.parametrize(
+    "carrier", ["user", *[pytest.param(carrier, marks=LONG) for carrier in CARRIERS[1:]]]
+)
 
 LABELS = {"assistant": "Assistant", "tool": "Tool (camera)"}
 
@@ -172,6 +184,30 @@ def in_llama_index(carrier: str, *blocks: Any) -> list[ChatMessage]:
     message.additional_kwargs["tool_call_id"] = "call_1"
     call = ToolCallBlock(tool_name="camera", tool_call_id="call_1")
     return [ChatMessage("Look"), ChatMessage(role="assistant", blocks=[call]), message]
+
+
+ONE_OF_EACH_KIND = [
+    next(shape for shape in BLOCKS if isinstance(shape.becomes, kind))
+    for kind in (Picture, Text, Fails)
+]
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("carrier", CARRIERS)
+@listed(ONE_OF_EACH_KIND)
+def test_every_kind_of_form_goes_in_every_way(
+    server: FaultServer, shape: Shape, carrier: str, way: str
+) -> None:
+    more = [{"type": "image_url", "image_url": DATA_URL}] if needs_a_picture(shape.becomes) else []
+    in_both = [
+        (ChatPhospho(base_url=server.base_url), "invoke", in_langchain),
+        (Phospho(base_url=server.base_url), "chat", in_llama_index),
+    ]
+    for model, method, messages in in_both:
+        server.requests.clear()
+        asking = caller(way)
+        given = messages(carrier, shape.block, *more)
+        check(server, shape.becomes, lambda: asking(model, method, given), carrier)  # noqa: B023
 
 
 @listed(BLOCKS)

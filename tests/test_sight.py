@@ -21,6 +21,8 @@ from phospho_multimodal.server.engines import Engine, Question, load_engine
 from phospho_multimodal.server.engines import Picture as ServerPicture
 from pictures import encoded, receipt
 
+pytestmark = pytest.mark.long
+
 TURNED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,

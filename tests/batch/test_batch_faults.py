@@ -271,14 +271,14 @@ class TestCaps:
         assert summary.described == server.billed == 1
 
     def test_waiting_for_the_last_image_is_no_work(self, endpoint, batch, tmp_path):
-        server = endpoint(described(), described(), slow(2.0))
+        server = endpoint(described(), described(), slow(1.0))
         batch([numbered(0)], tmp_path / "loaded", base_url=server.base_url)
         source = [numbered(n) for n in range(60)]
         began = time.process_time()
         with pytest.raises(SpendingLimitError):
             batch(source, tmp_path / "out", base_url=server.base_url, max_images=2, concurrency=32)
         assert server.billed == 1 + 2
-        assert time.process_time() - began < 1.0
+        assert time.process_time() - began < 0.7
 
     def test_a_ledger_in_a_file(self, endpoint, batch, tmp_path):
         server = endpoint(of={2: [status(503)], 3: [reset()]})

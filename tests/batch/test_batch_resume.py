@@ -190,6 +190,7 @@ class TestStopping:
         assert set(server.asked.values()) == {1}
 
 
+@pytest.mark.long
 class TestKills:
     def test_sigint_ends_the_command_well_with_130(self, endpoint, photos, out, command):
         server = endpoint(*[described()] * 10, slow(0.1))

@@ -390,6 +390,7 @@ def test_a_long_text_is_cut_and_says_so(tmp_path: Path):
     assert len(text) < 5000
 
 
+@pytest.mark.long
 def test_memory_stays_flat(tmp_path: Path):
     def rows() -> Iterator[dict[str, Any]]:
         kinds = ("described", "described", "failed", "in_doubt")

@@ -29,6 +29,7 @@ def test_a_name_that_is_no_utf8_comes_through() -> None:
     assert list(sorted_names(reversed(names))) == names
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_names_take_little_memory() -> None:
     tracemalloc.start()
     try:

@@ -167,6 +167,7 @@ class TestDescribe:
         shown = [cells(result, column).replace(" ", "") for column in (1, 2, 3)]
         assert shown == [pictures["red"].replace(" ", ""), answer, "$0.01"]
 
+    @pytest.mark.long
     def test_after_ctrl_c_what_was_paid_for_is_shown(self, pictures):
         def slowly(connection: Connection, request: Received) -> None:
             time.sleep(3)
@@ -225,6 +226,7 @@ class TestCheck:
 
 
 class TestServe:
+    @pytest.mark.long
     def test_it_serves_until_it_is_interrupted(self, tmp_path):
         command = [*CLI, "serve", "--port", "0", "--engine", "echo"]
         with subprocess.Popen(  # noqa: S603 - our own command
@@ -277,6 +279,7 @@ class TestDemo:
         assert "LangChain: ChatPhospho" in words(result)
         assert "LlamaIndex: PhosphoMultiModal" in words(result)
 
+    @pytest.mark.long
     def test_it_takes_a_picture_of_ones_own(self, pictures):
         result = run("demo", "--image", pictures["blue"])
         assert result.exit_code == 0, result.output
@@ -298,6 +301,7 @@ def test_without_its_extra_the_command_names_it(package):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_the_client_commands_need_no_server():
     result = in_fresh_python(
         "import sys, phospho_multimodal.cli\n"

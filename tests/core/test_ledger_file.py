@@ -65,6 +65,7 @@ def test_processes_share_the_cap(path: pathlib.Path):
     assert snapshot.images_reserved == 0
 
 
+@pytest.mark.long
 def test_a_process_killed_at_any_moment_leaves_a_ledger_that_can_be_read(path: pathlib.Path):
     randomness = random.Random(20)  # noqa: S311 - which moments, not which secrets
     billed = doubted = 0

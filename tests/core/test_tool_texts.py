@@ -275,9 +275,9 @@ def test_the_search_takes_linear_time(length: int) -> None:
     """Runs that just miss what is looked for."""
     run = ("aB3" * length)[:length]
     text = f"{run} " * (4_000_000 // length)
-    start = time.perf_counter()
+    start = time.process_time()
     check_tool_text(text)
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
 
 
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])

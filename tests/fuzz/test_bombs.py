@@ -9,6 +9,8 @@ import pytest
 from bombs import BOMBS
 from measured_child import LIMIT_BYTES, LIMIT_SECONDS, measure
 
+pytestmark = pytest.mark.long
+
 QUICK_STEP = 0.005
 """Seconds of `step` on the machine for which the second is meant, an EPYC that nobody else uses."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from fuzz_images import fuzz
+
+pytestmark = pytest.mark.long
 
 
 def test_a_few_seconds_of_broken_pictures_find_nothing():

@@ -488,7 +488,7 @@ def test_a_missing_framework_names_the_extra() -> None:
     assert "phospho-multimodal[langchain]" in done.stdout
 
 
-@pytest.mark.parametrize("absent", ["langchain_core.callbacks", "langchain_core.messages"])
+@pytest.mark.parametrize("absent", ["langchain_core.callbacks"])
 def test_anything_else_that_is_missing_is_told_as_it_is(absent: str) -> None:
     done = in_fresh_python(_WITHOUT.format(absent=absent))
     assert done.stdout.startswith("ModuleNotFoundError "), done.stderr

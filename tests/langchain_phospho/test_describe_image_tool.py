@@ -367,6 +367,7 @@ for name in ("DescribeImageTool", "VisionMiddleware"):
 """
 
 
+@pytest.mark.long
 def test_a_missing_extra_is_named() -> None:
     done = in_fresh_python(_WITHOUT.format(absent={"langchain", "langgraph"}))
     lines = done.stdout.splitlines()
@@ -377,11 +378,13 @@ def test_a_missing_extra_is_named() -> None:
     assert all("'phospho-multimodal[agents]'" in line for line in lines)
 
 
+@pytest.mark.long
 def test_anything_else_that_is_missing_is_told_as_it_is() -> None:
     done = in_fresh_python(_WITHOUT.format(absent={"PIL", "xxhash"}))
     assert "agents]" not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_the_chat_model_alone_loads_no_agents() -> None:
     done = in_fresh_python(
         "import sys, langchain_phospho; langchain_phospho.ChatPhospho;"

@@ -458,7 +458,7 @@ def test_no_more_of_a_batch_is_sent_once_it_has_ended(red: Any, end: str) -> Non
         (outcome,) = await asyncio.gather(asking, return_exceptions=True)
         assert isinstance(outcome, PaymentRequiredError) == ("error" in end)
         sent = len(server.requests)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.4)
         return len(server.requests) - sent
 
     with FaultServer(first, late).running() as server:
@@ -468,7 +468,7 @@ def test_no_more_of_a_batch_is_sent_once_it_has_ended(red: Any, end: str) -> Non
 @pytest.mark.parametrize("slow_ones_before", [0, 1])
 def test_the_first_error_ends_a_batch_on_threads_too(red: Any, slow_ones_before: int) -> None:
     def very_late(connection: Connection, request: Received) -> None:
-        time.sleep(3)
+        time.sleep(0.8)
         answer()(connection, request)
 
     def ready_at_once(connection: Connection, request: Received) -> None:
@@ -513,7 +513,7 @@ def test_the_first_error_ends_a_batch_of_structured_output(red: Any, way: str) -
         async def ask_and_stay() -> None:
             with pytest.raises(OutputParserException):
                 await ask(asked, reading)
-            await asyncio.sleep(1)  # what is left behind would go on
+            await asyncio.sleep(0.4)  # what is left behind would go on
 
         if way == "batch":
             with pytest.raises(OutputParserException):

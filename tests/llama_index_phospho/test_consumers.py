@@ -55,7 +55,11 @@ SHEET = re.compile(r"The picture is a sheet of (\d+) images")
 # All ways with one class, and the first with the other: the methods are the same.
 CELLS = [
     pytest.param(
-        kind, consumer, way, id=f"{kind.__name__}, {consumer.name.replace('`', '')}: {way}"
+        kind,
+        consumer,
+        way,
+        id=f"{kind.__name__}, {consumer.name.replace('`', '')}: {way}",
+        marks=[] if kind is Phospho and way == next(iter(consumer.ways)) else [pytest.mark.long],
     )
     for kind in (Phospho, PhosphoMultiModal)
     for consumer in CONSUMERS

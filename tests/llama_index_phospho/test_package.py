@@ -42,7 +42,8 @@ def test_a_missing_framework_names_the_extra(absent: str) -> None:
     assert "phospho-multimodal[llama-index]" in done.stdout
 
 
-@pytest.mark.parametrize("absent", ["filetype", "llama_index.core.multi_modal_llms", "httpx"])
+@pytest.mark.long
+@pytest.mark.parametrize("absent", ["filetype", "llama_index.core.multi_modal_llms"])
 def test_anything_else_that_is_missing_is_told_as_it_is(absent: str) -> None:
     done = in_fresh_python(_WITHOUT.format(absent=absent))
     assert done.stdout.startswith("ModuleNotFoundError "), done.stderr

@@ -26,6 +26,8 @@ from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import Engine, Picture, Question, load_engine
 from pictures import encoded
 
+pytestmark = pytest.mark.long
+
 WORDS = """
 Kestrel Heron Osprey Falcon Magpie Pelican Sparrow Toucan Condor Penguin
 Walnut Cherry Hazel Maple Willow Cedar Poplar Juniper Laurel Cypress

@@ -101,6 +101,7 @@ class TestOcr:
     def test_max_new_tokens_counts_words(self, ocr, count, expected):
         assert ocr.describe(picture_of(receipt()), question(max_new_tokens=count)) == expected
 
+    @pytest.mark.long
     def test_two_threads_get_what_one_gets(self, ocr):
         pictures = [picture_of(receipt()), picture_of(receipt().transpose(Image.Transpose(3)))]
         alone = [ocr.describe(picture, question()) for picture in pictures]
@@ -110,6 +111,7 @@ class TestOcr:
             )
         assert together == alone * 2
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "size", [(1, 1), (3000, 1), (1, 3000), (40, 2000), (5000, 3000)], ids=str
     )
@@ -124,6 +126,7 @@ class TestOcr:
         OcrEngine().describe(picture_of(Image.new("RGB", (64, 64))), question())
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.long
     @pytest.mark.parametrize("package", ["rapidocr", "numpy"])
     def test_without_its_extra_it_names_it(self, package):
         result = in_fresh_python(
@@ -253,6 +256,7 @@ class TestEcho:
         assert (answer["format"], answer["width"], answer["height"]) == ("PNG", 30, 20)
         assert answer["parameters"] == {"max_new_tokens": 7, "temperature": 0.5}
 
+    @pytest.mark.long
     def test_it_needs_no_package_of_the_ocr_engine(self):
         result = in_fresh_python(
             "import sys\n"
@@ -274,6 +278,7 @@ def test_an_unknown_engine_is_refused_with_the_ones_there_are():
         load_engine("llava")
 
 
+@pytest.mark.long
 def test_the_engine_transformers_names_its_extra_where_there_is_no_pytorch():
     result = in_fresh_python(
         "import sys; sys.modules['torch'] = None\n"

@@ -37,6 +37,8 @@ from phospho_multimodal.wire import GenerationParameters
 from pictures import encoded, receipt
 from scripted_upstream import Asked, scripted
 
+pytestmark = pytest.mark.long
+
 WORDS = 6  # the shortest answer that is asked for
 BAKERY = encoded(receipt("BAKERY", "TOTAL 11.40", size=(480, 240)), "PNG")
 GARAGE = encoded(receipt("GARAGE", "TOTAL 250.00", size=(480, 240)), "PNG")

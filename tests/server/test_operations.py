@@ -101,6 +101,7 @@ def test_the_json_log_has_a_line_a_request_and_nothing_that_was_in_it(picture, c
     assert [word for word in ("secret", "sesame", picture.base64) if word in log] == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_several_processes_answer_add_up_their_counts_and_stop_in_order(picture):
     with command("--workers", "2", "--access-log", "json") as (url, process):
@@ -115,6 +116,7 @@ def test_several_processes_answer_add_up_their_counts_and_stop_in_order(picture)
     assert len([line for line in log.splitlines() if line.startswith("{")]) == 21
 
 
+@pytest.mark.long
 def test_workers_that_cannot_start_end_the_command_with_their_reason():
     done = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-c", START, "serve", "--port", "0", "--engine", "no", "--workers", "2"],

@@ -211,7 +211,7 @@ class TestCrowds:
             async with httpx.AsyncClient(base_url=base_url) as client:
                 started = time.monotonic()
                 assert (await client.get("/health")).status_code == 200
-                assert time.monotonic() - started < 1
+                assert time.monotonic() - started < 5
             # Who hung up while being answered keeps a place for 20 ms more.
             await asyncio.sleep(0.3)
             replies = await asyncio.gather(*[ask(base_url, body) for body in bodies[:10]])

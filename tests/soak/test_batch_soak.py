@@ -7,6 +7,8 @@ import sys
 import pytest
 from batch_soak import soak
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and wait4 are of POSIX")
 def test_every_row_arrives_once_and_every_cent(tmp_path):

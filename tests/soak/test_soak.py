@@ -6,6 +6,8 @@ import pytest
 
 from soak import soak
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("mode", ["threads", "await"])
 def test_everything_adds_up(mode: str):

@@ -223,6 +223,7 @@ def ingesting(server: FaultServer, store: Path, pictures: list[Path]) -> subproc
     )
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_where_it_was(
     extractor: Extractor, server: FaultServer, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_killed_run_goes_on_where_it_was(
     assert len(server.requests) == 7 + len(pictures) - 3
 
 
+@pytest.mark.long
 def test_processes_that_want_the_same_pictures_pay_for_each_once(
     server: FaultServer, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -300,6 +302,7 @@ _ON_A_FULL_DISK = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of files to stand for a full disk")
 def test_what_was_paid_for_on_a_full_disk_is_held_until_there_is_room(
     pictures: list[Path], tmp_path: Path

@@ -101,6 +101,7 @@ def test_a_pipeline_that_is_run_again_pays_nothing(
     assert server.billed == len(pictures)
 
 
+@pytest.mark.long
 def test_a_pool_of_processes_pays_for_each_picture_once(
     extractor: Extractor, make: Make, server: FaultServer, pictures: list[Path], tmp_path: Path
 ) -> None:
