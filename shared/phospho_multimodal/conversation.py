@@ -91,12 +91,14 @@ class ConversationPlan:
         images: What it is asked about.
         policy: `"single"`, `"default_image"`, or the `multi_image` value that decided.
         images_omitted: How many images of the conversation are not sent.
+        one_answer: Whether a program reads the answer, so that there can be only one.
     """
 
     text: str = field(repr=False)
     images: tuple[ImageSource, ...]
     policy: str
     images_omitted: int
+    one_answer: bool = False
 
 
 def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> ConversationPlan:
@@ -126,11 +128,13 @@ def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> Conversatio
             )
             raise MissingImageError(message)
         text = _text(turns, policy, deciding=None, sent=())
-        return ConversationPlan(text, (policy.default_image,), "default_image", 0)
+        return ConversationPlan(
+            text, (policy.default_image,), "default_image", 0, policy.one_answer
+        )
     chosen, name = _choose(deciding.images, policy)
     total = sum(len(turn.images) for turn in turns)
     text = _text(turns, policy, deciding=deciding, sent=chosen)
-    return ConversationPlan(text, chosen, name, total - len(chosen))
+    return ConversationPlan(text, chosen, name, total - len(chosen), policy.one_answer)
 
 
 def cut_at_stop(text: str, stop: Iterable[str] | None) -> str:

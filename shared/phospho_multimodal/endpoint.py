@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_IMAGE_SIDE", "DEFAULT_MODEL", "MAX_NEW_TOKENS", "MODEL_PREFIX"]
+__all__ = [
+    "DEFAULT_IMAGE_SIDE",
+    "DEFAULT_MAX_TILES",
+    "DEFAULT_MODEL",
+    "MAX_NEW_TOKENS",
+    "MODEL_PREFIX",
+]
 
 MODEL_PREFIX = "phospho-multimodal"
 """The server accepts any model name that begins like this."""
@@ -14,3 +20,6 @@ MAX_NEW_TOKENS = 250
 
 DEFAULT_IMAGE_SIDE = 1536
 """Longest side of what is sent, in pixels."""
+
+DEFAULT_MAX_TILES = 8
+"""The most tiles of one image, each of which is one billed request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +13,7 @@ import pybase64
 from phospho_multimodal.endpoint import DEFAULT_IMAGE_SIDE
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.headers import CleanImage, clean_image
+from phospho_multimodal.images.legibility import shrinking_warnings
 from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ __all__ = [
     "PreparedImage",
     "SendableImage",
     "clean_source",
+    "encode_picture",
+    "opened_picture",
+    "prepare_content",
     "prepare_image",
     "prepare_source",
     "storable_image",
@@ -152,11 +157,11 @@ def prepare_source(
         ImageError: It cannot be read, is of an unsupported type, or over a limit.
     """
     if source.url is None:
-        return _prepared(source.read(), source.form, max_image_side, prepare=prepare)
+        return prepare_content(source.read(), source.form, max_image_side, prepare=prepare)
     origin = source.url_origin or ""
     if fetched is None:
         return LinkedImage(source.url, origin)
-    prepared = _prepared(fetched, source.form, max_image_side, prepare=prepare)
+    prepared = prepare_content(fetched, source.form, max_image_side, prepare=prepare)
     return replace(prepared, origin=origin)
 
 
@@ -194,13 +199,95 @@ def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
     return prepare_source(source, max_image_side=max_image_side, prepare=prepare).to_wire()
 
 
-def _prepared(
-    content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool
+def prepare_content(
+    content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool = True
 ) -> PreparedImage:
+    """Make of a file or a PIL image what is sent.
+
+    Args:
+        content: The file or the image.
+        form: How it was passed.
+        max_image_side: Longest side, in pixels.
+        prepare: `False` only checks type and limits.
+
+    Returns:
+        The image as it is sent.
+
+    Raises:
+        ImageError: It cannot be read, is of an unsupported type, or over a limit.
+    """
     clean = _clean(content, form, max_image_side)
     if clean is not None:
         return clean
-    return _through_pillow(content, form, max_image_side, prepare=prepare)
+    if not prepare and isinstance(content, bytes):
+        from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+
+        image = pixels.open_image(content)
+        return PreparedImage(content, image.format or "", image.width, image.height, form)
+    sizes: list[tuple[int, int]] = []
+
+    def longest(size: tuple[int, int]) -> int:
+        sizes.append(size)
+        return max_image_side
+
+    picture, lossless, changes = opened_picture(content, longest)
+    changes += shrinking_warnings(sizes[0], picture.size)
+    return encode_picture(picture, form, changes, lossless=lossless)
+
+
+def opened_picture(
+    content: bytes | Image, longest: Callable[[tuple[int, int]], int]
+) -> tuple[Image, bool, list[str]]:
+    """Decode a file or a PIL image, and shrink it.
+
+    Args:
+        content: The file or the image.
+        longest: Asked for the longest side that is wanted, by the size that the image has.
+
+    Returns:
+        The pixels, whether the source is lossless, and what was changed.
+
+    Raises:
+        ImageError: It cannot be read, is of an unsupported type, or over a limit.
+    """
+    from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+
+    changes: list[str] = []
+    if isinstance(content, bytes):
+        image = pixels.open_image(content)
+        lossless = pixels.is_lossless(image, content)
+        side = longest(image.size)
+        picture = pixels.to_rgb(image, max_side=side, changes=changes, borrowed=False)
+        return picture, lossless, changes
+    from phospho_multimodal.images.borrowed import alone_with  # noqa: PLC0415 - for these alone
+
+    with alone_with(content):
+        pixels.check_pixels(content.width, content.height)
+        lossless = pixels.is_lossless(content, None)
+        side = longest(content.size)
+        picture = pixels.to_rgb(content, max_side=side, changes=changes, borrowed=True)
+    return picture, lossless, changes
+
+
+def encode_picture(
+    picture: Image, form: SourceForm, changes: Sequence[str], *, lossless: bool
+) -> PreparedImage:
+    """Write pixels as they are sent.
+
+    Args:
+        picture: The pixels.
+        form: How the image was passed.
+        changes: What was changed so far.
+        lossless: Whether the source was.
+
+    Returns:
+        The image as it is sent.
+    """
+    from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+
+    data, kind = pixels.encode(picture, lossless=lossless)
+    told = (*(changes or ["metadata removed"]), f"written as {kind}")
+    return PreparedImage(data, kind, picture.width, picture.height, form, told)
 
 
 def _clean(content: bytes | Image, form: SourceForm, max_image_side: int) -> PreparedImage | None:
@@ -244,32 +331,3 @@ def _looked_through(file: _File, max_image_side: int) -> CleanImage | None:
     unpacked. Only digest, format and size are kept.
     """
     return clean_image(file.take(), max_image_side)
-
-
-def _through_pillow(
-    content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool
-) -> PreparedImage:
-    from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
-
-    changes: list[str] = []
-    if isinstance(content, bytes):
-        image = pixels.open_image(content)
-        if not prepare:
-            kind = image.format or ""
-            return PreparedImage(content, kind, image.width, image.height, form)
-        lossless = pixels.is_lossless(image, content)
-        picture = pixels.to_rgb(image, max_side=max_image_side, changes=changes, borrowed=False)
-    else:
-        from phospho_multimodal.images.borrowed import alone_with  # noqa: PLC0415 - for these alone
-
-        with alone_with(content):
-            pixels.check_pixels(content.width, content.height)
-            lossless = pixels.is_lossless(content, None)
-            picture = pixels.to_rgb(
-                content, max_side=max_image_side, changes=changes, borrowed=True
-            )
-    data, kind = pixels.encode(picture, lossless=lossless)
-    if not changes:
-        changes.append("metadata removed")
-    changes.append(f"written as {kind}")
-    return PreparedImage(data, kind, picture.width, picture.height, form, tuple(changes))
