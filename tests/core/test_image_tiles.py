@@ -25,12 +25,16 @@ from phospho_multimodal import (
     prepare_tiles,
 )
 from phospho_multimodal.conversation import ImagePolicy, Turn
+from phospho_multimodal.image_parts import Passed, montage_warnings
 from phospho_multimodal.images import legibility
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.images.tiles import plan_grid
+from phospho_multimodal.settings import Settings
 from pictures import draw, encoded
 
-SCREENSHOT = encoded(Image.linear_gradient("L").resize((3840, 2160)), "PNG")
+SCREENSHOT = encoded(Image.linear_gradient("L").resize((240, 135)), "PNG")
+"""A screen of 4K at a sixteenth of its size, for tiles of a sixteenth of the usual side."""
+SMALL = {"detail": "tiles", "max_image_side": 96}
 
 
 def turn(*images: object, text: str = "Read it.") -> Turn:
@@ -82,15 +86,15 @@ def test_no_more_tiles_are_made_than_the_image_needs(size, most: int, tiles: int
 
 
 def test_prepare_tiles_tells_the_number_of_requests_beforehand():
-    tiles = prepare_tiles(SCREENSHOT)
+    tiles = prepare_tiles(SCREENSHOT, max_image_side=96)
 
     assert [tile.changes[-2] for tile in tiles] == [
         f"tile {row * 3 + column + 1} of 6: row {row + 1} of 2, column {column + 1} of 3"
         for row in range(2)
         for column in range(3)
     ]
-    assert all(max(tile.width, tile.height) <= 1536 for tile in tiles)
-    assert sum(tile.width for tile in tiles[:3]) >= 3840 + 2 * 128
+    assert all(max(tile.width, tile.height) <= 96 for tile in tiles)
+    assert sum(tile.width for tile in tiles[:3]) >= 240 + 2 * 8
     assert prepare_tiles(encoded(draw()))[0].data == encoded(draw())
     with pytest.raises(ConfigurationError, match="max_tiles"):
         prepare_tiles(SCREENSHOT, max_tiles=0)
@@ -126,7 +130,7 @@ def test_a_large_image_is_asked_about_tile_by_tile(converse, lab, form: str, tmp
     spending = Spending(max_usd=0.06)
 
     result = converse(
-        [turn(image)], "montage", base_url=server.base_url, detail="tiles", spending=spending
+        [turn(image)], "montage", base_url=server.base_url, **SMALL, spending=spending
     )
 
     names = [
@@ -151,7 +155,7 @@ def test_the_money_for_all_tiles_is_set_aside_before_the_first_is_sent(converse,
             [turn(SCREENSHOT)],
             "montage",
             base_url=server.base_url,
-            detail="tiles",
+            **SMALL,
             spending=Spending(max_images=5),
         )
 
@@ -166,7 +170,7 @@ def test_a_refused_key_stops_the_tiles_that_are_not_sent_yet(converse, lab):
             [turn(SCREENSHOT)],
             "montage",
             base_url=server.base_url,
-            detail="tiles",
+            **SMALL,
             max_concurrency=1,
             api_key="wrong",
         )
@@ -176,9 +180,9 @@ def test_a_refused_key_stops_the_tiles_that_are_not_sent_yet(converse, lab):
 
 def test_an_image_that_is_small_enough_is_one_request(converse, lab):
     server = lab(answer("Fine."))
-    file = encoded(draw(900, 600))
+    file = encoded(draw(90, 60))
 
-    result = converse([turn(file)], "montage", base_url=server.base_url, detail="tiles")
+    result = converse([turn(file)], "montage", base_url=server.base_url, **SMALL)
 
     (request,) = server.requests
     assert request.image == file
@@ -191,20 +195,17 @@ def test_an_image_that_is_small_enough_is_one_request(converse, lab):
 def test_max_tiles_bounds_the_requests(converse, lab, most: int, requests: int):
     server = lab(answer("Fine."))
 
-    converse(
-        [turn(SCREENSHOT)], "montage", base_url=server.base_url, detail="tiles", max_tiles=most
-    )
+    converse([turn(SCREENSHOT)], "montage", base_url=server.base_url, **SMALL, max_tiles=most)
 
     assert len(server.requests) == requests
 
 
 def test_several_images_are_spread_over_montages(converse, lab):
     server = lab(answer("Read."))
-    photos = [encoded(draw(1200, 1600, color)) for color in ("red", "blue", "lime", "teal", "navy")]
+    photos = [encoded(draw(75, 100, color)) for color in ("red", "blue", "lime", "teal", "navy")]
 
-    result = converse(
-        [turn(*photos)], "montage", base_url=server.base_url, detail="tiles", max_tiles=2
-    )
+    options = {**SMALL, "max_image_side": 300, "max_tiles": 2}
+    result = converse([turn(*photos)], "montage", base_url=server.base_url, **options)
 
     texts = sorted(request.item["text"] for request in server.requests)
     assert '"Image 1" is the tile marked 1, "Image 2" is the tile marked 2.' in texts[0]
@@ -221,7 +222,7 @@ def test_each_image_has_its_own_tiles(converse, lab):
         [turn(SCREENSHOT, encoded(draw()))],
         "each",
         base_url=server.base_url,
-        detail="tiles",
+        **SMALL,
         max_tiles=2,
     )
 
@@ -240,7 +241,7 @@ def test_a_url_that_is_passed_on_cannot_be_cut(converse, lab):
             [turn("https://x.example/a.png")],
             "montage",
             base_url=server.base_url,
-            detail="tiles",
+            **SMALL,
         )
 
     assert server.requests == []
@@ -249,7 +250,7 @@ def test_a_url_that_is_passed_on_cannot_be_cut(converse, lab):
 def test_one_answer_for_a_program_cannot_come_from_several_tiles(lab):
     server = lab(answer("Never asked."))
     with (
-        PhosphoClient(base_url=server.base_url, detail="tiles") as client,
+        PhosphoClient(base_url=server.base_url, **SMALL) as client,
         pytest.raises(UnsupportedContentError, match="detail='auto'"),
     ):
         client.converse([turn(SCREENSHOT)], ImagePolicy(one_answer=True))
@@ -321,25 +322,36 @@ SMALL_TILES = [
 
 
 @pytest.mark.parametrize(("files", "small"), SMALL_TILES)
-def test_a_montage_tells_when_its_tiles_are_too_small(converse, lab, files, small: bool):
-    server = lab(answer("Read."))
+def test_a_montage_tells_when_its_tiles_are_too_small(files, small: bool):
+    settings = Settings.resolve(base_url="http://127.0.0.1:1")
 
-    result = converse([turn(*files)], "montage", base_url=server.base_url)
+    warnings = montage_warnings([Passed(image_source(file)) for file in files], settings)
 
-    assert ("warnings" in result.metadata) == small
-    assert result.metadata["images_billed"] == 1
+    assert any("multi_image='each'" in warning for warning in warnings) == small
 
 
-@pytest.mark.parametrize(("files", "small"), SMALL_TILES)
+@pytest.mark.parametrize(("count", "policy"), [(9, "montage"), (10, "each")])
 def test_auto_asks_about_each_image_where_a_montage_cannot_be_read(
-    converse, lab, files, small: bool
+    converse, lab, count: int, policy: str
 ):
     server = lab(answer("Read."))
+    files = pages(count, (80, 60))
 
     result = converse([turn(*files)], "auto", base_url=server.base_url)
 
-    assert result.metadata["image_policy"] == ("each" if small else "montage")
-    assert len(server.requests) == (len(files) if small else 1)
+    assert result.metadata["image_policy"] == policy
+    assert "warnings" not in result.metadata
+    assert len(server.requests) == (count if policy == "each" else 1)
+
+
+def test_a_montage_that_cannot_be_read_says_so_in_metadata(converse, lab):
+    server = lab(answer("Read."))
+
+    result = converse([turn(*pages(10, (80, 60)))], "montage", base_url=server.base_url)
+
+    (warning,) = result.metadata["warnings"]
+    assert "10 images" in warning
+    assert result.metadata["images_billed"] == 1
 
 
 def test_auto_keeps_to_the_montage_that_the_spending_limit_allows(converse, lab):
@@ -347,7 +359,7 @@ def test_auto_keeps_to_the_montage_that_the_spending_limit_allows(converse, lab)
     spending = Spending(max_images=9)
 
     result = converse(
-        [turn(*pages(10, (800, 600)))], "auto", base_url=server.base_url, spending=spending
+        [turn(*pages(10, (80, 60)))], "auto", base_url=server.base_url, spending=spending
     )
 
     assert result.metadata["image_policy"] == "montage"
