@@ -70,9 +70,9 @@ def receipt_photo(seed: int):
     text = Text(seed)
     paper = Image.new("RGB", (1500, 2600), (250, 249, 245))
     pen = ImageDraw.Draw(paper)
-    font = ImageFont.truetype(FONT, 84)
-    for line in range(14):
-        pen.text((90, 120 + 170 * line), text.line(2), fill=(40, 40, 44), font=font)
+    font = ImageFont.truetype(FONT, 50)
+    for line in range(24):
+        pen.text((90, 120 + 100 * line), text.line(3), fill=(40, 40, 44), font=font)
     table = Image.new("RGB", (3000, 4000), (120, 96, 74))
     turned = paper.rotate(seed % 3 - 1, expand=True, fillcolor=(120, 96, 74), resample=3)
     table.paste(turned.resize((turned.width * 13 // 10, turned.height * 13 // 10)), (450, 250))
@@ -133,7 +133,7 @@ CASES: dict[str, Callable[[RapidOCR], tuple[float, float, int]]] = {
         *page((1280, 8000), 16, columns=2, step=48, seed=3), engine
     ),
     "newspaper of 3400 × 4800": lambda engine: one_image(
-        *page((3400, 4800), 22, columns=5, step=60, seed=4), engine
+        *page((3400, 4800), 14, columns=7, step=60, seed=4), engine
     ),
     "16 photos of receipts": receipts,
 }
