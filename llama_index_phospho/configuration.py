@@ -216,7 +216,9 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "default_image" and value is not None:
             value = prepare.storable_image(
-                value, max_image_side=self.max_image_side, prepare=self.prepare
+                value,
+                max_image_side=self.max_image_side,
+                prepare=self.prepare and self.detail == "auto",
             )
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use

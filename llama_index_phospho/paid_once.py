@@ -97,7 +97,8 @@ class PaidOnce:
         return prepare_source(
             source,
             max_image_side=self.llm.max_image_side,
-            prepare=self.llm.prepare,
+            # The model makes tiles itself, of all the pixels that there are.
+            prepare=self.llm.prepare and self.llm.detail == "auto",
             fetched=fetched,
         )
 
@@ -110,6 +111,7 @@ class PaidOnce:
             "base_url": llm.base_url,
             "parameters": checked_parameters({name: getattr(llm, name) for name in PARAMETERS}),
             "stop": llm.stop,
+            **({} if llm.detail == "auto" else {"max_tiles": llm.max_tiles}),
         }
         # A digest, since a URL or a prompt can hold a secret.
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -108,10 +108,12 @@ SendableImage: TypeAlias = PreparedImage | LinkedImage
 def prepare_image(image: ImageInput, *, max_image_side: int = DEFAULT_IMAGE_SIDE) -> PreparedImage:
     """Make of an image what the clients send.
 
-    The type is read from the bytes; the first frame of an animation is taken; EXIF orientation is
-    applied; colours become sRGB; transparency is put on white; every metadata is gone; the longest
-    side is shrunk. An upright JPEG or PNG within the limits that has nothing to lose stays as it
-    is, byte for byte. The same input gives the same bytes (with one version of Pillow).
+    The type is read from the bytes. The first frame of an animation and the primary image of a
+    collection are taken. EXIF orientation is applied, and colours become sRGB. Transparency is put
+    on white, or on black or grey if the content could not be seen on white. All metadata is
+    removed, and the longest side is shrunk. A JPEG or PNG within the limits that has nothing to
+    lose, and all of its pixels, stays as it is, byte for byte. The same input gives the same bytes
+    (with one version of Pillow).
 
     Args:
         image: A `pathlib.Path`, bytes, a binary file object, a PIL image, a `data:` URL or base64.
@@ -121,8 +123,9 @@ def prepare_image(image: ImageInput, *, max_image_side: int = DEFAULT_IMAGE_SIDE
         The picture and what was done to it.
 
     Raises:
-        ImageError: It cannot be read, is of an unsupported type, over 50 MB or 100 megapixels, or
-            it is an http(s) URL, which is not opened here.
+        ImageError: It cannot be read, is of an unsupported type or variant, has over 50 MB, over
+            100 megapixels (200 of a JPEG) or needs over 600 MB of memory, or it is an http(s) URL,
+            which is not opened here.
         ConfigurationError: `max_image_side` is below 1.
     """
     if max_image_side < 1:
