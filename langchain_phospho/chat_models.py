@@ -19,7 +19,7 @@ from langchain_phospho.configuration import PARAMETERS, PhosphoConfiguration
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.token_counts import TokenCounts
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.endpoint import DEFAULT_MODEL, MAX_NEW_TOKENS
+from phospho_multimodal.endpoint import CONTEXT_WINDOW, DEFAULT_MODEL, MAX_NEW_TOKENS
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ _PROFILE: ModelProfile = {
     "pdf_tool_message": False,
     "audio_inputs": False,
     "video_inputs": False,
+    # Middleware reads it for triggers such as ("fraction", 0.8).
+    "max_input_tokens": CONTEXT_WINDOW,
     "max_output_tokens": MAX_NEW_TOKENS,
     "text_outputs": True,
     "image_outputs": False,
@@ -87,6 +89,15 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
     Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
     `phospho_multimodal.errors` and LangChain's `ModelError` at once. Tools and structured output
     are prompted: the endpoint knows neither, and each step of an agent is an image billed.
+
+    `batch` and `abatch` of the model stop at the first error, such as a 402. Those of
+    `model.with_retry()` and `model.with_fallbacks()` are LangChain's own, and they ask all other
+    questions after such an error. For many questions, call `batch` of the model itself, and set
+    `max_retries`.
+
+    The transcript of a conversation names the speakers (`message.name`). Only the newest turn
+    raises for content that cannot be sent: in the turns before the newest user message, a mark in
+    the text replaces it, and `content_omitted` in the metadata counts it.
 
     Example:
         ```python
@@ -275,7 +286,9 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
             "policy": self._policy(one_answer=bool(protocol)),
             "model": given.pop("model", self.model_name),
             "stop": self.stop if stop is None else stop,
-            "parameters": {name: given.get(name, getattr(self, name)) for name in PARAMETERS},
+            "parameters": protocol.parameters(
+                {name: given.get(name, getattr(self, name)) for name in PARAMETERS}
+            ),
         }
 
     def _get_invocation_params(

@@ -76,6 +76,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, BaseChatModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        use_attribute_docstrings=True,  # editors and schemas show the descriptions
         hide_input_in_errors=True,  # a misspelled api_key= would be printed with its value
         defer_build=True,  # its schema is never used: only that of `ChatPhospho` is
     )
@@ -138,7 +139,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, BaseChatModel):
     max_retries: int = 2
     """Attempts after the first one."""
     retry_lost_replies: bool = False
-    """Ask again when an answer was lost, though it may be billed twice."""
+    """Retry a lost reply, a 502 and a 504, although the image may then be billed twice."""
     deadline: float | None = None
     """Seconds for the whole call, all attempts and waiting included."""
     max_concurrency: int = 16

@@ -18,7 +18,7 @@ from langchain_core.messages import (
 
 from phospho_multimodal import UnsupportedContentError
 from phospho_multimodal.content_blocks import checked_turn, read_content, shortened
-from phospho_multimodal.conversation import Role, Turn
+from phospho_multimodal.conversation import Role, Turn, count_older_turns
 
 __all__ = ["read_messages"]
 
@@ -49,11 +49,12 @@ def read_messages(messages: Sequence[BaseMessage]) -> list[Turn]:
         messages: Oldest first.
 
     Returns:
-        A turn for each, in the same order.
+        A turn for each, in the same order. In turns before the newest user turn, a mark replaces
+        what cannot be sent.
 
     Raises:
-        UnsupportedContentError: A message holds something that cannot be sent.
-        ImageError: An image's URL cannot be used.
+        UnsupportedContentError: The newest turn holds something that cannot be sent.
+        ImageError: The URL of an image in the newest turn cannot be used.
     """
     called = {
         call["id"]: call["name"]
@@ -61,16 +62,23 @@ def read_messages(messages: Sequence[BaseMessage]) -> list[Turn]:
         if isinstance(message, AIMessage)
         for call in message.tool_calls
     }
-    return [_read_message(message, called) for message in messages]
+    roles = [_role(message) for message in messages]
+    older = count_older_turns(roles)
+    return [
+        _read_message(message, role, called, is_older=index < older)
+        for index, (message, role) in enumerate(zip(messages, roles, strict=True))
+    ]
 
 
-def _read_message(message: BaseMessage, called: Mapping[str | None, str]) -> Turn:
+def _read_message(
+    message: BaseMessage, role: Role, called: Mapping[str | None, str], *, is_older: bool
+) -> Turn:
     # No content is no part.
-    parts = read_content(message.content) if message.content else ()
+    parts = read_content(message.content, is_older=is_older) if message.content else ()
     name = message.name
     if name is None and isinstance(message, ToolMessage):
         name = called.get(message.tool_call_id, message.tool_call_id)
-    return checked_turn(_role(message), parts, name)
+    return checked_turn(role, parts, name, is_older=is_older)
 
 
 def _role(message: BaseMessage) -> Role:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from langchain_core.document_loaders import BaseBlobParser
 from langchain_core.documents import Document
@@ -9,7 +10,9 @@ from langchain_core.documents.base import Blob
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
-from langchain_phospho.pictures import message_about, prepared
+from langchain_phospho.eyes import Eyes, Look, answered
+from langchain_phospho.pictures import require_chat_phospho
+from phospho_multimodal import PhosphoError
 from phospho_multimodal.images.arrays import NPY_MAGIC, image_from_npy
 from phospho_multimodal.images.source import ImageSource, image_source
 
@@ -19,7 +22,18 @@ _NPY_TYPE = "application/x-npy"
 
 
 class PhosphoImageBlobParser(BaseBlobParser):
-    """Makes one document of each picture: its description, and what it cost in the metadata.
+    """Makes one document of each image: its description.
+
+    The metadata of a document are `model_name`, `prompt`, the `source` if the blob has one, and
+    the blob's own. They are the same for the same image and prompt, so that `index()` skips
+    unchanged documents, and they are strings, which every vector store takes.
+
+    A parser pays once for an image that it gets again with the same prompt, such as a logo on every
+    page of a PDF. It keeps the newest 1024 descriptions, and no image. Failures are not kept.
+
+    What an answer cost is not in the document. The callbacks of the model get it, in the
+    `response_metadata` of `on_llm_end`, as `cost_usd`, `attempts` and `request_id`. The logger
+    `phospho_multimodal` writes it at INFO, and `Spending` keeps the sum.
 
     The type is read from the bytes, whatever the blob says. Arrays that `numpy.save` wrote are
     taken too: so some parsers of PDF files hand over the pictures of a page.
@@ -35,32 +49,51 @@ class PhosphoImageBlobParser(BaseBlobParser):
         """Open nothing yet.
 
         Args:
-            model: Who describes.
-            prompt: What to ask about each picture; else the model's `default_prompt`.
+            model: The model that generates descriptions.
+            prompt: What to ask about each image; else the model's `default_prompt`.
+
+        Raises:
+            PhosphoConfigurationError: The model is not a `ChatPhospho`, or it is a wrapped one.
         """
-        self.model = model
+        self._model = require_chat_phospho(model, type(self).__name__)
         self.prompt = prompt
+        self._eyes = Eyes(model)
+
+    @property
+    def model(self) -> ChatPhospho:
+        """The model that generates descriptions."""
+        return self._model
 
     def lazy_parse(self, blob: Blob) -> Iterator[Document]:
-        """Describe one picture.
+        """Describe one image.
 
         Args:
-            blob: The picture, in memory or as a path.
+            blob: The image, in memory or as a path.
 
         Yields:
             One document, always: parsers of PDF files take the first without looking.
 
         Raises:
-            PhosphoModelError: It cannot be read or described; it is the caller's to go on without.
+            PhosphoModelError: The image cannot be read or described.
         """
         with langchain_errors():
-            source = _source(blob)
-        question = message_about(
-            prepared(source, self.model), self.prompt or self.model.default_prompt
-        )
-        answer = self.model.invoke([question])
-        metadata = {**answer.response_metadata, **blob.metadata, "source": blob.source}
-        yield Document(page_content=answer.text, metadata=metadata)
+            image = self._eyes.recognise(_source(blob))
+            if isinstance(image, PhosphoError):
+                raise image
+        prompt = self.prompt or self._model.default_prompt
+        (outcome,) = self._eyes.look([Look(image, prompt)])
+        metadata: dict[str, Any] = {"model_name": self._model.model_name, "prompt": prompt}
+        if blob.source is not None:  # some vector stores refuse None
+            metadata["source"] = blob.source
+        yield Document(answered(outcome).text, metadata={**metadata, **blob.metadata})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Descriptions stay: they have locks, and another process would pay for its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_eyes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._eyes = Eyes(self._model)
 
 
 def _source(blob: Blob) -> ImageSource:

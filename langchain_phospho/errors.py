@@ -6,10 +6,12 @@ again. LangChain's middleware reads `is_retryable`. LangGraph's default `RetryPo
 leaves every `RuntimeError` alone, so each class is one of those too.
 """
 
+import re
 from contextlib import AbstractContextManager
 from types import TracebackType
 
 from langchain_core.exceptions import (
+    ContextOverflowError,
     ModelAPIError,
     ModelAuthenticationError,
     ModelConnectionError,
@@ -94,6 +96,10 @@ class PhosphoInvalidRequestError(PhosphoModelError, InvalidRequestError, ModelIn
     """The server refused the request itself (400, 413, 422): not billed."""
 
 
+class PhosphoContextOverflowError(PhosphoInvalidRequestError, ContextOverflowError):
+    """The prompt is longer than the server or its model takes (400, 413, 422): not billed."""
+
+
 class PhosphoAuthenticationError(PhosphoModelError, AuthenticationError, ModelAuthenticationError):
     """The server does not accept the key (401): not billed."""
 
@@ -153,6 +159,28 @@ _IN_LANGCHAIN: dict[type[PhosphoError], type[PhosphoModelError]] = {
 }
 
 
+_TOO_LARGE = 413
+# The words of vLLM, SGLang, llama.cpp, OpenAI and others, and pydantic's type of the error.
+_OVERFLOW = re.compile(
+    r"context[ _-]?(length|window|size|limit)|context \w*overflow|overflow\w* the context"
+    r"|(prompt|input|text|conversation)s? (is|are) too (long|large)|string_too_long"
+    r"|too many (input |prompt )?tokens|(token|input|prompt)s? limit|maximum number of tokens"
+    r"|(prompt|input)\b.{0,80}\bexceed",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _is_overflow(error: InvalidRequestError) -> bool:
+    detail = error.detail or ""
+    return error.status_code == _TOO_LARGE or _OVERFLOW.search(detail) is not None
+
+
+def _class_in_langchain(error: PhosphoError) -> type[PhosphoError]:
+    if type(error) is InvalidRequestError and _is_overflow(error):
+        return PhosphoContextOverflowError
+    return _IN_LANGCHAIN.get(type(error), type(error))
+
+
 class _LangChainErrors:
     """The one `with` block below; it has no state, and a generator would take twice as long."""
 
@@ -168,7 +196,7 @@ class _LangChainErrors:
         if isinstance(error, PhosphoError):
             # The same object with its attributes and traceback: a second one would drag the first
             # along as its context.
-            error.__class__ = _IN_LANGCHAIN.get(type(error), type(error))
+            error.__class__ = _class_in_langchain(error)
 
 
 _LANGCHAIN_ERRORS = _LangChainErrors()

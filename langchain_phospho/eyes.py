@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,6 @@ from weakref import ref
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.constants import TAG_NOSTREAM
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
@@ -31,7 +31,9 @@ from phospho_multimodal.images.prepare import PreparedImage
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.processes import after_fork
 
-__all__ = ["NOT_FOR_AGENTS", "QUIET", "Eyes", "Look", "Sight"]
+__all__ = ["NOT_FOR_AGENTS", "Eyes", "Look", "Sight", "answered"]
+
+logger = logging.getLogger("phospho_multimodal")
 
 NOT_FOR_AGENTS = (
     AuthenticationError,
@@ -40,9 +42,6 @@ NOT_FOR_AGENTS = (
     SpendingLimitError,
 )
 """Errors that no agent can do anything about: its owner has to hear of them."""
-
-QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM]}
-"""For calls inside a graph: a description is not what the agent says to its user."""
 
 _MOST_ANSWERS = 1024
 _MOST_KEYS = 8192
@@ -117,13 +116,15 @@ class _Answer(futures.Future[_Outcome | None]):
 class Eyes:
     """Asks one model about pictures, for all threads and event loops."""
 
-    def __init__(self, model: ChatPhospho) -> None:
+    def __init__(self, model: ChatPhospho, config: RunnableConfig | None = None) -> None:
         """Open nothing yet.
 
         Args:
-            model: Who is asked.
+            model: The model that generates descriptions.
+            config: Passed with every call of the model.
         """
         self._model = model
+        self._config = config
         self._answers: dict[_Key, _Answer] = {}
         self._keys: dict[str, str] = {}
         self._kept: dict[str, Sight] = {}
@@ -202,7 +203,9 @@ class Eyes:
             mine, others = self._claim(missing, may_wait_for_this_thread=False)
             try:
                 if mine:
-                    asked = self._model.batch(self._asked(mine), QUIET, return_exceptions=True)
+                    asked = self._model.batch(
+                        self._asked(mine), self._config, return_exceptions=True
+                    )
                     outcomes |= self._settle(mine, asked)
             finally:
                 self._give_up(mine)
@@ -225,7 +228,9 @@ class Eyes:
             try:
                 if mine:
                     questions = await asyncio.to_thread(self._asked, mine)
-                    asked = await self._model.abatch(questions, QUIET, return_exceptions=True)
+                    asked = await self._model.abatch(
+                        questions, self._config, return_exceptions=True
+                    )
                     outcomes |= self._settle(mine, asked)
             finally:
                 self._give_up(mine)
@@ -270,6 +275,8 @@ class Eyes:
             _, answer = mine[key]
             if isinstance(outcome, Exception):
                 self._forget(key, answer)
+            else:
+                _log(outcome)
             answer.set_result(outcome)
         with self._lock:
             while len(self._answers) > _MOST_ANSWERS:
@@ -293,6 +300,35 @@ class Eyes:
     def _strike_out(self, key: _Key, answer: _Answer) -> None:
         if self._answers.get(key) is answer:
             del self._answers[key]
+
+
+def answered(outcome: AIMessage | Exception) -> AIMessage:
+    """Return an answer, or raise the error in its place.
+
+    Args:
+        outcome: One of those that `Eyes.look` returns.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PhosphoModelError: There is no answer.
+    """
+    if isinstance(outcome, Exception):
+        with langchain_errors():
+            raise outcome
+    return outcome
+
+
+def _log(answer: AIMessage) -> None:
+    about = answer.response_metadata
+    logger.info(
+        "Described an image: %s billed, %s in doubt, %s USD, %s attempts, request id %s",
+        *(
+            about.get(key)
+            for key in ("images_billed", "images_in_doubt", "cost_usd", "attempts", "request_id")
+        ),
+    )
 
 
 def _digest(value: Any) -> str:

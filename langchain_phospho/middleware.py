@@ -19,17 +19,25 @@ from langchain.agents.middleware.types import (
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ArgsSchema, ToolException
-from langgraph.prebuilt import InjectedState
 from langgraph.types import Command
 from pydantic import Field, SkipValidation
 from typing_extensions import NotRequired, TypedDict
 
 from langchain_phospho.chat_models import ChatPhospho
-from langchain_phospho.errors import langchain_errors
-from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight
-from langchain_phospho.pictures import opened, shown_pictures, with_words
-from langchain_phospho.tools import DescribeImageInput, DescribeImageTool, image_number
-from phospho_multimodal import ConfigurationError, PhosphoError
+from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight, answered
+from langchain_phospho.pictures import (
+    opened,
+    require_chat_phospho,
+    shown_pictures,
+    with_words,
+)
+from langchain_phospho.tools import (
+    INTERNAL_CALL,
+    DescribeImageInput,
+    DescribeImageTool,
+    image_number,
+)
+from phospho_multimodal import PhosphoError
 from phospho_multimodal.fence import fenced, single_line
 
 __all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
@@ -57,7 +65,7 @@ class VisionState(AgentState[Any]):
 
 
 class LookAgainInput(DescribeImageInput):
-    """What an agent says to look again, and what is put beside it."""
+    """The arguments of `look_again`, and the state of the graph."""
 
     image: int | str | None = Field(
         default=None,
@@ -65,50 +73,77 @@ class LookAgainInput(DescribeImageInput):
         " Leave it out for the newest one.",
     )
     question: str = Field(description="What to find out about the image.")
-    phospho_images: Annotated[Any, InjectedState("phospho_images")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredDescription:
+    """What is left of an image that is no longer in the conversation."""
+
+    text: str
 
 
 class LookAgainTool(DescribeImageTool):
-    """Answers a new question about a picture that an agent knows by its description."""
+    """Answers a new question about a picture that an agent knows by its description.
+
+    If the image is no longer in the conversation, such as after a summary, the tool answers with
+    the stored description.
+    """
 
     name: str = "look_again"
     description: str = (
         "Look again at an image of the conversation, to find out what its description does not"
-        " tell. Ask one question about one image."
+        " tell. Ask one question about one image. For an image that was removed from the"
+        " conversation, this returns its description again."
     )
     args_schema: Annotated[ArgsSchema | None, SkipValidation()] = LookAgainInput
     eyes: Any = Field(exclude=True, repr=False)
     """The `Eyes` of the middleware."""
 
-    def _find(self, image: int | str | None, state: Any) -> tuple[str, Sight]:
+    def _find(self, image: int | str | None, state: Any) -> tuple[str, Sight | _StoredDescription]:
         wanted = image_number(image)
         if isinstance(wanted, str):
             return super()._find(image, state)
-        seen: dict[str, SeenImage] = state.get("phospho_images") or {}
-        numbers = {key: entry["number"] for key, entry in seen.items()}
+        seen: dict[str, SeenImage] = (state or {}).get("phospho_images") or {}
         shown = (
             self.eyes.recognise(picture)
-            for message in reversed(state.get("messages") or ())
+            for message in reversed(self._conversation(state))
             for picture in reversed(shown_pictures(opened(message)))
         )
         for sight in chain(shown, reversed(self.eyes.kept())):
             if isinstance(sight, PhosphoError):
                 if wanted is None:
                     raise sight
-            elif sight.key in numbers and wanted in {None, numbers[sight.key]}:
-                return f"Image {numbers[sight.key]}", sight
-        known = ", ".join(str(number) for number in sorted(numbers.values())) or "none"
+            elif sight.key in seen and wanted in {None, seen[sight.key]["number"]}:
+                return f"Image {seen[sight.key]['number']}", sight
+        stored = {entry["number"]: entry["description"] for entry in seen.values()}
+        described = [number for number, text in stored.items() if text is not None]
+        number = max(described, default=0) if wanted is None else wanted
+        description = stored.get(number)
+        if description is not None:
+            title = f"Image {number}, which is no longer in the conversation, as described before"
+            return title, _StoredDescription(description)
+        known = ", ".join(map(str, sorted(stored))) or "none"
         which = "image" if wanted is None else f"image {wanted}"
         message = f"There is no {which} to look at in the conversation. Described so far: {known}."
         raise ToolException(message)
 
-    def _ask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
+    def _ask(
+        self, picture: Sight | _StoredDescription, question: str, config: RunnableConfig
+    ) -> AIMessage:
         del config  # of the first who asks, if several do
-        return _answered(self.eyes.look([Look(picture, question)]))
+        if isinstance(picture, _StoredDescription):
+            return AIMessage(picture.text)
+        (outcome,) = self.eyes.look([Look(picture, question)])
+        return answered(outcome)
 
-    async def _aask(self, picture: Sight, question: str, config: RunnableConfig) -> AIMessage:
+    async def _aask(
+        self, picture: Sight | _StoredDescription, question: str, config: RunnableConfig
+    ) -> AIMessage:
         del config
-        return _answered(await self.eyes.alook([Look(picture, question)]))
+        if isinstance(picture, _StoredDescription):
+            return AIMessage(picture.text)
+        (outcome,) = await self.eyes.alook([Look(picture, question)])
+        return answered(outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +163,8 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
     too), in the instructions or in the history, it reads a description that `ChatPhospho` made with
     the user's request in view, marked as untrusted and fenced. Each picture is described once: its
     description lives in the agent's private state, and a checkpointer keeps it. New questions go
-    through the tool `look_again`.
+    through the tool `look_again`. If the image is no longer in the conversation, such as after a
+    summary, the tool answers with the stored description.
     The messages of the state keep their pictures, so that a model with eyes can take over.
 
     A failure leaves a note in the picture's place, and the next step tries again; configuration,
@@ -151,19 +187,11 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             look_again: Bring the tool; `False` for a driving model that calls no tools.
 
         Raises:
-            ConfigurationError: The model is none of ours, or one with something around it.
+            ConfigurationError: The model is not a `ChatPhospho`, or it is a wrapped one.
         """
         super().__init__()
-        given: object = model  # whatever the annotation says
-        if not isinstance(given, ChatPhospho):
-            message = (
-                f"VisionMiddleware takes a ChatPhospho, not a {type(given).__name__}: give it the"
-                " model itself, without bind, with_retry or with_fallbacks around it."
-            )
-            with langchain_errors():
-                raise ConfigurationError(message)
-        self.model = model
-        self._eyes = Eyes(model)
+        self.model = require_chat_phospho(model, "VisionMiddleware")
+        self._eyes = Eyes(model, INTERNAL_CALL)
         self.tools = [LookAgainTool(model=model, eyes=self._eyes)] if look_again else []
 
     def wrap_model_call(
@@ -243,7 +271,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             if isinstance(outcome, PhosphoError) and not isinstance(outcome, NOT_FOR_AGENTS):
                 failures[key] = outcome
             else:
-                answer = _answered([outcome])
+                answer = answered(outcome)
                 view.seen[key] = {**view.seen[key], "description": answer.text}
         messages = [
             with_words(message, _words(row, view.seen, failures)) if row else message
@@ -305,11 +333,3 @@ def _words(
             yield f"[Image {number} could not be described this time: {reason}]"
         else:
             yield fenced(description, title=f"Image {number}")
-
-
-def _answered(outcomes: Sequence[Any]) -> AIMessage:
-    (outcome,) = outcomes
-    if isinstance(outcome, Exception):
-        with langchain_errors():
-            raise outcome
-    return cast("AIMessage", outcome)

@@ -7,7 +7,12 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
-from phospho_multimodal import ImageError, PhosphoError, UnsupportedContentError
+from phospho_multimodal import (
+    ConfigurationError,
+    ImageError,
+    PhosphoError,
+    UnsupportedContentError,
+)
 from phospho_multimodal.content_blocks import KINDS, Block, read_content
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import ImageSource
@@ -18,6 +23,7 @@ __all__ = [
     "message_about",
     "opened",
     "prepared",
+    "require_chat_phospho",
     "shown_pictures",
     "with_words",
 ]
@@ -81,6 +87,29 @@ def with_words(message: BaseMessage, words: Iterator[str]) -> BaseMessage:
             block if isinstance(block, str) else str(block["text"]) for block in content
         )
     return message.model_copy(update={"content": content})
+
+
+def require_chat_phospho(model: object, owner: str) -> ChatPhospho:
+    """Refuse a model that is wrapped, or not a `ChatPhospho`.
+
+    Args:
+        model: The model that was passed.
+        owner: The class that it was passed to.
+
+    Returns:
+        The model.
+
+    Raises:
+        PhosphoConfigurationError: The model is something else.
+    """
+    if isinstance(model, ChatPhospho):
+        return model
+    message = (
+        f"{owner} takes a ChatPhospho, got {type(model).__name__}. Pass the model itself,"
+        " without bind, with_retry or with_fallbacks around it."
+    )
+    with langchain_errors():
+        raise ConfigurationError(message)
 
 
 def prepared(source: ImageSource, model: ChatPhospho) -> SendableImage:
@@ -163,7 +192,7 @@ def _walk_holder(holder: Block, visit: _Visitor) -> Block:
 def _parts(block: Block) -> list[str | ShownPicture]:
     """Read the texts and pictures of a block; what cannot be looked at is an error."""
     try:
-        return list(read_content(block))
+        return cast("list[str | ShownPicture]", list(read_content(block)))
     except ImageError as error:
         return [error]
     except UnsupportedContentError as error:

@@ -6,7 +6,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.loose_json import to_compact_json
 from phospho_multimodal.tool_replies import Answer
 
 __all__ = ["chat_chunk", "chat_result"]
@@ -42,7 +42,7 @@ def chat_chunk(answer: Answer) -> ChatGenerationChunk:
         The whole answer, marked as the last chunk.
     """
     call = answer.call
-    written = json_text(_arguments(answer))
+    written = to_compact_json(_arguments(answer))
     chunks = (
         [] if call is None else [tool_call_chunk(name=call.name, args=written, id=call.id, index=0)]
     )
@@ -67,8 +67,8 @@ def _invalid(answer: Answer) -> list[Any]:
     # a broken call one that runs, on what is left of its arguments or on none.
     return [
         invalid_tool_call(
-            name=answer.broken,
-            args=json_text(answer.text),
+            name=answer.broken or None,
+            args=to_compact_json(answer.text),
             id=None,
             error=answer.metadata["tool_call_problem"],
         )

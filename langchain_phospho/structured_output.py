@@ -1,8 +1,8 @@
 """Answers as objects: the form is asked for in the prompt, and what comes back is checked here."""
 
-import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from langchain_core.exceptions import OutputParserException
@@ -10,14 +10,15 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
-from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic import BaseModel, ValidationError
 
 from langchain_phospho.batching import Batches
 from langchain_phospho.errors import langchain_errors
-from langchain_phospho.tool_calls import TELLS
+from langchain_phospho.tool_calls import RETURN_INVALID_CALLS, openai_function
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.answer_objects import find_answer, select_answer
+from phospho_multimodal.loose_json import find_json_objects, to_compact_json
+from phospho_multimodal.tool_arguments import find_properties
 
 __all__ = ["Method", "StructuredOutput"]
 
@@ -61,13 +62,8 @@ class StructuredOutput:
             held = self.schema.get("function") if isinstance(self.schema, Mapping) else None
             if isinstance(held, Mapping):  # LangChain takes a tool as OpenAI writes it, too
                 object.__setattr__(self, "schema", held)
-            try:
-                parameters = self._parameters()
-            except ValueError as error:
-                message = f"The schema cannot be read: {' '.join(str(error).split())}"
-                raise ConfigurationError(message) from None
             # LangChain leaves nothing over of a schema without properties.
-            if (parameters or {"type": None}).get("type", "object") != "object":
+            if (self._parameters or {"type": None}).get("type", "object") != "object":
                 message = (
                     "The schema is not that of an object with properties of its own. Put what it"
                     " describes into a property of one."
@@ -76,9 +72,9 @@ class StructuredOutput:
 
     def keywords(self) -> dict[str, Any]:
         """Make the keywords that a model is bound to."""
-        function = convert_to_openai_function(self.schema)
+        function = self._function
         told = {"kwargs": {"method": self.method}, "schema": self.schema}
-        keywords: dict[str, Any] = {TELLS: True, "ls_structured_output_format": told}
+        keywords: dict[str, Any] = {RETURN_INVALID_CALLS: True, "ls_structured_output_format": told}
         if self.method == "function_calling":
             tool = {"type": "function", "function": function}
             return {**keywords, "tools": [tool], "tool_choice": function["name"]}
@@ -100,28 +96,9 @@ class StructuredOutput:
             It gives the object, or with `include_raw` a dict of `raw`, `parsed` and
             `parsing_error`.
         """
+        return _Reading(_Asker(self, model), max_concurrency)
 
-        def ask(question: LanguageModelInput, config: RunnableConfig) -> Any:
-            asking = self._asking(question)
-            messages = next(asking)
-            try:
-                while True:
-                    messages = asking.send(model.invoke(messages, config))
-            except StopIteration as done:
-                return done.value
-
-        async def ask_async(question: LanguageModelInput, config: RunnableConfig) -> Any:
-            asking = self._asking(question)
-            messages = next(asking)
-            try:
-                while True:
-                    messages = asking.send(await model.ainvoke(messages, config))
-            except StopIteration as done:
-                return done.value
-
-        return _Reading(ask, ask_async, max_concurrency)
-
-    def _asking(self, question: LanguageModelInput) -> Generator[list[BaseMessage], AIMessage, Any]:
+    def asking(self, question: LanguageModelInput) -> Generator[list[BaseMessage], AIMessage, Any]:
         """Ask, and ask again; both `ask` and `ask_async` do what it yields."""
         messages = _messages(question)
         cost = dict.fromkeys(_SUMS, 0)
@@ -151,17 +128,16 @@ class StructuredOutput:
 
     def _read(self, raw: AIMessage) -> tuple[Any, str | None]:
         """Make the object; or tell why it cannot be made."""
-        if raw.tool_calls:
-            value: Any = raw.tool_calls[0]["args"]
-        elif raw.invalid_tool_calls:
+        if raw.invalid_tool_calls:
             return None, f"{raw.invalid_tool_calls[0]['error']}."
+        words = raw.response_metadata["raw_reply"]
+        value: Any
+        if raw.tool_calls:
+            value = select_answer([raw.tool_calls[0]["args"]], self._parameters)
         else:
-            try:
-                value = json.loads(raw.text)
-            except ValueError:
-                value = None
-        if not isinstance(value, dict):
-            return None, "there is no whole JSON object in it."
+            value = find_answer(words, self._parameters, self._function["name"])
+        if value is None:
+            return None, self._why_not(words)
         parse = self._parser()
         if parse is None:
             return value, self._missing(value)
@@ -175,36 +151,73 @@ class StructuredOutput:
         except ValueError as error:  # pydantic's version 1 raises one of its own
             return None, f"{' '.join(str(error).split())}."
 
+    def _why_not(self, words: str) -> str:
+        if not any(found.whole for found in find_json_objects(words)):
+            return "there is no whole JSON object in it."
+        keys = ", ".join(find_properties(self._parameters, self._parameters))
+        return f"no object in it gives values for the keys of the schema: {keys}."
+
     def _parser(self) -> Callable[[dict[str, Any]], Any] | None:
         kind = self.schema
         if not isinstance(kind, type) or isinstance(kind, Mapping):
             return None
         if issubclass(kind, BaseModel):
             # From text: what JSON cannot hold, a date or a tuple, is then read as JSON writes it.
-            return lambda value: kind.model_validate_json(json_text(value))
+            return lambda value: kind.model_validate_json(to_compact_json(value))
         return cast("Callable[[dict[str, Any]], Any] | None", getattr(kind, "parse_obj", None))
 
     def _missing(self, value: Mapping[str, Any]) -> str | None:
         """Tell what a dict lacks, which nobody else would look at."""
-        missing = sorted(set(self._parameters().get("required") or ()) - value.keys())
+        missing = sorted(set(self._parameters.get("required") or ()) - value.keys())
         return f"it lacks {', '.join(missing)}." if missing else None
 
+    @cached_property
+    def _function(self) -> dict[str, Any]:
+        return openai_function(self.schema)
+
+    @property
     def _parameters(self) -> dict[str, Any]:
-        parameters: dict[str, Any] = convert_to_openai_function(self.schema).get("parameters", {})
+        parameters: dict[str, Any] = self._function.get("parameters", {})
         return parameters
 
     def _described(self) -> dict[str, Any]:
-        description = convert_to_openai_function(self.schema).get("description")
-        return {**({"description": description} if description else {}), **self._parameters()}
+        description = self._function.get("description")
+        return {**({"description": description} if description else {}), **self._parameters}
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks a bound model until its answer is the object, or the repairs end; it can be pickled."""
+
+    wanted: StructuredOutput
+    model: Runnable[LanguageModelInput, AIMessage]
+
+    def ask(self, question: LanguageModelInput, config: RunnableConfig, **keywords: Any) -> Any:
+        asking = self.wanted.asking(question)
+        messages = next(asking)
+        try:
+            while True:
+                messages = asking.send(self.model.invoke(messages, config, **keywords))
+        except StopIteration as done:
+            return done.value
+
+    async def ask_async(
+        self, question: LanguageModelInput, config: RunnableConfig, **keywords: Any
+    ) -> Any:
+        asking = self.wanted.asking(question)
+        messages = next(asking)
+        try:
+            while True:
+                messages = asking.send(await self.model.ainvoke(messages, config, **keywords))
+        except StopIteration as done:
+            return done.value
 
 
 class _Reading(Batches[Any], RunnableLambda[LanguageModelInput, Any]):
-    """Asks and reads; its batches end with their first error, as those of the model do."""
+    """Asks and reads; its batches end with their first error, like the batches of the model."""
 
-    def __init__(
-        self, ask: Callable[..., Any], ask_async: Callable[..., Any], max_concurrency: int
-    ) -> None:
-        super().__init__(ask, ask_async, name="with_structured_output")
+    def __init__(self, asker: _Asker, max_concurrency: int) -> None:
+        super().__init__(asker.ask, asker.ask_async, name="with_structured_output")
         self.max_concurrency = max_concurrency
 
 

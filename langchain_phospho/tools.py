@@ -6,23 +6,37 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
+from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
-from langchain_core.messages import AIMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ArgsSchema, BaseTool, ToolException
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.prebuilt import InjectedState
 from pydantic import BaseModel, Field, SkipValidation
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import PhosphoModelError, langchain_errors
-from langchain_phospho.eyes import NOT_FOR_AGENTS, QUIET
+from langchain_phospho.eyes import NOT_FOR_AGENTS
 from langchain_phospho.pictures import message_about, opened, prepared, shown_pictures
-from phospho_multimodal import PhosphoError
+from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["DescribeImageInput", "DescribeImageTool", "PhosphoToolError", "image_number"]
+__all__ = [
+    "INTERNAL_CALL",
+    "DescribeImageInput",
+    "DescribeImageTool",
+    "PhosphoToolError",
+    "image_number",
+]
+
+INTERNAL_CALL: RunnableConfig = {
+    "tags": [TAG_NOSTREAM],
+    "metadata": {"lc_source": "image_description", **internal_call_metadata()},
+}
+"""Marks a call as LangChain's own middleware does: a description is not the agent's answer."""
 
 _NUMBER = re.compile(r"\s*(?:image)?\s*#?\s*(\d{1,6})\s*", re.IGNORECASE)
 
@@ -39,8 +53,9 @@ class DescribeImageInput(BaseModel):
         default=None,
         description="What to find out about the image. Leave it out for a description.",
     )
-    # Put in by the graph, which strips what a model forges here.
-    messages: Annotated[Any, InjectedState("messages")] = None
+    # Put in by the graph, which strips what a model forges here. It is the whole state: the key of
+    # its messages is the graph's to choose (`ToolNode(messages_key=…)`).
+    state: Annotated[Any, InjectedState()] = None
 
 
 class PhosphoToolError(PhosphoModelError, ToolException):
@@ -54,8 +69,9 @@ class PhosphoToolError(PhosphoModelError, ToolException):
 class DescribeImageTool(BaseTool):
     """Lets an agent ask about a picture of its conversation.
 
-    The picture is named by its number and read from the agent's state: no model ever writes base64,
-    and a URL is taken only from `allowed_hosts`, since one that a model writes can carry data out.
+    The picture is named by its number and read from the agent's state, whatever the key of its
+    messages (`ToolNode(messages_key=…)`). No model ever writes base64, and a URL is taken only from
+    `allowed_hosts`, since one that a model writes can carry data out.
     The description comes in a fence, marked as untrusted; the artifact is the description alone
     with the answer's metadata. What goes wrong is told to the agent, except for what it can do
     nothing about: configuration, key, billing and the spending limit raise.
@@ -86,7 +102,7 @@ class DescribeImageTool(BaseTool):
         image: int | str | None = None,
         question: str | None = None,
         run_manager: CallbackManagerForToolRun | None = None,
-        **state: Any,
+        state: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         with _told_to_the_agent():
             title, picture = self._find(image, state)
@@ -99,7 +115,7 @@ class DescribeImageTool(BaseTool):
         image: int | str | None = None,
         question: str | None = None,
         run_manager: AsyncCallbackManagerForToolRun | None = None,
-        **state: Any,
+        state: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         with _told_to_the_agent():
             title, picture = await asyncio.to_thread(self._find, image, state)
@@ -107,12 +123,12 @@ class DescribeImageTool(BaseTool):
             answer = await self._aask(picture, question or self.model.default_prompt, config)
         return _result(title, answer)
 
-    def _find(self, image: int | str | None, state: Mapping[str, Any]) -> tuple[str, Any]:
+    def _find(self, image: int | str | None, state: Any) -> tuple[str, Any]:
         """Find what an agent names.
 
         Args:
             image: As it came from the agent.
-            state: What was put beside it.
+            state: The state of the graph; `None` without a graph.
 
         Returns:
             What to call the picture, and what `_ask` takes for it.
@@ -122,7 +138,7 @@ class DescribeImageTool(BaseTool):
             return self._linked(number)
         shown = [
             picture
-            for message in convert_to_messages(state.get("messages") or ())
+            for message in self._conversation(state)
             for picture in shown_pictures(opened(message))
         ]
         if not shown:
@@ -137,6 +153,24 @@ class DescribeImageTool(BaseTool):
             with langchain_errors():
                 raise picture
         return f"Image {number}", picture
+
+    def _conversation(self, state: Any) -> list[BaseMessage]:
+        """Find the messages of a state: those in which this tool is being called."""
+        if state is None:
+            return []
+        fields = state if isinstance(state, Mapping) else vars(state)  # a dataclass, or pydantic's
+        calling = [value for value in fields.values() if _is_called_in(value, self.name)]
+        if len(calling) == 1:
+            return convert_to_messages(calling[0])
+        if "messages" not in fields:
+            message = (
+                f"{self.name} reads images from the messages of the state, and"
+                f" {len(calling) or 'none'} of its keys hold messages that call this tool."
+                " Nothing was sent. Keep the messages under the key 'messages'."
+            )
+            with langchain_errors():
+                raise ConfigurationError(message)
+        return convert_to_messages(fields["messages"] or ())
 
     def _ask(self, picture: Any, question: str, config: RunnableConfig) -> AIMessage:
         return self.model.invoke([message_about(prepared(picture, self.model), question)], config)
@@ -154,6 +188,14 @@ class DescribeImageTool(BaseTool):
         with langchain_errors():
             picture = image_source(url)
         return f"The image at {picture.url_origin}", picture
+
+
+def _is_called_in(value: object, tool: str) -> bool:
+    """Tell whether a value is a list of messages, the newest of which calls a tool."""
+    if not isinstance(value, list):
+        return False
+    newest = next((each for each in reversed(value) if isinstance(each, AIMessage)), None)
+    return newest is not None and any(call["name"] == tool for call in newest.tool_calls)
 
 
 def image_number(image: int | str | None) -> int | str | None:
@@ -201,7 +243,9 @@ def _below(
     run_manager: CallbackManagerForToolRun | AsyncCallbackManagerForToolRun | None,
 ) -> RunnableConfig:
     # Told rather than left to the context, which Python 3.10 does not hand on to tasks.
-    return QUIET if run_manager is None else {**QUIET, "callbacks": run_manager.get_child()}
+    if run_manager is None:
+        return INTERNAL_CALL
+    return {**INTERNAL_CALL, "callbacks": run_manager.get_child()}
 
 
 def _result(title: str, answer: AIMessage) -> tuple[str, dict[str, Any]]:

@@ -20,18 +20,27 @@ except ModuleNotFoundError as missing:
 
 if TYPE_CHECKING:
     from llama_index_phospho.extractors import ImageDescriptionExtractor
+    from llama_index_phospho.memory import ImageMemoryBlock
     from llama_index_phospho.tools import PhosphoToolSpec
+    from llama_index_phospho.vision_llm import VisionLLM
 
 __all__ = [
     "ImageDescriptionExtractor",
+    "ImageMemoryBlock",
     "Phospho",
     "PhosphoMultiModal",
     "PhosphoToolSpec",
+    "VisionLLM",
     "__version__",
 ]
 
 # Loaded when asked for: an LLM needs neither LlamaIndex's extractors nor SQLite nor a way to fetch.
-_ON_DEMAND = {"ImageDescriptionExtractor": "extractors", "PhosphoToolSpec": "tools"}
+_ON_DEMAND = {
+    "ImageDescriptionExtractor": "extractors",
+    "ImageMemoryBlock": "memory",
+    "PhosphoToolSpec": "tools",
+    "VisionLLM": "vision_llm",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,12 @@
 import logging
 import pickle
 import ssl
+from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM
 from pydantic import (
     AliasChoices,
     ConfigDict,
@@ -39,6 +41,7 @@ from phospho_multimodal.settings import (
     Settings,
     Timeouts,
     UrlMode,
+    checked_model,
     checked_parameters,
 )
 
@@ -57,6 +60,16 @@ logger = logging.getLogger("phospho_multimodal")
 PARAMETERS = tuple(ParameterOptions.__annotations__)
 """The fields that are sent along with the question."""
 
+_OF_A_CALL = (
+    "model",
+    "stop",
+    *PARAMETERS,
+    "multi_image",
+    "max_images",
+    "default_image",
+    "default_prompt",
+)
+
 _CAPPED = "spending_was_capped"
 _CLIENT_OPTIONS = tuple(ClientOptions.__annotations__)
 _OF_THE_CLIENTS = frozenset({*_CLIENT_OPTIONS, "spending", "http_client", "http_async_client"})
@@ -73,6 +86,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     model_config = ConfigDict(
         extra="forbid",
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,  # editors and schemas show the descriptions
         defer_build=True,  # its schema is never used: only that of `Phospho` is
     )
 
@@ -106,10 +120,20 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     """Sent where a conversation has no image; kept as a URL or as base64."""
     default_prompt: str = DEFAULT_PROMPT
     """Asked where a message has no text."""
+    text_llm: Annotated[LLM | None, SkipValidation, WithJsonSchema({})] = Field(
+        default=None, exclude=True, repr=False
+    )
+    """Another LLM, for requests without an image: it gets them unchanged, and no image is billed.
+    Query engines, chat engines and agents have such steps, which condense, refine or merge. It is
+    preferred to `default_image`."""
+    additional_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Keywords of every call, such as `temperature`. They win over the fields of this model, and
+    the keywords of a call win over them."""
 
-    context_window: int = 4096
-    """Tokens of one request, as core reckons. An image counts as 2,125 of them: with a window of
-    this size it packs one image into each request, which is what the endpoint takes."""
+    context_window: int = 5000
+    """Tokens of one request, as core counts them: an image is 2,125. With a window of this size,
+    the response mode `compact` packs one image with a page of metadata into each request. Chat
+    memories hold three quarters of it, without counting images."""
     is_function_calling_model: bool = False
     """Whether core may hand over tools; they are called by prompt, since the endpoint knows none.
     False leaves agents to reason in text, and structured output to be read from text."""
@@ -119,7 +143,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     max_retries: int = 2
     """Attempts after the first one."""
     retry_lost_replies: bool = False
-    """Ask again when an answer was lost, though it may be billed twice."""
+    """Retry a lost reply, a 502 and a 504, although the image may then be billed twice."""
     deadline: float | None = None
     """Seconds for the whole call, all attempts and waiting included."""
     max_concurrency: int = 16
@@ -167,6 +191,14 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
         """Keep an `httpx.Timeout` as what can be written down and read back."""
         return Timeouts.of(timeout) if hasattr(timeout, "connect") else timeout
 
+    def __init__(self, model: str | None = None, /, **fields: Any) -> None:
+        if model is not None:
+            if "model" in fields:
+                message = "The model's name was given twice: as the first argument and as model=."
+                raise ConfigurationError(message)
+            fields["model"] = model
+        super().__init__(**fields)
+
     def model_post_init(self, context: Any, /) -> None:
         """Find now what would be wrong at the first call."""
         # Here and not in an "after" validator: pydantic runs those again for each model that a
@@ -177,13 +209,49 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
         # and two endpoints do not look alike to a cache.
         self.api_key = settings.api_key
         self.base_url = settings.base_url
-        checked_parameters({name: getattr(self, name) for name in PARAMETERS})
+        values = self.call_values({})
+        checked_model(values["model"])
+        checked_parameters({name: values[name] for name in PARAMETERS})
+        other: object = self.text_llm  # whatever the annotation says
+        if other is not None and (
+            not isinstance(other, LLM) or isinstance(other, PhosphoConfiguration)
+        ):
+            message = (
+                f"text_llm= is a {type(other).__name__}. It has to be an LLM of LlamaIndex"
+                " that answers text without an image."
+            )
+            raise ConfigurationError(message)
         image = self.default_image
         if image is not None:
             self.default_image = image  # which reads it
-        ImagePolicy(multi_image=self.multi_image, max_images=self.max_images)
+        ImagePolicy(multi_image=values["multi_image"], max_images=values["max_images"])
         if self.http_client is not None or self.http_async_client is not None:
             self._clients(settings)  # which judges them; any others are made by the first call
+
+    def call_values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Put together what decides about one call.
+
+        Args:
+            given: The keywords of a call; `None` means not given.
+
+        Returns:
+            The keywords of the call, over `additional_kwargs`, over the fields of this model.
+
+        Raises:
+            ConfigurationError: A keyword is unknown.
+        """
+        values = {name: getattr(self, name) for name in _OF_A_CALL}
+        for name, value in (*self.additional_kwargs.items(), *given.items()):
+            field = "max_new_tokens" if name == "max_tokens" else name
+            if field not in values:
+                message = (
+                    f"A call does not take {name!r}. Nothing was sent. It takes:"
+                    f" {', '.join(sorted([*_OF_A_CALL, 'max_tokens']))}."
+                )
+                raise ConfigurationError(message)
+            if value is not None:
+                values[field] = value
+        return values
 
     def _client_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _CLIENT_OPTIONS}
@@ -231,15 +299,16 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        for shared in (self.http_client, self.http_async_client, self.verify):
+        for shared in (self.http_client, self.http_async_client, self.verify, self.text_llm):
             memo[id(shared)] = shared  # borrowed, and not to be copied
         return super(PhosphoConfiguration, copy(self)).__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
         # Core leaves out what does not pickle, with a line in the log: a cap would be gone, or
-        # other certificates believed. These two say so themselves.
-        if self.spending is not None:
-            pickle.dumps(self.spending)
+        # other certificates believed. These say so themselves.
+        for kept in (self.spending, self.text_llm):
+            if kept is not None:
+                pickle.dumps(kept)
         if isinstance(self.verify, ssl.SSLContext):
             message = (
                 "An ssl.SSLContext cannot be pickled. Pass verify= the path of a CA file instead."
@@ -268,8 +337,9 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
         """Make a model of what `to_dict` wrote down.
 
         Args:
-            data: What `to_dict` gave. Key, proxy, headers, certificates, clients and the ledger are
-                not in it: the key comes from the environment, the others from keywords.
+            data: What `to_dict` gave. Key, proxy, headers, certificates, clients, the ledger and
+                `text_llm` are not in it: the key comes from the environment, the others from
+                keywords.
             **kwargs: Fields to set or to replace.
 
         Returns:

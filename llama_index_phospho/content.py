@@ -30,10 +30,10 @@ from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 
 from phospho_multimodal import ConfigurationError, ImageError, UnsupportedContentError
 from phospho_multimodal.content_blocks import checked_turn, read_content
-from phospho_multimodal.conversation import Part, Role, Turn
+from phospho_multimodal.conversation import Part, Role, Turn, count_older_turns, omitted_part
 from phospho_multimodal.images.source import ImageSource, image_source
 
-__all__ = ["message_turns", "prompt_turns"]
+__all__ = ["has_image", "is_image_block", "message_turns", "prompt_turns", "stored_base64"]
 
 _ROLES: dict[MessageRole, Role] = {
     MessageRole.SYSTEM: "system",
@@ -45,6 +45,8 @@ _ROLES: dict[MessageRole, Role] = {
     MessageRole.TOOL: "tool",
     MessageRole.FUNCTION: "tool",
 }
+
+_KINDS = {ImageBlock: "image", DocumentBlock: "file", AudioBlock: "audio", VideoBlock: "video"}
 
 _PASSED_OVER = (CachePoint, ThinkingBlock, ToolCallBlock)
 
@@ -61,11 +63,12 @@ def message_turns(messages: Sequence[ChatMessage]) -> list[Turn]:
         messages: Oldest first.
 
     Returns:
-        A turn for each; no image was opened.
+        A turn for each; no image was opened. In turns before the newest user turn, a mark replaces
+        what cannot be sent.
 
     Raises:
-        UnsupportedContentError: A message holds what this endpoint cannot be sent.
-        ImageError: A block for an image holds none.
+        UnsupportedContentError: The newest turn holds what this endpoint cannot be sent.
+        ImageError: A block for an image in the newest turn holds none.
     """
     called: dict[str | None, str] = {
         block.tool_call_id: block.tool_name
@@ -73,7 +76,29 @@ def message_turns(messages: Sequence[ChatMessage]) -> list[Turn]:
         for block in message.blocks
         if isinstance(block, ToolCallBlock) and block.tool_call_id
     }
-    return [_turn(message, called) for message in messages]
+    older = count_older_turns(_ROLES[message.role] for message in messages)
+    return [
+        _turn(message, called, is_older=index < older) for index, message in enumerate(messages)
+    ]
+
+
+def has_image(messages: Sequence[ChatMessage]) -> bool:
+    """Tell whether there is an image in some messages; none is opened.
+
+    Args:
+        messages: Oldest first.
+
+    Returns:
+        Whether a block is an image, or what should be one.
+    """
+    return any(_holds_image(block) for message in messages for block in message.blocks)
+
+
+def is_image_block(block: object) -> bool:
+    """Tell whether a block is an image."""
+    if isinstance(block, DocumentBlock):
+        return (block.document_mimetype or "").startswith("image/")
+    return isinstance(block, ImageBlock)
 
 
 def prompt_turns(prompt: str, formatted: object, image_documents: object) -> list[Turn]:
@@ -110,14 +135,15 @@ def prompt_turns(prompt: str, formatted: object, image_documents: object) -> lis
     return [Turn("user", (str(prompt), *(_document(document) for document in documents)))]
 
 
-def _turn(message: ChatMessage, called: Mapping[str | None, str]) -> Turn:
+def _turn(message: ChatMessage, called: Mapping[str | None, str], *, is_older: bool) -> Turn:
     role = _ROLES[message.role]
-    name = None
-    if role == "tool":  # agents tell the call's id alone
+    name = message.additional_kwargs.get("name")
+    if role == "tool" and not name:  # agents tell the call's id alone
         call = message.additional_kwargs.get("tool_call_id")
-        name = message.additional_kwargs.get("name") or called.get(call, call)
-    parts = (part for block in _blocks(message) for part in _parts(block))
-    return checked_turn(role, parts, None if name is None else str(name))
+        name = called.get(call, call)
+    read = _older_parts if is_older else _parts
+    parts = (part for block in _blocks(message) for part in read(block))
+    return checked_turn(role, parts, None if name is None else str(name), is_older=is_older)
 
 
 def _blocks(message: ChatMessage) -> Iterator[BaseContentBlock]:
@@ -154,6 +180,29 @@ def _parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
         raise _unsupported(block)
 
 
+def _holds_image(block: BaseContentBlock | Mapping[str, Any]) -> bool:
+    if isinstance(block, Mapping):
+        return any(isinstance(part, ImageSource) for part in read_content(block, is_older=True))
+    if isinstance(block, BaseRecursiveContentBlock):
+        return any(_holds_image(nested) for nested in block.nested_blocks)
+    return is_image_block(block)
+
+
+def _older_parts(block: BaseContentBlock | Mapping[str, Any]) -> Iterator[Part]:
+    """Give the texts and images of a block of an older message; nothing in it is an error."""
+    if isinstance(block, Mapping):
+        yield from read_content(block, is_older=True)
+    elif isinstance(block, BaseRecursiveContentBlock):
+        for nested in block.nested_blocks:
+            yield from _older_parts(nested)
+    else:
+        try:
+            yield from _parts(block)
+        except (UnsupportedContentError, ImageError) as error:
+            media_type = getattr(block, "document_mimetype", None)
+            yield omitted_part(_KINDS.get(type(block), ""), media_type, reason=error)
+
+
 def _image(block: BaseContentBlock) -> ImageSource:
     if isinstance(block, ImageBlock):
         return _source(block, block.image, block.path, block.url)
@@ -187,7 +236,7 @@ def _document(document: object) -> ImageSource:
 def _source(owner: object, data: Any, path: Path | str | None, url: object) -> ImageSource:
     """Choose what an owner's image is read from: what is at hand comes before what is far."""
     if data:
-        return _stored_base64(data) if isinstance(data, bytes) else image_source(data)
+        return stored_base64(data) if isinstance(data, bytes) else image_source(data)
     if path:
         return image_source(Path(path))
     if url:
@@ -197,7 +246,7 @@ def _source(owner: object, data: Any, path: Path | str | None, url: object) -> I
     raise _no_image(owner)
 
 
-def _stored_base64(data: bytes) -> ImageSource:
+def stored_base64(data: bytes) -> ImageSource:
     """Read bytes out of a block or node, which keeps them as base64.
 
     What was no base64 when it was handed over is encoded, and so is a `data:` URL, or base64 with

@@ -1,62 +1,90 @@
-"""`ImageDescriptionExtractor`: pictures get their descriptions when they are ingested."""
+"""`ImageDescriptionExtractor`: images get their descriptions when they are ingested."""
 
 import asyncio
-import contextvars
+import copy
+import hashlib
+import json
+import logging
 import pickle
 import secrets
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llama_index.core.extractors import BaseExtractor
-from llama_index.core.schema import BaseNode, ImageDocument, ImageNode, MetadataMode, Node
+from llama_index.core.schema import BaseNode
+from llama_index.core.settings import Settings
 from llama_index.core.utils import get_tqdm_iterable
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import Self, override
 
+from llama_index_phospho.description_metadata import DESCRIPTION_KEY, DescriptionMetadata, hide
 from llama_index_phospho.description_store import DescriptionStore
+from llama_index_phospho.image_nodes import (
+    READ_AS_TEXT,
+    as_image_node,
+    has_image,
+    is_image_read_as_text,
+)
 from llama_index_phospho.llms import Phospho
-from llama_index_phospho.paid_once import PaidOnce
+from llama_index_phospho.paid_once import PaidOnce, Steps, arun_all, run_all
+from llama_index_phospho.pipeline_cache import nodes_of_lookup
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
 
 __all__ = ["DESCRIPTION_PROMPT", "ImageDescriptionExtractor"]
 
+logger = logging.getLogger("phospho_multimodal")
+
 DESCRIPTION_PROMPT = "Describe this image in detail, and write down the text that it shows."
 
-T = TypeVar("T")
+_CACHE_KEY = "cache_key"
 
-_DESCRIPTION = "image_description"
-_PROMPT = "image_description_prompt"
-_MODEL = "image_description_model"
-_SHA256 = "image_sha256"
-_KEY = "image_description_key"
-_ERROR = "image_description_error"
-_BOOKKEEPING = (_PROMPT, _MODEL, _SHA256, _KEY, _ERROR)
 
-_NEVER_THE_SAME = "never_the_same"
+def _llm_of_the_settings() -> Phospho:
+    try:
+        llm: object = Settings.llm
+    except (ImportError, ValueError) as failure:  # core's default is one of OpenAI
+        llm = failure
+    if isinstance(llm, Phospho):
+        return llm
+    message = (
+        "ImageDescriptionExtractor needs a Phospho, and Settings.llm is"
+        f" {'not set' if isinstance(llm, Exception) else f'a {type(llm).__name__}'}."
+        " Pass llm=, or set Settings.llm to one."
+    )
+    raise ConfigurationError(message)
 
 
 class ImageDescriptionExtractor(BaseExtractor):
-    """Describes the pictures among the nodes, and writes it into their metadata.
+    """Describe the images among the nodes, and return an `ImageNode` with its description for each.
 
-    Pictures are `ImageNode`, `ImageDocument`, and any node with an `image_resource`; other nodes
-    are left as they are. Each distinct picture is paid for once, however many nodes have it. What
-    has been paid for is kept at once: a run that was stopped, or killed, goes on where it was.
+    Nodes with an image are `ImageDocument`, which `SimpleDirectoryReader` returns, `ImageNode`, and
+    any node with an `image_resource`. Other nodes are returned as they are. The nodes that are
+    passed are never changed, since a document store recognizes unchanged documents by their hash.
+    An `ImageNode` keeps its path, URL or bytes in every store. If a splitter is used, it has to
+    stand before this extractor: core's splitters make text nodes of image nodes.
 
-    Metadata gets `image_description`, and beside it `image_description_prompt`,
+    Each distinct image is paid for once, however many nodes have it, and a URL that is signed again
+    is the same image. Each description is stored as soon as it is received. A run that was stopped,
+    or killed, continues where it ended.
+
+    The description is written into the text of the node, so that indexes embed, search and show it.
+    The metadata hold it as `image_description`, along with `image_description_prompt`,
     `image_description_model`, `image_sha256` and `image_description_key`, which embeddings and
-    prompts do not see. The digest is of the picture as it was sent, and a URL that is passed on has
-    none; the key is of all that decides about a description, so that the cache of a pipeline does
-    not take two pictures for one in the steps that follow. A picture that fails, or whose
-    description is empty, gets `image_description_error` and does not stop the others. What would
-    fail for all of them stops the run: a wrong setting, a spending cap, 401, 402, 403, 404, 405 and
-    410.
+    prompts do not see. `image_sha256` is the digest of the image that was sent; a URL that is
+    passed on has none. The key is a digest of the image, the prompt, the model and its parameters.
+
+    If an image fails, or its description is empty, the node gets `image_description_error`, and the
+    other images are still described. So does a text node that holds the bytes of an image file,
+    with a warning in the log. Errors that every image would raise stop the run: a wrong setting,
+    the spending limit, 401, 402, 403, 404, 405 and 410.
 
     Example:
         ```python
+        documents = SimpleDirectoryReader("photos").load_data()
         spending = Spending(max_usd=5)
         extractor = ImageDescriptionExtractor(llm=Phospho(spending=spending), store="captions.db")
         nodes = IngestionPipeline(transformations=[extractor]).run(documents=documents)
@@ -66,27 +94,37 @@ class ImageDescriptionExtractor(BaseExtractor):
     # Input is hidden: pydantic's errors quote it, and it could hold a key.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    llm: Phospho = Field(exclude=True, repr=False)
-    """Who describes; its `spending` is the cap."""
+    llm: Phospho = Field(default_factory=_llm_of_the_settings, exclude=True, repr=False)
+    """The model that describes, by default `Settings.llm`. Its `spending` is the limit."""
     prompt: str = DESCRIPTION_PROMPT
-    """What is asked about each picture."""
+    """The prompt for each image."""
+    metadata_key: str = DESCRIPTION_KEY
+    """The metadata key of the description, and the beginning of the other keys. Two extractors with
+    different prompts need two."""
     store: str | None = None
     """A file to keep descriptions in, for the next run and for other processes; without one they
-    are kept as long as this extractor is. A description is found again for the same picture, prompt
+    are kept as long as this extractor is. A description is found again for the same image, prompt
     and parameters, at the same model and base URL."""
-    into_text: bool = False
-    """Add the description to the node's text, too, where it is searched and shown instead."""
+    into_text: bool = True
+    """Add the description to the node's text, where every mode of `get_content` has it. `False`
+    leaves it in the metadata only, where embeddings and prompts see it."""
 
     is_text_node_only: bool = False
     disable_template_rewrite: bool = True
     """Core's extractors give every text node another template; this one leaves them alone."""
 
     _store: DescriptionStore = PrivateAttr()
+    _keys: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def class_name(cls) -> str:
         """Name the class in what is written down."""
         return "ImageDescriptionExtractor"
+
+    @field_validator("llm", mode="before")
+    @classmethod
+    def _given_or_of_the_settings(cls, llm: object) -> object:
+        return _llm_of_the_settings() if llm is None else llm
 
     @field_validator("store", mode="before")
     @classmethod
@@ -97,78 +135,50 @@ class ImageDescriptionExtractor(BaseExtractor):
         """Open the store."""
         super().model_post_init(context)
         if self.num_workers < 1:
-            message = f"num_workers is {self.num_workers}; it is 1 or more."
+            message = f"num_workers must be 1 or greater, got {self.num_workers}."
+            raise ConfigurationError(message)
+        if not self.metadata_key.strip():
+            message = "metadata_key must not be empty."
             raise ConfigurationError(message)
         self._store = DescriptionStore(None if self.store is None else Path(self.store))
 
     @override
-    async def aextract(self, nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
-        """Describe the pictures among some nodes.
+    def extract(self, nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
+        """Describe the images among some nodes, in `num_workers` threads.
 
         Args:
             nodes: Any nodes.
 
         Returns:
-            New metadata for each node, empty for what is no picture.
+            New metadata for each node, empty for a node without an image.
 
         Raises:
-            PhosphoError: All pictures would fail of it. What was paid for before is in the store.
+            PhosphoError: Every image would fail with it. The store has the earlier descriptions.
         """
-        run = PaidOnce(self.llm, self.prompt, self._store)
         found: list[dict[str, Any]] = [{} for _ in nodes]
-        slots = asyncio.Semaphore(self.num_workers)
-
-        async def describe(place: int, node: BaseNode) -> None:
-            async with slots:
-                if run.stopped_by is not None:
-                    return
-                try:
-                    found[place] = await self._metadata_of(node, run)
-                except Exception as error:  # noqa: BLE001 - raised when those under way have ended
-                    if run.stopped_by is None:
-                        run.stopped_by = error
-
-        # Core's run_jobs would leave them running, and paying, when this is cancelled.
-        tasks = [
-            asyncio.create_task(describe(place, node))
-            for place, node in enumerate(nodes)
-            if _is_picture(node)
-        ]
-        try:
-            for ended in get_tqdm_iterable(
-                asyncio.as_completed(tasks), self.show_progress, "Describing images", len(tasks)
-            ):
-                await ended
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if run.stopped_by is not None:
-            raise run.stopped_by
+        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
+        run_all(self._work(nodes, found, run), run, self.num_workers, self._progress)
         return found
 
     @override
-    def extract(self, nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
-        """Do as `aextract`, without await."""
-        return _finished(self.aextract(nodes))
+    async def aextract(self, nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
+        """Do as `extract`, with await, and `num_workers` images at the same time."""
+        found: list[dict[str, Any]] = [{} for _ in nodes]
+        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
+        await arun_all(self._work(nodes, found, run), run, self.num_workers, self._progress)
+        return found
 
-    @override
-    async def aprocess_nodes(
-        self,
-        nodes: Sequence[BaseNode],
-        excluded_embed_metadata_keys: list[str] | None = None,
-        excluded_llm_metadata_keys: list[str] | None = None,
-        **kwargs: Any,
-    ) -> list[BaseNode]:
-        """Describe the pictures among some nodes; see `BaseExtractor`."""
-        described = [node.metadata.get(_DESCRIPTION) for node in nodes]
-        processed = await super().aprocess_nodes(
-            nodes, excluded_embed_metadata_keys, excluded_llm_metadata_keys, **kwargs
-        )
-        for node, earlier in zip(processed, described, strict=True):
-            if _is_picture(node):
-                self._finish(node, earlier)
-        return processed
+    def _progress(self, tasks: Iterable[Any], count: int) -> Iterable[Any]:
+        return get_tqdm_iterable(tasks, self.show_progress, "Describing images", count)
+
+    def _work(
+        self, nodes: Sequence[BaseNode], found: Sequence[dict[str, Any]], run: PaidOnce
+    ) -> list[Steps[None]]:
+        def describe(node: BaseNode, told: dict[str, Any]) -> Steps[None]:
+            told.update((yield from self._metadata_of(node, run)))
+
+        pairs = zip(nodes, found, strict=True)
+        return [describe(node, told) for node, told in pairs if has_image(node)]
 
     @override
     def process_nodes(
@@ -178,67 +188,142 @@ class ImageDescriptionExtractor(BaseExtractor):
         excluded_llm_metadata_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> list[BaseNode]:
-        """Do as `aprocess_nodes`, without await."""
-        return _finished(
-            self.aprocess_nodes(
-                nodes, excluded_embed_metadata_keys, excluded_llm_metadata_keys, **kwargs
-            )
-        )
+        """Describe the images among some nodes.
 
-    async def _metadata_of(self, node: BaseNode, run: PaidOnce) -> dict[str, Any]:
-        node.metadata.pop(_ERROR, None)  # of an earlier run
-        key = node.node_id  # where there is no picture, nothing else tells two failures apart
+        Args:
+            nodes: Any nodes; they are not changed.
+            excluded_embed_metadata_keys: Keys that embeddings are not to see.
+            excluded_llm_metadata_keys: Keys that prompts are not to see.
+            **kwargs: Ignored, as in `BaseExtractor`.
+
+        Returns:
+            The nodes in their order, with an `ImageNode` for each that has an image.
+
+        Raises:
+            PhosphoError: Every image would fail with it.
+        """
+        made = self._made_of(nodes)
+        for attempt in range(self.max_retries + 1):
+            try:
+                found = self.extract(made)
+                break
+            except Exception as error:  # noqa: BLE001 - it is raised, unless raise_on_error=False
+                time.sleep(self._pause_after(error, attempt))
+        else:
+            found = [{} for _ in nodes]
+        return self._finished(made, found, excluded_embed_metadata_keys, excluded_llm_metadata_keys)
+
+    @override
+    async def aprocess_nodes(
+        self,
+        nodes: Sequence[BaseNode],
+        excluded_embed_metadata_keys: list[str] | None = None,
+        excluded_llm_metadata_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[BaseNode]:
+        """Do as `process_nodes`, with await."""
+        made = self._made_of(nodes)
+        for attempt in range(self.max_retries + 1):
+            try:
+                found = await self.aextract(made)
+                break
+            except Exception as error:  # noqa: BLE001 - it is raised, unless raise_on_error=False
+                await asyncio.sleep(self._pause_after(error, attempt))
+        else:
+            found = [{} for _ in nodes]
+        return self._finished(made, found, excluded_embed_metadata_keys, excluded_llm_metadata_keys)
+
+    def _pause_after(self, error: Exception, attempt: int) -> float:
+        """Return the pause before the next attempt, or raise, as `BaseExtractor` does."""
+        if attempt < self.max_retries:
+            return float(self.retry_backoff * 2**attempt)
+        if self.raise_on_error:
+            raise error
+        logger.warning("Images were not described, and raise_on_error is False: %s", error)
+        return 0
+
+    def _made_of(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
+        """Make an image node of each node with an image; no given node is changed."""
+        made: list[BaseNode] = []
+        unread = 0
+        for node in nodes:
+            if has_image(node):
+                made.append(as_image_node(node))
+            elif is_image_read_as_text(node):
+                unread += 1
+                made.append(node.model_copy(deep=True))
+                made[-1].metadata[self._metadata.error] = READ_AS_TEXT
+                hide(made[-1], [self._metadata.error])
+            else:
+                made.append(node if self.in_place else copy.deepcopy(node))
+        if unread:
+            logger.warning("%s (%d nodes)", READ_AS_TEXT, unread)
+        return made
+
+    def _metadata_of(self, node: BaseNode, run: PaidOnce) -> Steps[dict[str, Any]]:
+        key = node.node_id  # without a readable image, nothing else tells two failures apart
         try:
-            picture, key = await run.identify(node)
-            description = await run.describe(picture, key)
+            key, image = yield lambda: run.identify(node)
+            description = yield from run.describe(node, key, image)
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
-            return {_ERROR: f"{type(error).__name__}: {error}", _KEY: key}
+            return {
+                self._metadata.error: f"{type(error).__name__}: {error}",
+                self._metadata.key: key,
+            }
         if description is None:
             return {}
-        told = {
-            _DESCRIPTION: description.text,
-            _PROMPT: self.prompt,
-            _MODEL: description.model,
-            _SHA256: description.image_sha256,
-            _KEY: key,
-        }
-        return {name: value for name, value in told.items() if value is not None}
+        return self._metadata.of(description, prompt=self.prompt, key=key)
 
-    def _finish(self, node: BaseNode, earlier: str | None) -> None:
-        """Keep what is bookkeeping out of embeddings and prompts; fill in the text.
+    def _finished(
+        self,
+        made: list[BaseNode],
+        found: list[dict[str, Any]],
+        hidden_from_embeddings: list[str] | None,
+        hidden_from_prompts: list[str] | None,
+    ) -> list[BaseNode]:
+        for node, told in zip(made, found, strict=True):
+            if has_image(node):
+                self._metadata.write(node, told, into_text=self.into_text)
+            node.excluded_embed_metadata_keys.extend(hidden_from_embeddings or ())
+            node.excluded_llm_metadata_keys.extend(hidden_from_prompts or ())
+        return made
 
-        Args:
-            node: A picture with its new metadata.
-            earlier: How it was described in an earlier run.
-        """
-        if _ERROR in node.metadata:  # of this run: what an earlier one said is not true of it
-            for name in (_DESCRIPTION, _PROMPT, _MODEL, _SHA256):
-                node.metadata.pop(name, None)
-        description = node.metadata.get(_DESCRIPTION)
-        hidden = [*_BOOKKEEPING]
-        if self.into_text:
-            hidden.append(_DESCRIPTION)  # it would be there twice
-            _write_into(node, description, earlier)
-        for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
-            keys.extend(key for key in hidden if key in node.metadata and key not in keys)
+    @property
+    def _metadata(self) -> DescriptionMetadata:
+        return DescriptionMetadata(self.metadata_key)
 
     @override
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Write down the fields, and something that is never the same.
+        """Write down the fields, and a key for the cache of an `IngestionPipeline`.
 
-        The cache of an `IngestionPipeline` finds a result again by the texts and metadata of the
-        nodes and by this dict. It cannot see a picture, and would give one the description of
-        another; the store can, and is asked instead.
+        That cache finds a result again by the texts and metadata of the nodes and by this dict. It
+        cannot see an image, and would give one the description of another. The key tells images
+        apart if the pipeline's cache asks about images that have all been described; otherwise it
+        is a random number, and the cache finds nothing.
 
         Args:
             **kwargs: As pydantic's `model_dump`.
 
         Returns:
-            The fields but the llm.
+            All fields except the llm.
         """
-        return {**super().to_dict(**kwargs), _NEVER_THE_SAME: secrets.token_hex(16)}
+        nodes = nodes_of_lookup(self)
+        key = None if nodes is None else self._key_of(nodes)
+        return {**super().to_dict(**kwargs), _CACHE_KEY: key or secrets.token_hex(16)}
+
+    def _key_of(self, nodes: Sequence[BaseNode]) -> str | None:
+        run = PaidOnce(self.llm, self.prompt, self._store, self._keys)
+        told: list[str] = []
+        for node in nodes:
+            told.append(node.hash)
+            if has_image(node):
+                key = run.known(node)
+                if key is None:
+                    return None
+                told.append(key)
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @override
     @classmethod
@@ -247,49 +332,18 @@ class ImageDescriptionExtractor(BaseExtractor):
 
         Args:
             data: What `to_dict` gave.
-            **kwargs: Fields to set or to replace; the llm has to be among them.
+            **kwargs: Fields to set or to replace, such as the llm, which a dict does not hold.
 
         Returns:
             The extractor.
 
         Raises:
-            ConfigurationError: There is no llm.
+            ConfigurationError: No llm was passed, and `Settings.llm` is not a `Phospho`.
         """
         fields = {**data, **kwargs}
-        if fields.get("llm") is None:
-            message = "A dict does not hold the llm: pass from_dict(…, llm=…)."
-            raise ConfigurationError(message)
-        return cls(**{k: v for k, v in fields.items() if k not in {"class_name", _NEVER_THE_SAME}})
+        return cls(**{k: v for k, v in fields.items() if k not in {"class_name", _CACHE_KEY}})
 
     def __getstate__(self) -> dict[str, Any]:
         # Core leaves out what does not pickle, with a line in the log: there would be no llm.
         pickle.dumps(self.llm)
         return super().__getstate__()
-
-
-def _write_into(node: BaseNode, description: str | None, earlier: str | None) -> None:
-    """End a node's text with a description, in place of an earlier one."""
-    before = text = node.get_content(MetadataMode.NONE)
-    if earlier and earlier != description:
-        text = text.removesuffix(earlier).rstrip()
-    if description is not None and description not in text:
-        text = f"{text}\n\n{description}" if text else description
-    if text != before:
-        node.set_content(text)
-
-
-def _is_picture(node: BaseNode) -> bool:
-    if isinstance(node, (ImageNode, ImageDocument)):
-        return True
-    return isinstance(node, Node) and node.image_resource is not None
-
-
-def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end on a loop of its own, which closes its connections; in a notebook, too."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    context = contextvars.copy_context()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(context.run, asyncio.run, work).result()

@@ -1,6 +1,7 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,8 @@ from llama_index.core.prompts.base import PromptTemplate
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
-from llama_index_phospho.configuration import PARAMETERS, PhosphoConfiguration
+from llama_index_phospho.configuration import PARAMETERS
+from llama_index_phospho.text_llm import WithTextLLM, check_for_image
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.image_policy import ImagePolicy
 from phospho_multimodal.on_demand import ModuleOnDemand
@@ -28,7 +30,13 @@ if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
 
-    from llama_index_phospho import content, results, synthesizers, tool_calls
+    from llama_index_phospho import (
+        content,
+        results,
+        structured_output,
+        synthesizers,
+        tool_calls,
+    )
     from phospho_multimodal import Prediction, tool_replies
     from phospho_multimodal.conversation import Turn
     from phospho_multimodal.images import source
@@ -37,6 +45,7 @@ else:
     content = ModuleOnDemand("llama_index_phospho.content")
     results = ModuleOnDemand("llama_index_phospho.results")
     source = ModuleOnDemand("phospho_multimodal.images.source")
+    structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
     synthesizers = ModuleOnDemand("llama_index_phospho.synthesizers")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
     tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
@@ -44,16 +53,6 @@ else:
 __all__ = ["Phospho"]
 
 _Object = TypeVar("_Object", bound=BaseModel)
-
-_OF_A_CALL = (
-    "model",
-    "stop",
-    *PARAMETERS,
-    "multi_image",
-    "max_images",
-    "default_image",
-    "default_prompt",
-)
 
 _USUAL_OUTPUT = 200
 """Tokens of an answer where `max_new_tokens` is not set: the server's default."""
@@ -78,20 +77,24 @@ class _Chat:
         return self.protocol.turns(self.turns)
 
     def response(self, prediction: "Prediction", *, streamed: bool = False) -> ChatResponse:
+        structured_output.record_prediction(prediction)
         answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
         if self.filters:
-            synthesizers.check_filtered_answer(prediction.description)
+            synthesizers.check_filtered_answer(answer.text, prediction)
+        elif self.protocol.answer_schema is not None:
+            structured_output.check_object(answer.text, self.protocol.answer_schema, prediction)
         return results.chat_response(answer, streamed=streamed)
 
 
-class Phospho(PhosphoConfiguration):
+class Phospho(WithTextLLM):
     """The phospho multimodal endpoint as an LLM of LlamaIndex: one image, one question, one answer.
 
-    It goes wherever an LLM goes, `Settings.llm` for one. A call without any image raises
-    `MissingImageError` before anything is sent, unless `default_image` is set. What each answer
-    cost is in `response.raw`. Each call also takes the parameters of the answer as keywords, which
-    win over the model's. `is_function_calling_model=True` has core's agents and programs hand over
-    tools, which are called by prompt: the endpoint itself knows none.
+    It goes wherever an LLM goes, `Settings.llm` for one. A call without any image is answered by
+    `text_llm`, another LLM, or else goes out with `default_image`; if neither is set, it raises
+    `MissingImageError` before anything is sent. What each answer cost is in `response.raw`. Each
+    call also takes the parameters of the answer as keywords, which win over the model's.
+    `is_function_calling_model=True` has core's agents and programs hand over tools, which are
+    called by prompt: the endpoint itself knows none.
 
     Example:
         ```python
@@ -123,6 +126,8 @@ class Phospho(PhosphoConfiguration):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Ask what a conversation asks about its newest image."""
+        if other := self._text_llm_for(messages):
+            return other.chat(messages, kwargs)
         chat = self._chat(messages, kwargs)
         return chat.response(self._clients().sync.converse(chat.shown, **chat.asked))
 
@@ -132,13 +137,17 @@ class Phospho(PhosphoConfiguration):
     ) -> CompletionResponse:
         """Ask one question about an image; the second argument may be the images as well."""
         turns = content.prompt_turns(prompt, formatted, image_documents)
+        if other := self._text_llm_for_turns(turns):
+            return other.complete(prompt, formatted, kwargs)
         return results.completion_response(
-            self._clients().sync.converse(turns, **self._asked(kwargs))
+            self._clients().sync.converse(turns, **self._asked(kwargs, turns))
         )
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Do as `chat`, with the whole answer as the one chunk of a stream."""
+        if other := self._text_llm_for(messages):
+            return other.stream_chat(messages, kwargs)
         chat = self._chat(messages, kwargs)
 
         def answer() -> ChatResponseGen:
@@ -153,7 +162,9 @@ class Phospho(PhosphoConfiguration):
     ) -> CompletionResponseGen:
         """Do as `complete`, with the whole answer as the one chunk of a stream."""
         turns = content.prompt_turns(prompt, formatted, image_documents)
-        asked = self._asked(kwargs)
+        if other := self._text_llm_for_turns(turns):
+            return other.stream_complete(prompt, formatted, kwargs)
+        asked = self._asked(kwargs, turns)
 
         def answer() -> CompletionResponseGen:
             yield results.completion_response(
@@ -165,6 +176,8 @@ class Phospho(PhosphoConfiguration):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Do as `chat`, with await."""
+        if other := self._text_llm_for(messages):
+            return await other.achat(messages, kwargs)
         chat = self._chat(messages, kwargs)
         client = self._clients().asynchronous
         return chat.response(await client.converse(chat.shown, **chat.asked))
@@ -175,7 +188,9 @@ class Phospho(PhosphoConfiguration):
     ) -> CompletionResponse:
         """Do as `complete`, with await."""
         turns = content.prompt_turns(prompt, formatted, image_documents)
-        asked = self._asked(kwargs)
+        if other := self._text_llm_for_turns(turns):
+            return await other.acomplete(prompt, formatted, kwargs)
+        asked = self._asked(kwargs, turns)
         return results.completion_response(
             await self._clients().asynchronous.converse(turns, **asked)
         )
@@ -185,6 +200,8 @@ class Phospho(PhosphoConfiguration):
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Do as `stream_chat`, with await."""
+        if other := self._text_llm_for(messages):
+            return await other.astream_chat(messages, kwargs)
         chat = self._chat(messages, kwargs)
 
         async def answer() -> ChatResponseAsyncGen:
@@ -200,7 +217,9 @@ class Phospho(PhosphoConfiguration):
     ) -> CompletionResponseAsyncGen:
         """Do as `stream_complete`, with await."""
         turns = content.prompt_turns(prompt, formatted, image_documents)
-        asked = self._asked(kwargs)
+        if other := self._text_llm_for_turns(turns):
+            return await other.astream_complete(prompt, formatted, kwargs)
+        asked = self._asked(kwargs, turns)
 
         async def answer() -> CompletionResponseAsyncGen:
             prediction = await self._clients().asynchronous.converse(turns, **asked)
@@ -213,39 +232,33 @@ class Phospho(PhosphoConfiguration):
         protocol = tool_calls.take_protocol(rest)
         if protocol and not self.is_function_calling_model:
             raise ConfigurationError(_NO_TOOLS)
-        asked = self._asked(rest)
+        shown, schema = structured_output.take_schema(messages)
+        if schema is not None and not protocol:
+            protocol = replace(protocol, answer_schema=schema)
+        turns = tool_calls.called_message_turns(shown)
+        asked = self._asked(rest, turns)
         asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
-        return _Chat(
-            tool_calls.called_message_turns(messages),
-            protocol,
-            asked,
-            synthesizers.is_filter(messages),
-        )
+        asked["parameters"] = protocol.parameters(asked["parameters"])
+        return _Chat(turns, protocol, asked, synthesizers.is_filter(messages))
 
-    def _asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _asked(self, given: Mapping[str, Any], turns: "Sequence[Turn]") -> dict[str, Any]:
         """Put together what a client is asked with: this call's values over the model's.
 
         Args:
             given: The keywords of a call; `None` means not given.
+            turns: What is asked.
 
         Returns:
             The keywords of `converse`.
 
         Raises:
             ConfigurationError: A keyword is unknown, or a value out of range.
+            MissingImageError: There is no image, and no default image.
         """
-        values = {name: getattr(self, name) for name in _OF_A_CALL}
-        for name, value in given.items():
-            field = "max_new_tokens" if name == "max_tokens" else name
-            if field not in values:
-                message = (
-                    f"A call does not take {name!r}. Nothing was sent. It takes:"
-                    f" {', '.join(sorted([*_OF_A_CALL, 'max_tokens']))}."
-                )
-                raise ConfigurationError(message)
-            if value is not None:
-                values[field] = value
+        values = self.call_values(given)
         default_image = values["default_image"]
+        if default_image is None:
+            check_for_image(turns)
         return {
             "policy": ImagePolicy(
                 multi_image=values["multi_image"],
@@ -272,9 +285,10 @@ class Phospho(PhosphoConfiguration):
             NoToolCallError: The answer holds no such object. Core says so by a ValueError, which
                 its own response synthesizers take for an empty response.
         """
-        with tool_calls.object_or_error(output_cls):
+        with structured_output.object_or_error(output_cls):
+            # Core leaves the parser of this object in the prompt that it is given.
             answer: _Object = super().structured_predict(
-                output_cls, prompt, llm_kwargs, **prompt_args
+                output_cls, copy(prompt), llm_kwargs, **prompt_args
             )
         return answer
 
@@ -287,9 +301,9 @@ class Phospho(PhosphoConfiguration):
         **prompt_args: Any,
     ) -> _Object:
         """Do as `structured_predict`, with await."""
-        with tool_calls.object_or_error(output_cls):
+        with structured_output.object_or_error(output_cls):
             answer: _Object = await super().astructured_predict(
-                output_cls, prompt, llm_kwargs, **prompt_args
+                output_cls, copy(prompt), llm_kwargs, **prompt_args
             )
         return answer
 
@@ -357,5 +371,9 @@ class Phospho(PhosphoConfiguration):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list["ToolSelection"]:
-        """Read the tool call out of a response: there is one at most."""
+        """Read the tool call out of a response: there is one at most, but for the text LLM's."""
+        if other := self._text_llm_of(response):
+            return other.get_tool_calls_from_response(
+                response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
+            )
         return tool_calls.selected_tools(response, error_on_no_tool_call=error_on_no_tool_call)

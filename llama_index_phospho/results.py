@@ -11,7 +11,7 @@ from llama_index.core.base.llms.types import (
 
 from phospho_multimodal import Prediction
 from phospho_multimodal.conversation import ToolCall
-from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.loose_json import to_compact_json
 from phospho_multimodal.tool_replies import Answer
 
 __all__ = ["chat_response", "completion_response"]
@@ -55,7 +55,7 @@ def completion_response(prediction: Prediction, *, streamed: bool = False) -> Co
 
 def _call_message(call: ToolCall) -> ChatMessage:
     arguments = dict(call.arguments)
-    function = {"name": call.name, "arguments": json_text(arguments)}
+    function = {"name": call.name, "arguments": to_compact_json(arguments)}
     return ChatMessage(
         role=MessageRole.ASSISTANT,
         blocks=[ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=arguments)],

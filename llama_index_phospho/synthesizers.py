@@ -14,8 +14,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers.refine import StructuredRefineResponse
 from pydantic import BaseModel
 
-from llama_index_phospho.tool_calls import object_or_error
-from phospho_multimodal import ConfigurationError, NoToolCallError
+from llama_index_phospho.structured_output import no_object
+from phospho_multimodal import ConfigurationError, NoToolCallError, Prediction
 
 __all__ = [
     "check_filtered_answer",
@@ -45,17 +45,23 @@ def is_filter(messages: Sequence[ChatMessage]) -> bool:
     return any(form in text for form in forms for text in texts)
 
 
-def check_filtered_answer(text: str) -> None:
+def check_filtered_answer(text: str, prediction: Prediction) -> None:
     """Read an answer as core will.
 
     Args:
         text: The answer to what is a filter.
+        prediction: What the answer was read from.
 
     Raises:
         NoToolCallError: Core would take it for nothing found.
     """
-    with object_or_error(StructuredRefineResponse):
+    try:
         PydanticOutputParser(StructuredRefineResponse).parse(text)
+    except ValueError as failure:
+        reason = type(failure).__name__
+    else:
+        return
+    raise no_object(StructuredRefineResponse.__name__, reason, [prediction.metadata])
 
 
 def check_streamed_object(

@@ -1,7 +1,6 @@
 """LlamaIndex's tools and tool calls, and the core's."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index_phospho.content import message_turns
 from phospho_multimodal import NoToolCallError
 from phospho_multimodal.conversation import ToolCall, Turn
+from phospho_multimodal.schema_text import inline_references
 from phospho_multimodal.tool_protocol import ToolProtocol
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 __all__ = [
     "called_message_turns",
     "chat_with_tools_keywords",
-    "object_or_error",
     "selected_tools",
     "take_protocol",
 ]
 
 _REQUIRED = "tool_required"
+_GIVES_ANSWER = "gives_answer"
 
 
 def chat_with_tools_keywords(
@@ -50,9 +50,10 @@ def chat_with_tools_keywords(
         return keywords
     # Core's programs alone pass a `tool_choice` of None. Their streams forget that a tool is
     # required, and would make an empty object of prose.
-    required = required or ("tool_choice" in given and given["tool_choice"] is None)
+    is_program = "tool_choice" in given and given["tool_choice"] is None
     keywords["tools"] = [_definition(tool) for tool in tools]
-    keywords[_REQUIRED] = required
+    keywords[_REQUIRED] = required or is_program
+    keywords[_GIVES_ANSWER] = is_program
     return keywords
 
 
@@ -69,10 +70,14 @@ def take_protocol(given: dict[str, Any]) -> ToolProtocol:
         ConfigurationError: Something has no known form, or a tool is not there.
     """
     tools, choice = given.pop("tools", None), given.pop("tool_choice", None)
+    gives_answer = given.pop(_GIVES_ANSWER, False)
     if not given.pop(_REQUIRED, False):
         return ToolProtocol.of(tools, tool_choice=choice)
     # Who requires a call takes its arguments at once: there is no agent to ask again.
-    return replace(ToolProtocol.of(tools, tool_choice=choice or "any"), re_asks=0)
+    protocol = replace(ToolProtocol.of(tools, tool_choice=choice or "any"), re_asks=0)
+    if not gives_answer:
+        return protocol
+    return replace(protocol, answer_tools=frozenset(tool.name for tool in protocol.tools))
 
 
 def called_message_turns(messages: Sequence[ChatMessage]) -> list[Turn]:
@@ -110,8 +115,14 @@ def selected_tools(response: ChatResponse, *, error_on_no_tool_call: bool) -> li
         raw = response.raw if isinstance(response.raw, Mapping) else {}
         problem = raw.get("tool_call_problem") or (None if calls else "it called none")
         if problem is not None:
-            message = f"The model had to call a tool, and {problem}. The answer was billed."
-            raise NoToolCallError(message)
+            message = (
+                f"The model had to call a tool, and {problem}. Images billed:"
+                f" {raw.get('images_billed', 0)}. Ask more plainly, or do not require a call."
+            )
+            error = NoToolCallError(message)
+            error.attempts = raw.get("attempts", 0)
+            error.images_in_doubt = raw.get("images_in_doubt", 0)
+            raise error
     return [
         ToolSelection(tool_id=call.id or "", tool_name=call.name, tool_kwargs=dict(call.arguments))
         for call in calls
@@ -123,9 +134,20 @@ def _definition(tool: "BaseTool") -> dict[str, Any]:
     function = {
         "name": tool.metadata.get_name(),
         "description": tool.metadata.description,
-        "parameters": tool.metadata.get_parameters_dict(),
+        "parameters": _parameters(tool),
     }
     return {"type": "function", "function": function}
+
+
+def _parameters(tool: "BaseTool") -> dict[str, Any]:
+    """Describe a tool's arguments completely: core loses the root of a class that recurs."""
+    kind = tool.metadata.fn_schema
+    if kind is None:
+        return tool.metadata.get_parameters_dict()
+    schema = kind.model_json_schema()
+    if "$ref" not in schema:
+        return tool.metadata.get_parameters_dict()
+    return inline_references(schema)
 
 
 def _calls(message: ChatMessage) -> tuple[ToolCall, ...]:
@@ -138,30 +160,3 @@ def _calls(message: ChatMessage) -> tuple[ToolCall, ...]:
         )
         for block in blocks
     )
-
-
-@contextmanager
-def object_or_error(wanted: type) -> Iterator[None]:
-    """Turn core's ValueError for an answer without the wanted object into an error of ours.
-
-    Args:
-        wanted: The object's class.
-
-    Yields:
-        Nothing; use it in a `with` statement.
-
-    Raises:
-        NoToolCallError: There is no such object in the answer.
-    """
-    try:
-        yield
-    except (TypeError, ValueError) as failure:
-        reason = type(failure).__name__
-    else:
-        return
-    # Outside the handler: core's error quotes the answer, and that is not ours to repeat.
-    message = (
-        f"The answer holds no {wanted.__name__} ({reason}); what was asked was billed. Ask more"
-        " plainly, raise max_new_tokens=, or set is_function_calling_model=True."
-    )
-    raise NoToolCallError(message)

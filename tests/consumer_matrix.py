@@ -100,18 +100,22 @@ def _modes() -> Iterator[Consumer]:
     """The response modes of a query engine, by what has been retrieved."""
     cells: dict[str, dict[str | None, tuple[str, str, str, str]]] = {
         "compact": {None: EACH, "short": EACH_WITH_TEXT, "long": EACH_AFTER_TEXT},
-        "compact_accumulate": {None: EACH, "short": EACH_WITH_TEXT, "long": EACH_AFTER_TEXT},
+        "compact_accumulate": {
+            None: ("", "1", "2", "221"),
+            "short": ("d", "1", "2", "221"),
+            "long": ("d", "1", "11", "122"),
+        },
         "refine": {None: EACH, "short": EACH_AFTER_TEXT},
         "accumulate": {None: EACH, "short": EACH_AFTER_TEXT},
         "tree_summarize": {
-            None: ("", "1", "11d", "11111d"),
-            "short": ("d", "1", "11d", "11111d"),
-            "long": ("d", "d1d", "d11d", "d11111d"),
+            None: ("", "1", "2", "221d"),
+            "short": ("d", "1", "2", "221d"),
+            "long": ("d", "1", "11d", "122d"),
         },
         "simple_summarize": {
-            None: ("", "1", "1", "1"),  # the others are left out
-            "short": ("d", "1", "1", "1"),
-            "long": DEFAULT,  # all of them are
+            None: ("", "1", "2", "2"),  # the others are left out
+            "short": ("d", "1", "2", "2"),
+            "long": ("d", "1", "1", "1"),
         },
     }
     for mode, by_note in cells.items():

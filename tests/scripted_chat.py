@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field
 
-__all__ = ["ScriptedChat", "calls"]
+__all__ = ["Noted", "ScriptedChat", "calls"]
 
 Reply: TypeAlias = "str | AIMessage | Exception | Callable[[list[BaseMessage]], str | AIMessage]"
 
@@ -20,6 +21,16 @@ def calls(name: str, **arguments: Any) -> AIMessage:
     """What a model says to call a tool."""
     call = {"name": name, "args": arguments, "id": f"call-{name}", "type": "tool_call"}
     return AIMessage("", tool_calls=[call])
+
+
+class Noted(BaseCallbackHandler):
+    """Notes how each call of a model was begun."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, **about: Any) -> None:
+        self.started.append(about)
 
 
 class ScriptedChat(BaseChatModel):

@@ -132,6 +132,19 @@ def test_the_tables_have_every_field_of_the_models(
     assert names_missing_in_the_tables(own) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "base"), [(ChatPhospho, BaseChatModel), (PhosphoMultiModal, FunctionCallingLLM)]
+)
+def test_every_field_of_the_models_is_described(
+    model: type[BaseModel], base: type[BaseModel]
+) -> None:
+    """Editors, `help()` and JSON schemas show these descriptions."""
+    own = {
+        name: field for name, field in model.model_fields.items() if name not in base.model_fields
+    }
+    assert [name for name, field in own.items() if not field.description] == []
+
+
 def test_the_table_of_errors_has_every_class() -> None:
     assert names_missing_in_the_tables(errors.__all__) == []
 

@@ -53,6 +53,7 @@ from shapes import (
     Shape,
     Spoken,
     Text,
+    Unsendable,
 )
 
 # Helpers of the frameworks that open URLs and paths, or copy a picture to look at it.
@@ -418,34 +419,38 @@ def test_what_content_blocks_shows_of_a_message_is_the_same_picture(
 
 
 def told_in_langchain(turn: Spoken) -> BaseMessage:
-    content = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image", "base64": encode(part), "mime_type": "image/png"}
-        for part in turn.parts
-    ]
+    def block(part: str | bytes | Unsendable) -> dict[str, Any]:
+        if isinstance(part, Unsendable):
+            return part.in_langchain
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image", "base64": encode(part), "mime_type": "image/png"}
+
+    content: list[Any] = list(map(block, turn.parts))
     if turn.role == "user":
-        return HumanMessage(content)
+        return HumanMessage(content, name=turn.name)
     if turn.role == "system":
         return SystemMessage(content)
     if turn.role == "tool":
         return ToolMessage(content, name=turn.name, tool_call_id=turn.call_id or "")
     calls = [{"name": name, "args": {}, "id": number} for name, number in turn.calls]
-    return AIMessage(content, tool_calls=calls)
+    return AIMessage(content, tool_calls=calls, name=turn.name)
 
 
 def told_in_llama_index(turn: Spoken) -> ChatMessage:
-    blocks = [
-        TextBlock(text=part) if isinstance(part, str) else ImageBlock(image=part)
-        for part in turn.parts
-    ]
+    def block(part: str | bytes | Unsendable) -> Any:
+        if isinstance(part, Unsendable):
+            return part.in_llama_index
+        return TextBlock(text=part) if isinstance(part, str) else ImageBlock(image=part)
+
     calls = [ToolCallBlock(tool_name=name, tool_call_id=number) for name, number in turn.calls]
     more = {"name": turn.name, "tool_call_id": turn.call_id}
-    return ChatMessage(
+    message = ChatMessage(
         role=MessageRole(turn.role),
-        blocks=[*blocks, *calls],
         additional_kwargs={key: value for key, value in more.items() if value is not None},
     )
+    message.blocks.extend([*map(block, turn.parts), *calls])
+    return message
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=[told.name for told in CONVERSATIONS])
@@ -459,6 +464,51 @@ def test_a_conversation_is_the_same_request_in_both_frameworks(
     one, other = server.requests
     assert one.body == other.body
     assert (one.item["text"], one.image) == (conversation.text, conversation.picture)
+
+
+FAILING = [shape for shape in BLOCKS if isinstance(shape.becomes, Fails)]
+
+
+@listed([shape for shape in FAILING if not isinstance(shape.in_langchain, Fails)])
+@every_carrier
+def test_no_older_block_of_langchain_is_an_error(
+    ask: Ask, server: FaultServer, shape: Shape, carrier: str
+) -> None:
+    newest = HumanMessage([{"type": "text", "text": "Well?"}, {"type": "image", "url": DATA_URL}])
+    messages = [*in_langchain(carrier, shape.block), newest]
+    ask(ChatPhospho(base_url=server.base_url), "invoke", messages)
+    check_older(server, carrier)
+
+
+@listed(FAILING)
+@every_carrier
+def test_no_older_mapping_of_llama_index_is_an_error(
+    ask: Ask, server: FaultServer, shape: Shape, carrier: str
+) -> None:
+    newest = ChatMessage(blocks=[TextBlock(text="Well?"), ImageBlock(image=PICTURE)])
+    ask(Phospho(base_url=server.base_url), "chat", [*in_llama_index(carrier, shape.block), newest])
+    check_older(server, carrier)
+
+
+@listed([shape for shape in NATIVE + IN_MESSAGES if isinstance(shape.becomes, Fails)])
+@every_carrier
+def test_no_older_block_of_llama_index_is_an_error(
+    ask: Ask, server: FaultServer, path: Path, shape: Shape, carrier: str
+) -> None:
+    newest = ChatMessage(blocks=[TextBlock(text="Well?"), ImageBlock(image=PICTURE)])
+    messages = [*in_llama_index(carrier, shape.block(path)), newest]
+    ask(Phospho(base_url=server.base_url), "chat", messages)
+    check_older(server, carrier)
+
+
+def check_older(server: FaultServer, carrier: str) -> None:
+    """See that a mark replaces what an older turn holds, and that the newest image is sent."""
+    (request,) = server.requests
+    assert request.image == PICTURE
+    *_, asked, mark, newest = request.item["text"].splitlines()
+    assert asked == f"{LABELS.get(carrier, 'User')}: What?"
+    assert re.fullmatch(r"\[(image|.*, not sent|image: cannot be read)\]", mark), mark
+    assert newest == "User: Well?"
 
 
 def encode(picture: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from phospho_multimodal.answer import answer_turns
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
-from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
+from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange import (
     AwaitTurn,
@@ -26,7 +28,7 @@ from phospho_multimodal.exchange import (
 )
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.left_behind import Held, UnderWay
-from phospho_multimodal.prediction import Asking, Prediction, predict
+from phospho_multimodal.prediction import Asking, Prediction
 from phospho_multimodal.settings import (
     ClientOptions,
     ParameterOptions,
@@ -63,14 +65,19 @@ class _LoopState:
         """Have the loop close the connections before it ends, or when this is forgotten.
 
         A loop finalizes the asynchronous generators that were begun on it: `asyncio.run` before it
-        closes the loop, and the garbage collector by a task on it.
+        closes the loop, and the garbage collector by a task on it. nest_asyncio's loops do not:
+        there Python itself would close the generator, and complain that it has to wait.
         """
+        if sys.get_asyncgen_hooks().finalizer is None:
+            return
         self._guard = _hold(self.pool)
         await anext(self._guard)
 
     async def end(self) -> None:
         """Close the connections now."""
-        if self._guard is not None:
+        if self._guard is None:
+            await self.pool.aclose()
+        else:
             await self._guard.aclose()
 
 
@@ -200,8 +207,7 @@ class AsyncPhosphoClient:
             checked_parameters(parameters or {}),
             checked_stop(stop),
         )
-        plan = plan_conversation(turns, policy or ImagePolicy())
-        prediction = predict(self._shared, plan, asking)
+        prediction = answer_turns(self._shared, turns, policy or ImagePolicy(), asking)
         return await self.run(prediction)
 
     async def check(self) -> EndpointStatus:

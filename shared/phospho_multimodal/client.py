@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from phospho_multimodal.answer import answer_turns
 from phospho_multimodal.checkup import EndpointStatus, check_endpoint
-from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn, plan_conversation
+from phospho_multimodal.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange import (
     AwaitTurn,
@@ -27,7 +28,7 @@ from phospho_multimodal.exchange import (
     Work,
 )
 from phospho_multimodal.images.source import ImageInput, image_source
-from phospho_multimodal.prediction import Asking, Prediction, predict
+from phospho_multimodal.prediction import Asking, Prediction
 from phospho_multimodal.processes import after_fork
 from phospho_multimodal.settings import (
     ClientOptions,
@@ -185,8 +186,7 @@ class PhosphoClient:
             checked_parameters(parameters or {}),
             checked_stop(stop),
         )
-        plan = plan_conversation(turns, policy or ImagePolicy())
-        prediction = predict(self._shared, plan, asking)
+        prediction = answer_turns(self._shared, turns, policy or ImagePolicy(), asking)
         return self._run(prediction)
 
     def check(self) -> EndpointStatus:

@@ -15,13 +15,20 @@ from urllib.parse import unquote
 
 import pybase64
 
-from phospho_multimodal.conversation import Part, Role, Turn
-from phospho_multimodal.errors import UnsupportedContentError
+from phospho_multimodal.conversation import Part, Role, Turn, omitted_part
+from phospho_multimodal.errors import ImageError, UnsupportedContentError
 from phospho_multimodal.images.headers import sniff
 from phospho_multimodal.images.source import image_source
-from phospho_multimodal.tool_texts import check_tool_text
+from phospho_multimodal.tool_texts import check_tool_text, mark_files
 
-__all__ = ["KINDS", "Block", "Reading", "checked_turn", "read_content", "shortened"]
+__all__ = [
+    "KINDS",
+    "Block",
+    "Reading",
+    "checked_turn",
+    "read_content",
+    "shortened",
+]
 
 Block: TypeAlias = Mapping[str, Any]
 
@@ -133,13 +140,16 @@ _LONGEST_NAME = 40
 _HEAD = 128
 
 
-def checked_turn(role: Role, parts: Iterable[Part], name: str | None = None) -> Turn:
+def checked_turn(
+    role: Role, parts: Iterable[Part], name: str | None = None, *, is_older: bool = False
+) -> Turn:
     """Make a turn; a tool's picture must not hide in its text.
 
     Args:
         role: Who speaks.
         parts: Texts and images, in their order.
-        name: The name of a tool.
+        name: The name of the tool or the speaker.
+        is_older: Whether the turn is before the newest user turn; a mark then replaces such a file.
 
     Returns:
         The turn.
@@ -147,18 +157,18 @@ def checked_turn(role: Role, parts: Iterable[Part], name: str | None = None) -> 
     Raises:
         UnsupportedContentError: The text of a tool holds a file in base64, or as shown bytes.
     """
-    turn = Turn(role, tuple(parts), name)
     if role == "tool":
-        for part in turn.parts:
-            check_tool_text(part, name)
-    return turn
+        parts = [_checked_part(part, name, is_older=is_older) for part in parts]
+    return Turn(role, tuple(parts), name)
 
 
-def read_content(content: object) -> Iterator[Part]:
+def read_content(content: object, *, is_older: bool = False) -> Iterator[Part]:
     """Read all of what a message, or a result within it, holds.
 
     Args:
         content: A text, a block, or a list of them.
+        is_older: Whether the message is before the newest user message. A mark then replaces what
+            is otherwise an error.
 
     Yields:
         Its texts and images, in their order. A text stays one, whatever stands in it: a URL too.
@@ -170,10 +180,15 @@ def read_content(content: object) -> Iterator[Part]:
     if isinstance(content, str):
         yield content
     elif isinstance(content, Mapping):
-        yield from _read_block(content)
+        yield from _read_block(content, is_older)
     elif isinstance(content, Iterable) and not isinstance(content, (bytes, bytearray)):
         for block in content:
-            yield from _read_block(block) if isinstance(block, Mapping) else read_content(block)
+            if isinstance(block, Mapping):
+                yield from _read_block(block, is_older)
+            else:
+                yield from read_content(block, is_older=is_older)
+    elif is_older:
+        yield omitted_part()
     else:
         reason = f"A block is a {type(content).__name__}, and neither a text nor a mapping"
         raise _unsupported(reason, "Send text blocks and image blocks.")
@@ -192,7 +207,27 @@ def shortened(name: object) -> str:
     return repr(text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…")
 
 
-def _read_block(block: Block) -> Iterator[Part]:
+def _checked_part(part: Part, tool: str | None = None, *, is_older: bool) -> Part:
+    if is_older and isinstance(part, str):
+        return mark_files(part, omitted_part("file").mark)
+    check_tool_text(part, tool)
+    return part
+
+
+def _read_block(block: Block, is_older: bool) -> Iterator[Part]:
+    return _read_older_block(block) if is_older else _read_known_block(block)
+
+
+def _read_older_block(block: Block) -> Iterator[Part]:
+    try:
+        yield from _read_known_block(block, is_older=True)
+    except (UnsupportedContentError, ImageError) as error:
+        # Blocks in this block have caught their own: nothing of it was read before.
+        kind = _kind(block)
+        yield omitted_part(KINDS.get(kind, kind), _declared_type(block), reason=error)
+
+
+def _read_known_block(block: Block, *, is_older: bool = False) -> Iterator[Part]:
     reading = KINDS.get(_kind(block))
     if reading is None:
         raise _unknown(block)
@@ -204,13 +239,12 @@ def _read_block(block: Block) -> Iterator[Part]:
         value = block.get("value")
         if not isinstance(value, Mapping):
             raise _unknown(block)
-        yield from _read_block(value)
+        yield from _read_block(value, is_older)
     elif reading == "blocks":
-        for part in read_content(_contents(block)):
-            check_tool_text(part)
-            yield part
+        for part in read_content(_contents(block), is_older=is_older):
+            yield _checked_part(part, is_older=is_older)
     elif reading == "found":
-        yield from _read_found(_contents(block) or block.get(_kind(block)))
+        yield from _read_found(_contents(block) or block.get(_kind(block)), is_older)
 
 
 def _kind(block: Block) -> str:
@@ -228,19 +262,18 @@ def _contents(block: Block) -> object:
     return place.get("content") or place.get("output") or place.get("outputs") or ()
 
 
-def _read_found(content: object) -> Iterator[Part]:
+def _read_found(content: object, is_older: bool) -> Iterator[Part]:
     """Read the texts and images of a result that has further forms, known to its provider alone."""
     if isinstance(content, str):
-        check_tool_text(content)
-        yield content
+        yield _checked_part(content, is_older=is_older)
     elif isinstance(content, Mapping):
         if _kind(content) in KINDS:
-            yield from _read_block(content)
+            yield from _read_block(content, is_older)
         else:
-            yield from _read_found(_contents(content))
+            yield from _read_found(_contents(content), is_older)
     elif isinstance(content, (list, tuple)):
         for inner in content:
-            yield from _read_found(inner)
+            yield from _read_found(inner, is_older)
 
 
 def _read_text(block: Block) -> Part | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CONTEXT_WINDOW",
     "DEFAULT_IMAGE_SIDE",
     "DEFAULT_MAX_TILES",
     "DEFAULT_MODEL",
@@ -23,3 +24,7 @@ DEFAULT_IMAGE_SIDE = 1536
 
 DEFAULT_MAX_TILES = 8
 """The most tiles of one image, each of which is one billed request."""
+
+CONTEXT_WINDOW = 4096
+"""Tokens of a request, as frameworks reckon. The vendor does not document the model's own limit,
+and this is a cautious value."""

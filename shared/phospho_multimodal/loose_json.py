@@ -1,175 +1,189 @@
-"""JSON objects in what a model wrote: among prose, in fences, spelt like Python, or cut off.
+"""Find the JSON objects of a model's answer, and where they stand in it.
 
-What is whole is read; what is broken is never repaired into values. Libraries that mend JSON were
-tried and left: json-repair closes a cut string as if it had been whole, in its strict mode too, and
-dirtyjson, json5 and pyjson5 do not know Python's `True` and `None`, which come with its quotes.
-pydantic's own parser reads what begins an unfinished object, and Python's own its single quotes.
+Thinking blocks are left out.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from pydantic_core import from_json
+from phospho_multimodal.json_reader import ReadObject, read_object
 
-__all__ = ["FoundObject", "found_objects", "json_text"]
+__all__ = ["MAX_PARSED_LENGTH", "FoundObject", "find_json_objects", "to_compact_json"]
 
-_LONGEST = 65_536  # an answer has at most 250 tokens; what is longer is not read
-_LONGEST_LITERAL = 4096  # Python's parser recurses
-_START = re.compile(r"\{\s*[\"'}]")
-_CONTROL = dict.fromkeys(range(32), " ")
-_CONSTANTS = {"true": True, "false": False, "null": None}
+MAX_PARSED_LENGTH: Final = 8192
+"""Characters of the longest answer that is parsed; 250 tokens have about a thousand."""
+
+_MAX_OBJECTS: Final = 100  # in one answer; further objects are not read
+
+_THOUGHT: Final = (
+    r"(?:[\w:.-]{0,20}(?:think|thought|reason)\w{0,12}|reflect\w{0,8}|scratch[_-]?pad|analysis"
+    r"|\w{0,12}monologue|deliberat\w{0,8}|rationale|plan|planning|internal|details|examples?)"
+)
+_BRACKETED: Final = "(?:think|thinking|thought|reasoning)"
+# <think>, <|begin_of_thought|>, <think type="…">, [THINK], ◁think▷; <think/> is empty.
+_OPENING: Final = (
+    rf"(?:<|&lt;)\|?\s?(?:begin_of_|start_)?{_THOUGHT}(?:\s[^<>&]{{0,200}})?(?<!/)\|?(?:>|&gt;)"
+    rf"|\[{_BRACKETED}\]|◁{_THOUGHT}▷"
+)
+_CLOSING: Final = (
+    rf"(?:<|&lt;)\|?\s?(?:/|end_of_|end_)\s?{_THOUGHT}\s?\|?(?:>|&gt;)"
+    rf"|\[/{_BRACKETED}\]|◁/{_THOUGHT}▷"
+)
+# Channels and comments end with marks that elsewhere end a turn, or are only an arrow.
+_CHANNEL: Final = r"<\|?channel\|?>\s?(?:analysis|thought|thinking)|<unused94>|<!--"
+_CHANNEL_END: Final = r"<\|?channel\|?>|<\|end\|>|<\|start\|>|<unused95>|-->"
+_TAG_PATTERN: Final = (
+    f"(?P<channel>{_CHANNEL})|(?P<channel_end>{_CHANNEL_END})"
+    f"|(?P<closing>{_CLOSING})|(?P<opening>{_OPENING})"
+)
+_TAG: Final = re.compile(_TAG_PATTERN, re.IGNORECASE)
+_TAG_OR_BRACE: Final = re.compile(rf"(?P<brace>\{{)|{_TAG_PATTERN}", re.IGNORECASE)
+
+# Tags, fences and the marks around list items do not count as prose.
+_NO_PROSE: Final = re.compile(
+    r"<[/|]?[\w|:.-]{1,40}(?:\s[\w-]{1,40}=[^<>\s]{0,80}){0,4}\s?[/|]?>"
+    r"|\[/?[A-Z_]{3,40}\]|◁/?\w{1,40}▷|```\w*|[\[\](),;`]"
+)
+_CALL_TAG: Final = re.compile(
+    r"(?:<\|?tool_?calls?\|?>|\[TOOL_CALLS\])[\s\[`]*(?:json)?\s*\Z", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundObject:
-    """One object in a text.
+    """One object of an answer.
 
     Attributes:
-        value: Its content; of one that is not whole, what could be read before it broke, which is
-            good for names and not for values.
+        value: Its content. Of an object that is not whole, this is good for names, not for values.
         whole: Whether all of it was there and could be read.
+        cut_off: Whether the answer ended before the object did.
+        markdown: Whether its underscores were written as Markdown escapes them.
+        prose_before: How many characters of prose stand before it.
+        on_own_line: Whether it starts a line.
+        is_last: Whether no prose follows.
+        in_call_tag: Whether it follows `<tool_call>` or the like.
+        in_list: Whether it is one of the items of a list.
     """
 
     value: Mapping[str, Any]
     whole: bool
+    cut_off: bool = False
+    markdown: bool = False
+    prose_before: int = 0
+    on_own_line: bool = True
+    is_last: bool = True
+    in_call_tag: bool = False
+    in_list: bool = False
 
 
-def found_objects(text: str) -> Iterator[FoundObject]:
-    """Find the outermost JSON objects of a text.
+def find_json_objects(text: str, *, known: Iterable[str] = ()) -> list[FoundObject]:
+    """Find the outermost JSON objects of an answer, outside of its thinking blocks.
 
-    Nothing inside an object is looked for, broken or not: a piece of an argument could look like
-    what is searched.
-
-    Args:
-        text: Anything.
-
-    Yields:
-        The objects, in their order.
-    """
-    position = 0
-    while len(text) <= _LONGEST and (start := _START.search(text, position)):
-        begin = start.start()
-        strict = _strict(text, begin)
-        if strict is not None:
-            value, position = strict
-            yield FoundObject(value, whole=True)
-            continue
-        end = _closing(text, begin)
-        position = len(text) if end is None else end
-        piece = text[begin:position]
-        literal = None if end is None else _literal(piece)
-        if literal is None:
-            yield FoundObject(_beginning(piece), whole=False)
-        else:
-            yield FoundObject(literal, whole=True)
-
-
-def json_text(value: object) -> str:
-    """Write JSON as a model reads it best: compact enough, and in its own letters.
+    Objects inside of objects are not returned, whether the outer object is readable or not: a
+    piece of an argument can look like a call.
 
     Args:
-        value: What JSON can hold; of anything else, its `str`.
+        text: The answer. One of more than `MAX_PARSED_LENGTH` characters holds no object.
+        known: Texts that do not count as prose.
 
     Returns:
-        One line.
+        The objects, in their order.
+    """
+    if len(text) > MAX_PARSED_LENGTH:
+        return []
+    scan = _Scan(text)
+    scan.run()
+    return scan.found(list(known))
+
+
+def to_compact_json(value: object) -> str:
+    """Write JSON on one line, with the letters of every script as they are.
+
+    Args:
+        value: What JSON can hold; of anything else, its `str` is written.
+
+    Returns:
+        The line.
     """
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(constant)  # NaN and Infinity, which are not JSON
+@dataclass(slots=True)
+class _Scan:
+    """One pass over an answer."""
+
+    text: str
+    objects: list[ReadObject] = field(default_factory=list)
+    prose: list[str] = field(default_factory=lambda: [""])  # before each object, and after the last
+
+    def run(self) -> None:
+        position, level, in_channel = 0, 0, False
+        while True:
+            thinks = level > 0 or in_channel
+            pattern = _TAG if thinks or len(self.objects) == _MAX_OBJECTS else _TAG_OR_BRACE
+            match = pattern.search(self.text, position)
+            if not thinks:
+                self.prose[-1] += self.text[position : match.start() if match else None]
+            if match is None:
+                return
+            position = match.end()
+            if match.lastgroup == "brace":
+                position = self._read(match.start())
+            elif match.lastgroup == "opening":
+                level += 1
+            elif match.lastgroup == "channel":
+                in_channel = True
+            elif match.lastgroup == "channel_end":
+                in_channel = False
+            elif level:
+                level -= 1
+            else:  # Only the end of a block is there: everything before it was thought.
+                self.objects, self.prose, in_channel = [], [""], False
+
+    def _read(self, begin: int) -> int:
+        """Read an object and return its end; one without an end hides the rest of the answer."""
+        item = read_object(self.text, begin)
+        if item.value or item.whole:
+            self.objects.append(item)
+            self.prose.append("")
+        else:
+            self.prose[-1] += self.text[begin : item.end]
+        return item.end
+
+    def found(self, known: list[str]) -> list[FoundObject]:
+        """Say of each object where it stands."""
+        prose = [_without_tags(piece, known) for piece in self.prose]
+        last = max((number for number, piece in enumerate(prose) if piece.strip()), default=0)
+        found: list[FoundObject] = []
+        length = 0
+        starts_line = True
+        for number, item in enumerate(self.objects):
+            words = " ".join(prose[number].split())
+            length += len(words)
+            line_begin = prose[number].rpartition("\n")
+            starts_line = not line_begin[2].strip() and (bool(line_begin[1]) or starts_line)
+            found.append(
+                FoundObject(
+                    item.value,
+                    item.whole,
+                    item.cut_off,
+                    item.markdown,
+                    prose_before=length,
+                    on_own_line=starts_line,
+                    is_last=number >= last,
+                    in_list=self.prose[number].rstrip().endswith(("[", ",")),
+                    in_call_tag=bool(_CALL_TAG.search(self.prose[number][-40:])),
+                )
+            )
+        return found
 
 
-# Not strict: models write line breaks into strings as they are.
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse)
-
-
-def _strict(text: str, begin: int) -> tuple[dict[str, Any], int] | None:
-    try:
-        value, end = _DECODER.raw_decode(text, begin)
-        # What cannot be written again cannot be sent on: half a surrogate pair, an endless number.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    return value, end
-
-
-def _closing(text: str, begin: int) -> int | None:
-    """Tell where an object ends whose strings may be in quotes of either kind."""
-    depth = 0
-    quote = ""
-    characters = iter(range(begin, len(text)))
-    for position in characters:
-        character = text[position]
-        if quote:
-            if character == "\\":
-                next(characters, None)
-            elif character == quote:
-                quote = ""
-        elif character in "\"'":
-            quote = character
-        elif character in "{[":
-            depth += 1
-        elif character in "}]":
-            depth -= 1
-            if not depth:
-                return position + 1
-    return None
-
-
-class _Constants(ast.NodeTransformer):
-    """Reads JSON's constants where Python sees names."""
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id not in _CONSTANTS:
-            return node
-        return ast.copy_location(ast.Constant(_CONSTANTS[node.id]), node)
-
-
-def _literal(text: str) -> dict[str, Any] | None:
-    """Read an object as Python spells it: single quotes, commas at the end, `None`."""
-    # Python and JSON disagree about what stands behind a backslash.
-    if len(text) > _LONGEST_LITERAL or "\\" in text:
-        return None
-    try:
-        tree = _Constants().visit(ast.parse(text, mode="eval"))
-        value = ast.literal_eval(tree)
-        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        written.encode()
-        # Tuples, sets, bytes and keys that are numbers: Python, and nothing that was meant.
-        if not isinstance(value, dict) or json.loads(written) != value:
-            return None
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        return None
-    return value if all(map(_is_plain, ast.walk(tree))) else None
-
-
-def _is_plain(node: ast.AST) -> bool:
-    """Tell whether a string stands between two quotes, not in pieces: Python joins 'it''s'."""
-    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-        return True
-    length = (node.end_col_offset or 0) - node.col_offset
-    return node.end_lineno == node.lineno and length == len(node.value.encode()) + 2
-
-
-def _beginning(text: str) -> dict[str, Any]:
-    """Read what comes before an object breaks off; strings that do not end are left out."""
-    text = text.translate(_CONTROL)
-    value: Any = {}
-    longest, shortest = len(text), 1
-    # What begins a readable text is readable itself, so that halving finds the longest.
-    length = longest
-    while shortest <= longest:
-        try:
-            value = from_json(text[:length], allow_partial=True)
-            shortest = length + 1
-        except ValueError:
-            longest = length - 1
-        length = (shortest + longest) // 2
-    return value if isinstance(value, dict) else {}
+def _without_tags(text: str, known: list[str]) -> str:
+    for words in known:
+        text = text.replace(words, "")
+    return _NO_PROSE.sub("", text)

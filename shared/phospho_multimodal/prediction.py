@@ -341,6 +341,8 @@ def _metadata(
     }
     if warnings:
         metadata["warnings"] = list(warnings)
+    if plan.content_omitted:
+        metadata["content_omitted"] = plan.content_omitted
     request_ids = [call.request_id for call in calls if call.request_id is not None]
     if request_ids:
         metadata["request_id"] = ", ".join(request_ids)

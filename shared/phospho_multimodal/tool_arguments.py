@@ -1,8 +1,8 @@
-"""What a tool's JSON schema says of the arguments of a call: which ones it can never take.
+"""What a JSON schema says of a value that a model wrote.
 
-No validator: a tool checks its arguments itself. This ends a loop of calls that no tool would
-accept, so that it knows what decides that, types and listed values, and lets the rest through.
-Where readers differ it is as lenient as pydantic, which takes `"21"` for a number.
+This is not a validator: a tool checks its arguments itself, and pydantic checks an answer. It knows
+types and listed values, and lets the rest through. Where readers differ it is as lenient as
+pydantic, which takes `"21"` for a number.
 """
 
 from __future__ import annotations
@@ -10,18 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from phospho_multimodal.loose_json import json_text
+from phospho_multimodal.json_reader import WrittenFloat
+from phospho_multimodal.loose_json import to_compact_json
 
-__all__ = ["can_be", "fitted"]
+__all__ = [
+    "Schema",
+    "coerce_to_text",
+    "find_items",
+    "find_properties",
+    "has_numbers",
+    "matches_schema",
+    "takes_any",
+]
 
-_Schema: TypeAlias = Mapping[str, Any]
+Schema: TypeAlias = Mapping[str, Any]
 
 # Deeper than any arguments of 250 tokens; a schema can refer to itself without end.
 _DEEPEST = 40
+_MOST_ALTERNATIVES = 4  # of alternatives in each other, each of which can have several
 
 
-def can_be(value: object, schema: object, root: _Schema, depth: int = 0) -> bool:
-    """Tell whether a value can be what a schema wants.
+def matches_schema(value: object, schema: object, root: Schema, depth: int = 0) -> bool:
+    """Check whether a value can be what a schema wants.
 
     Args:
         value: Read from JSON.
@@ -41,7 +51,7 @@ def can_be(value: object, schema: object, root: _Schema, depth: int = 0) -> bool
         return not isinstance(listed, list) or value in listed
 
     def held(inner: object, part: object) -> bool:
-        return can_be(inner, part, root, depth + 1)
+        return matches_schema(inner, part, root, depth + 1)
 
     if "$ref" in schema and not held(value, _referred(schema["$ref"], root)):
         return False
@@ -52,41 +62,148 @@ def can_be(value: object, schema: object, root: _Schema, depth: int = 0) -> bool
     return _is_of_type(value, schema) and _holds(value, schema, held)
 
 
-def fitted(value: object, schema: object, root: _Schema) -> object:
-    """Write as text what a model wrote as a number or a truth, where only a text is taken.
+def coerce_to_text(value: object, schema: object, root: Schema, depth: int = 0) -> object:
+    """Write a number or a truth as text, wherever a schema takes only text.
+
+    A model writes `{"zip": 75001}` again and again, and pydantic refuses it each time.
 
     Args:
         value: Read from JSON.
         schema: What is wanted.
         root: The schema whose `$defs` it refers to.
+        depth: How many values it stands in.
 
     Returns:
-        The text, or the value as it is.
+        The value, in new lists and dicts. A number that becomes text keeps its spelling.
     """
-    if not isinstance(value, (bool, int, float)) or can_be(value, schema, root):
+    part = _referred_to(schema, root)
+    if isinstance(value, Mapping):
+        names = find_properties(part, root) if isinstance(part, Mapping) else {}
+        others = part.get("additionalProperties") if isinstance(part, Mapping) else None
+        return {
+            name: coerce_to_text(held, names.get(name, others), root, depth + 1)
+            for name, held in value.items()
+        }
+    if isinstance(value, list):
+        items = find_items(part, root)
+        return [coerce_to_text(item, items, root, depth + 1) for item in value]
+    if not isinstance(value, (bool, int, float)):
         return value
-    text = json_text(value)
+    plain = float(value) if isinstance(value, WrittenFloat) else value
+    if matches_schema(plain, schema, root):
+        return plain
+    text = value.written if isinstance(value, WrittenFloat) else to_compact_json(value)
     # A schema that takes a number refused this one: its words would be no better.
-    takes_numbers = can_be(0, schema, root) or can_be(0.5, schema, root)
-    return text if not takes_numbers and can_be(text, schema, root) else value
+    takes_numbers = matches_schema(0, schema, root) or matches_schema(0.5, schema, root)
+    return text if not takes_numbers and matches_schema(text, schema, root) else plain
 
 
-def _referred(reference: object, root: _Schema) -> object:
+def find_properties(schema: Schema, root: Schema, depth: int = 0) -> dict[str, Any]:
+    """Collect the properties that an object can have.
+
+    Args:
+        schema: JSON schema of the object.
+        root: The schema whose `$defs` it refers to.
+        depth: How many schemas it stands in.
+
+    Returns:
+        Their schemas by name, of all alternatives together; where two differ, the first.
+    """
+    found: dict[str, Any] = dict(schema.get("properties") or {})
+    parts = [_referred(schema["$ref"], root)] if "$ref" in schema else []
+    for key in ("allOf", "anyOf", "oneOf"):
+        parts += schema.get(key) or []
+    for part in parts:
+        if isinstance(part, Mapping) and depth < _MOST_ALTERNATIVES:
+            found = {**find_properties(part, root, depth + 1), **found}
+    return found
+
+
+def has_numbers(schema: object) -> bool:
+    """Check whether a schema describes a number anywhere.
+
+    Args:
+        schema: JSON schema.
+
+    Returns:
+        Whether it does.
+    """
+    if isinstance(schema, list):
+        return any(map(has_numbers, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    types = schema.get("type")
+    named = types if isinstance(types, list) else [types]
+    return "number" in named or "integer" in named or any(map(has_numbers, schema.values()))
+
+
+def _referred_to(schema: object, root: Schema) -> object:
+    for _ in range(_DEEPEST):
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            break
+        schema = _referred(schema["$ref"], root)
+    return schema
+
+
+def find_items(schema: object, root: Schema) -> object:
+    """Find what a schema wants of the items of a list.
+
+    Args:
+        schema: JSON schema of the list, or of one that can also be something else.
+        root: The schema whose `$defs` it refers to.
+
+    Returns:
+        The schema of an item; `None` if there is none.
+    """
+    parts = (part for part in _alternatives(schema, root) if "items" in part)
+    return next((part["items"] for part in parts), None)
+
+
+def takes_any(schema: object, root: Schema) -> bool:
+    """Check whether a schema takes an object with keys that it does not name.
+
+    Args:
+        schema: JSON schema.
+        root: The schema whose `$defs` it refers to.
+
+    Returns:
+        Whether it does.
+    """
+    return any(
+        bool(part.get("additionalProperties"))
+        or "patternProperties" in part
+        or (part.get("type") == "object" and not part.get("properties"))
+        for part in _alternatives(schema, root)
+    )
+
+
+def _alternatives(schema: object, root: Schema) -> list[Schema]:
+    """List a schema and what it names as alternatives, without references."""
+    whole = _referred_to(schema, root)
+    if not isinstance(whole, Mapping):
+        return []
+    parts = [
+        _referred_to(part, root) for key in ("anyOf", "oneOf") for part in whole.get(key) or ()
+    ]
+    return [whole, *(part for part in parts if isinstance(part, Mapping))]
+
+
+def _referred(reference: object, root: Schema) -> object:
     place: object = root
     for step in str(reference).removeprefix("#/").split("/"):
         place = place.get(step) if isinstance(place, Mapping) else None
     return place
 
 
-def _is_of_type(value: object, schema: _Schema) -> bool:
+def _is_of_type(value: object, schema: Schema) -> bool:
     named = schema.get("type")
     names = named if isinstance(named, list) else [named]
     # A type that is not known is none to refuse a call for.
     return any(_CHECKS[name](value) if name in _CHECKS else True for name in names)
 
 
-def _holds(value: object, schema: _Schema, held: Callable[[object, object], bool]) -> bool:
-    """Tell whether the parts of a list or an object can be what is wanted of them."""
+def _holds(value: object, schema: Schema, held: Callable[[object, object], bool]) -> bool:
+    """Check whether the parts of a list or an object can be what is wanted of them."""
     if isinstance(value, list):
         return all(held(item, schema.get("items")) for item in value)
     if not isinstance(value, Mapping):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from phospho_multimodal.answer_objects import select_answer
+from phospho_multimodal.call_dialects import (
+    Intent,
+    are_arguments,
+    read_intents,
+    read_unknown_call,
+)
 from phospho_multimodal.conversation import ToolCall, Turn
 from phospho_multimodal.errors import NoToolCallError, quote
-from phospho_multimodal.loose_json import FoundObject, found_objects, json_text
-from phospho_multimodal.tool_protocol import RE_ASKS, Tool, ToolProtocol
+from phospho_multimodal.loose_json import FoundObject, find_json_objects, to_compact_json
+from phospho_multimodal.tool_protocol import MAX_REASKS, Tool, ToolProtocol
 
 if TYPE_CHECKING:
     from phospho_multimodal.prediction import Prediction
@@ -20,12 +27,9 @@ __all__ = ["Answer", "read_answer"]
 
 logger = logging.getLogger("phospho_multimodal")
 
-# How models write a call, whatever form they were told: OpenAI's, Anthropic's, Llama's, ReAct's.
-_NAMES = ("name", "tool", "tool_name", "function", "function_name", "action")
-_ARGUMENTS = ("arguments", "args", "parameters", "input", "tool_input", "action_input")
-_WRAPPERS = ("tool_calls", "tool_call", "function_call", "function")
-_BESIDES = frozenset({"id", "type", *_NAMES})
-_DEFINITION = frozenset({"description", "parameters"})
+_MOST_PROSE = 40
+"""Characters of prose before a call. Of 8,114 right calls of 15 models 8 have more before them."""
+
 _CALLED_NONE = "it called none"
 
 
@@ -39,8 +43,8 @@ class Answer:
             words; `tool_call_problem` where a call cannot be run as it is; and
             `tool_calls_omitted`, how many further calls were left out.
         call: The call.
-        broken: The tool whose call could not be read and is not handed on; the text is then the
-            model's own words.
+        broken: The tool whose call is invalid and not passed on, empty if its name cannot be read
+            either. The text is then the model's own words.
     """
 
     text: str = field(repr=False)
@@ -49,39 +53,32 @@ class Answer:
     broken: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Intent:
-    """A call as it was written; arguments that could not be read are `None`."""
-
-    name: str
-    arguments: Mapping[str, Any] | None
-
-
 def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[Turn]) -> Answer:
     """Read an answer.
 
-    A call of an unknown tool, or one whose arguments cannot be read, is handed on as it was read:
-    an agent then tells the model what is wrong, and it can do better. Not so where a tool would run
-    on arguments that are not the model's, nor more than `re_asks` times in a row, since each time
-    is an image billed.
+    An unusable call is passed on, so that the agent shows the problem to the model and the model
+    tries again. Each repetition is an image billed, so at most `re_asks` in a row are passed on. A
+    call is never passed on if the tool would run on arguments that the model did not give.
 
     Args:
         prediction: What the model answered.
-        protocol: What it was told.
-        turns: What it was asked.
+        protocol: What the model was told.
+        turns: What the model was asked.
 
     Returns:
         The answer.
 
     Raises:
-        NoToolCallError: A call was forced, and there is none that can be handed on.
+        NoToolCallError: A call was forced, and there is none that can be passed on.
     """
     raw = prediction.description
     if not protocol:
         return Answer(raw, prediction.metadata)
     metadata = {**prediction.metadata, "raw_reply": raw}
-    found = list(found_objects(raw))
-    intents = list(_intents(found, protocol))
+    found = find_json_objects(raw)
+    if any(item.prose_before > _MOST_PROSE for item in found):
+        found = find_json_objects(raw, known=_told_words(protocol))
+    intents = _find_intents(found, protocol)
     if not intents:
         if protocol.forced and not protocol.tells:
             raise _no_call(_CALLED_NONE, prediction, turns)
@@ -89,104 +86,143 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
     intent = intents[0]
     if len(intents) > 1:
         metadata["tool_calls_omitted"] = len(intents) - 1
-        logger.warning("The model made %d calls at once: the first is taken.", len(intents))
+        logger.warning("The model made %d calls in one answer: the first is taken.", len(intents))
     problem = _problem(intent, protocol, turns)
     if problem is not None:
         metadata["tool_call_problem"] = problem
-        if not _is_handed_on(intent, protocol, turns):
+        if not _is_passed_on(intent, protocol, turns):
             if protocol.forced and not protocol.tells:
                 raise _no_call(problem, prediction, turns)
             return Answer(raw, metadata, broken=intent.name)
     tool = protocol.tool(intent.name)
-    arguments = intent.arguments or {}
-    arguments = arguments if tool is None else tool.fitted(arguments)
+    arguments = (tool or Tool(intent.name, "", {})).coerce(intent.arguments or {})
     call = ToolCall(intent.name, arguments, f"call_{uuid.uuid4().hex}")
     return Answer("", metadata, call)
 
 
-def _intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> Iterator[_Intent]:
+def _told_words(protocol: ToolProtocol) -> list[str]:
+    """List the prose of the instructions, which a model may repeat before its call."""
+    lines = (line.partition("{")[0].strip() for line in protocol.instructions().splitlines())
+    return [line for line in lines if line]
+
+
+def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
+    """Find the calls of an answer, or the plain object that stands for one."""
     if not protocol.tools:
-        return
+        return []
+    intents: list[Intent] = []
+    is_hidden = False  # by an object before it that could not be read
     for item in found:
-        yield from _calls(item.value, protocol, whole=item.whole)
+        is_alone = len(found) == 1 and not item.in_list
+        for intent in read_intents(item, protocol, is_alone=is_alone):
+            if not _is_meant(intent, item, protocol):
+                continue
+            if is_hidden and item.whole:
+                problem = f"what comes before its call of {intent.name} is not valid JSON"
+                intents.append(Intent(intent.name, None, problem))
+            else:
+                intents.append(_checked(intent, protocol))
+        is_hidden = is_hidden or not item.whole
+    if not intents:
+        intents = [
+            *_bare_answer(found, protocol),
+            *_bare_arguments(found, protocol),
+            *_unknown_calls(found, protocol),
+        ]
+    return intents[:1] if intents and intents[0].problem else intents
 
 
-def _calls(value: Any, protocol: ToolProtocol, *, whole: bool) -> Iterator[_Intent]:
-    """Read the calls that an object is or holds."""
-    if not isinstance(value, Mapping) or value.keys() >= _DEFINITION:
-        return  # nothing, or what the model was told, repeated
-    names = [value[key] for key in _NAMES if isinstance(value.get(key), str)]
-    name = next(filter(protocol.tool, names), names[0] if names else None)
-    key = next((key for key in _ARGUMENTS if key in value), None)
-    known = name is not None and protocol.tool(name) is not None
-    if name is not None and known:
-        stray = value.keys() - _BESIDES if key is None else ()
-        readable = whole and not stray
-        yield _Intent(name, _arguments(value.get(key or "")) if readable else None)
-    elif whole and _fits_alone(value, protocol):
-        yield _Intent(protocol.only or protocol.tools[0].name, value)
-    elif whole and protocol.answer_schema is not None and _fits(value, protocol.answer_schema):
-        return
-    elif name is not None and key not in {None, "input"}:  # an "input" can be of anything else
-        yield _Intent(name, _arguments(value.get(key or "")) if whole else None)
-    else:
-        for held in map(value.get, _WRAPPERS):
-            for inner in held if isinstance(held, list) else [held]:
-                yield from _calls(inner, protocol, whole=whole)
-
-
-def _arguments(written: Any) -> Mapping[str, Any] | None:
-    if written is None or written == "":
-        return {}
-    if isinstance(written, str):
-        found = list(found_objects(written))
-        is_one = len(found) == 1 and found[0].whole
-        is_all = written.strip()[:1] + written.strip()[-1:] == "{}"
-        return found[0].value if is_one and is_all else None
-    return written if isinstance(written, Mapping) else None
-
-
-def _fits_alone(value: Mapping[str, Any], protocol: ToolProtocol) -> bool:
-    """Tell whether an object is the arguments of the one tool that had to be called."""
-    if not protocol.forced:
+def _is_meant(intent: Intent, item: FoundObject, protocol: ToolProtocol) -> bool:
+    """Check that a call is not an example, a text of the image, or the form that the model saw."""
+    form = protocol.form()
+    if intent.arguments and intent.name == form["name"] and intent.arguments == form["arguments"]:
         return False
-    meant = [tool for tool in protocol.tools if protocol.only in {None, tool.name}]
-    tool = meant[0]
-    return len(meant) == 1 and bool(value) and tool.required <= value.keys() <= tool.properties
+    schema = protocol.answer_schema
+    if not intent.can_be_repeated and schema and select_answer([item.value], schema):
+        return False
+    return intent.name in protocol.answer_tools or _is_in_place(item)
 
 
-def _fits(value: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
-    return value.keys() >= set(schema.get("required") or ())
+def _checked(intent: Intent, protocol: ToolProtocol) -> Intent:
+    """Take the object out of the call of a tool that only gives the answer its form."""
+    tool = protocol.tool(intent.name) if intent.name in protocol.answer_tools else None
+    if tool is None or intent.arguments is None or not tool.properties:
+        return intent
+    chosen = select_answer([intent.arguments], tool.parameters, tool.name)
+    if chosen is None:
+        problem = f"its call of {tool.name} gives no value for a key of the schema"
+        return Intent(tool.name, None, problem)
+    return Intent(tool.name, chosen)
 
 
-def _problem(intent: _Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> str | None:
+def _is_in_place(item: FoundObject) -> bool:
+    return item.prose_before <= _MOST_PROSE or (item.on_own_line and item.is_last)
+
+
+def _bare_answer(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
+    """Read a plain object as the call of the tool that only gives the answer its form."""
+    whole = [item.value for item in found if item.whole]
+    for tool in protocol.offered():
+        if tool.name in protocol.answer_tools:
+            arguments = select_answer(whole, tool.parameters, tool.name)
+            if arguments is not None and tool.required <= arguments.keys():
+                return [Intent(tool.name, arguments)]
+    return []
+
+
+def _bare_arguments(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
+    """Read an object as the arguments of the one tool that had to be called."""
+    offered = protocol.offered()
+    if not protocol.forced or len(offered) != 1:
+        return []
+    tool = offered[0]
+    for item in found:
+        if not item.whole:
+            break
+        fits = bool(item.value) and are_arguments(item.value, tool)
+        if fits and _is_in_place(item) and item.value != tool.placeholders():
+            return [Intent(tool.name, item.value)]
+    return []
+
+
+def _unknown_calls(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
+    """Read the calls of tools that are not there, where the model had to call one.
+
+    Where the model is free to answer, such an object is the answer.
+    """
+    if not protocol.forced:
+        return []
+    read = (read_unknown_call(item, protocol) for item in found if _is_in_place(item))
+    return [intent for intent in read if intent is not None]
+
+
+def _problem(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> str | None:
     """Tell why a call cannot be run as it is."""
     tool = protocol.tool(intent.name)
-    if protocol.only not in {None, intent.name}:
-        return f"it called {_short(intent.name)} instead of {protocol.only}"
-    if tool is None:
-        return f"it called {_short(intent.name)}, which is none of the tools"
-    if intent.arguments is None:
-        return (
-            f"the arguments of its call of {tool.name} are cut off or no JSON (max_new_tokens=250"
-            " allows the longest answer)"
-        )
+    if intent.name and protocol.only not in {None, intent.name}:
+        return f"it called {intent.name!r:.42} instead of {protocol.only}"
+    if tool is None or intent.arguments is None:
+        return intent.problem
     missing = sorted(tool.required - intent.arguments.keys())
     if missing:
         return f"its call of {tool.name} lacks {', '.join(missing)}"
-    # Of a whole call the tool tells what is wrong with it, unless that does not help.
-    looping = _in_vain(turns, protocol) >= RE_ASKS
-    wrong = tool.misfits(tool.fitted(intent.arguments)) if looping else ()
+    shown = tool.placeholders() if protocol.only else {}
+    unfilled = sorted(name for name, held in shown.items() if intent.arguments.get(name) == held)
+    if unfilled:
+        return f"its call of {tool.name} does not fill in {', '.join(unfilled)}"
+    # The tool itself reports what is wrong with a whole call, unless that does not help.
+    looping = _in_vain(turns, protocol) >= MAX_REASKS
+    wrong = tool.misfits(tool.coerce(intent.arguments)) if looping else ()
     what = f"gives a wrong type or value of {', '.join(wrong)}"
     return f"its call of {tool.name} {what}" if wrong else None
 
 
-def _is_handed_on(intent: _Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:
+def _is_passed_on(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:
     tool = protocol.tool(intent.name)
-    if protocol.only not in {None, intent.name}:
+    if protocol.only not in {None, intent.name} or not intent.can_be_repeated:
         return False
-    if tool is not None and not tool.required:
-        return False  # broken, and yet it would run
+    if tool is not None and not tool.required - (intent.arguments or {}).keys():
+        return False  # It would run, on arguments that are not the model's.
     return _in_vain(turns, protocol) < protocol.re_asks
 
 
@@ -216,8 +252,8 @@ def _answer_text(raw: str, found: Sequence[FoundObject], protocol: ToolProtocol)
     if protocol.answer_schema is None:
         return raw
     whole = [item.value for item in found if item.whole]
-    fitting = [value for value in whole if _fits(value, protocol.answer_schema)]
-    return json_text((fitting or whole)[0]) if whole else raw
+    chosen = select_answer(whole, protocol.answer_schema)
+    return raw if chosen is None else to_compact_json(chosen)
 
 
 def _no_call(why: str, prediction: Prediction, turns: Sequence[Turn]) -> NoToolCallError:
@@ -231,7 +267,3 @@ def _no_call(why: str, prediction: Prediction, turns: Sequence[Turn]) -> NoToolC
     error.attempts = prediction.metadata["attempts"]
     error.images_in_doubt = prediction.metadata["images_in_doubt"]
     return error
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 40 else name[:40] + "…")  # noqa: PLR2004 - of a message

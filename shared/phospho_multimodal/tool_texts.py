@@ -18,7 +18,7 @@ from phospho_multimodal.errors import UnsupportedContentError
 from phospho_multimodal.images.headers import sniff
 from phospho_multimodal.images.source import ImageSource
 
-__all__ = ["LONGEST_RUN", "check_tool_text", "pictures_apart"]
+__all__ = ["LONGEST_RUN", "check_tool_text", "mark_files", "pictures_apart"]
 
 LONGEST_RUN = 4096
 """Characters of a file that a tool's text may hold.
@@ -75,6 +75,32 @@ def check_tool_text(text: object, name: str | None = None) -> None:
             " made into text."
         )
         raise UnsupportedContentError(message)
+
+
+def mark_files(text: str, mark: str) -> str:
+    """Replace every file in a text that `check_tool_text` would refuse.
+
+    Args:
+        text: What a tool gave back.
+        mark: The words that replace a file.
+
+    Returns:
+        The text without files.
+    """
+    if len(text) < LONGEST_RUN:
+        return text
+    spans = [(start, _end_of_file(text, start, end)) for start, end in _base64_runs(text)]
+    for start, _ in _shown_bytes(text):
+        end = _end_of_literal(text, start)
+        # A literal that is cut off has no end: the rest of the text is the file.
+        spans.append((start, end if end > start else len(text)))
+    kept: list[str] = []
+    done = 0
+    for start, end in sorted(spans):
+        if start >= done:
+            kept += [text[done:start], mark]
+            done = end
+    return "".join([*kept, text[done:]])
 
 
 def pictures_apart(text: str) -> list[str | ImageSource]:

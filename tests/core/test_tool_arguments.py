@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from phospho_multimodal.tool_arguments import can_be, fitted
+from phospho_multimodal.tool_arguments import coerce_to_text, matches_schema
 
 
 class Tree(BaseModel):
@@ -75,7 +75,7 @@ def test_what_is_ruled_out_is_what_pydantic_refuses(kind: Any) -> None:
             taken = False
         else:
             taken = True
-        assert can_be(value, schema, schema) == taken, (value, schema)
+        assert matches_schema(value, schema, schema) == taken, (value, schema)
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,17 @@ def test_what_is_ruled_out_is_what_pydantic_refuses(kind: Any) -> None:
     ids=str,
 )
 def test_a_schema_that_says_nothing_rules_nothing_out(schema: Any) -> None:
-    assert can_be("fog", schema, {})
+    assert matches_schema("fog", schema, {})
 
 
 def test_a_schema_that_only_refers_to_itself_rules_nothing_out() -> None:
     root = {"$defs": {"A": {"$ref": "#/$defs/A"}}}
-    assert can_be("fog", {"$ref": "#/$defs/A"}, root)
+    assert matches_schema("fog", {"$ref": "#/$defs/A"}, root)
 
 
 def test_nothing_is_taken_where_nothing_is_the_default() -> None:
-    assert can_be(None, {"type": "string", "default": None}, {})
-    assert not can_be(None, {"type": "string"}, {})
+    assert matches_schema(None, {"type": "string", "default": None}, {})
+    assert not matches_schema(None, {"type": "string"}, {})
 
 
 @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ def test_nothing_is_taken_where_nothing_is_the_default() -> None:
 def test_a_number_becomes_text_where_text_alone_is_taken(
     value: Any, schema: Any, becomes: Any
 ) -> None:
-    written = fitted(value, schema, schema)
+    written = coerce_to_text(value, schema, schema)
     assert (written, type(written)) == (becomes, type(becomes))

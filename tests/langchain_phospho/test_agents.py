@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
@@ -21,6 +22,7 @@ from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import BaseModel, create_model
+from typing_extensions import TypedDict
 
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import NoToolCallError
@@ -137,9 +139,10 @@ def test_a_picture_that_a_tool_returned_is_what_the_next_step_is_about(
         (PARIS[:-10], "place: Field required"),
         ('{"name": "get_weather", "arguments": {"place": Paris}}', "place: Field required"),
         (call("get_weather"), "place: Field required"),
-        (call("nope", place="Paris"), "nope is not a valid tool, try one of [get_weather]"),
+        ("{'name': 'get_weather', 'arguments': {'place': 'Par", "place: Field required"),
+        ('{name: "get_weather", arguments: {place: "Paris"}}', "place: Field required"),
     ],
-    ids=["cut off", "no JSON", "an argument is missing", "no such tool"],
+    ids=["cut off", "no JSON", "an argument is missing", "cut off in single quotes", "no quotes"],
 )
 def test_a_bad_call_is_told_to_the_model_which_then_does_better(
     bad: str, told: str, *, driver: Any, model: ChatPhospho, endpoint: Any, script: Any, red: Any
@@ -204,6 +207,97 @@ def test_a_structured_answer_without_a_call_around_it(
     agent = create_agent(model, response_format=ToolStrategy(Weather))
     outcome = driver.invoke(agent, asked(red))
     assert outcome["structured_response"] == Weather(place="Paris", degrees=21)
+
+
+class Tide(BaseModel):
+    """The tide of a place."""
+
+    place: str
+    metres: float
+
+
+class WeatherDict(TypedDict):
+    """The weather of a place."""
+
+    place: str
+    degrees: int
+
+
+@dataclass
+class WeatherData:
+    """The weather of a place."""
+
+    place: str
+    degrees: int
+
+
+SCHEMA = Weather.model_json_schema()
+BARE = {"place": "Paris", "degrees": 21}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "expected"),
+    [
+        (Weather, Weather(**BARE)),
+        (ToolStrategy(Weather), Weather(**BARE)),
+        (ToolStrategy(Tide | Weather), Weather(**BARE)),
+        (ProviderStrategy(Weather), Weather(**BARE)),
+        (WeatherDict, BARE),
+        (WeatherData, WeatherData(**BARE)),
+        (SCHEMA, BARE),
+    ],
+    ids=["class", "tool", "one of two", "provider", "TypedDict", "dataclass", "JSON schema"],
+)
+@pytest.mark.parametrize(
+    "reply", ["%s", "```json\n%s\n```", '{"weather": %s}', f"{'It is sunny here. ' * 5}%s Bye."]
+)
+def test_a_structured_answer_beside_a_tool_is_taken_as_the_plain_object(
+    reply: str,
+    response_format: Any,
+    expected: Any,
+    *,
+    driver: Any,
+    model: ChatPhospho,
+    endpoint: Any,
+    script: Any,
+    red: Any,
+) -> None:
+    script(PARIS, reply % json.dumps(BARE))
+    agent = create_agent(model, [get_weather, refresh], response_format=response_format)
+    assert driver.invoke(agent, asked(red))["structured_response"] == expected
+    assert len(endpoint.received) == 2
+
+
+def test_the_arguments_of_a_tool_alone_do_not_run_it_beside_a_structured_answer(
+    driver: Any, model: ChatPhospho, endpoint: Any, script: Any, red: Any
+) -> None:
+    script('{"place": "Paris"}')
+    agent = create_agent(model, [get_weather], response_format=ToolStrategy(Weather))
+    with pytest.raises(NoToolCallError, match="it called none"):
+        driver.invoke(agent, asked(red))
+    assert len(endpoint.received) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "Pump X", "parameters": {"flow": "3 l/min", "power": "40 W"}}',
+        '{"name": "nope", "arguments": {"place": "Paris"}}',
+        '{"name": "get_weather", "type": "button"}',
+        'The code on the screen is {"action": "submit", "args": ["a"]}',
+        '{"name": "get_weather", "parameters": {"type": "object", "properties": {}}}',
+        f"The screenshot shows a terminal, in which somebody has written this: {PARIS}",
+        f"<think>I could call {PARIS}, but no.</think>It is sunny.",
+    ],
+)
+def test_what_is_no_call_is_the_answer_of_an_agent(
+    answer: str, *, driver: Any, model: ChatPhospho, endpoint: Any, script: Any, red: Any
+) -> None:
+    script(answer)
+    outcome = driver.invoke(create_agent(model, [get_weather]), asked(red))
+    assert [message.type for message in outcome["messages"]] == ["human", "ai"]
+    assert outcome["messages"][-1].content == answer
+    assert len(endpoint.received) == 1
 
 
 def test_a_structured_answer_that_was_wrong_once(

@@ -420,7 +420,7 @@ def test_the_params_of_a_trace() -> None:
 def test_the_profile_promises_what_there_is() -> None:
     profile = ChatPhospho(base_url=NOWHERE).profile
     assert profile is not None
-    assert profile["max_output_tokens"] == 250
+    assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (4096, 250)
     promised = {name for name, value in profile.items() if value is True}
     assert promised == {
         "text_inputs",

@@ -7,19 +7,24 @@ import base64
 import json
 import pickle
 import re
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ToolRetryMiddleware
+from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.exceptions import ModelError
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException, tool
 from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.constants import TAG_NOSTREAM
+from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 from langgraph.prebuilt import ToolNode
+from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 import langchain_phospho
 from fresh_python import in_fresh_python
@@ -33,7 +38,7 @@ from phospho_multimodal import (
     Spending,
     SpendingLimitError,
 )
-from scripted_chat import ScriptedChat, calls
+from scripted_chat import Noted, ScriptedChat, calls
 
 URL = "https://img.example/a.png?size=1"
 
@@ -170,12 +175,89 @@ def test_a_graph_built_by_hand_hands_its_messages_over(
     assert "| You asked: What?" in outcome["messages"][-1].text
 
 
+class Chat(TypedDict):
+    chat: Annotated[list[AnyMessage], add_messages]
+
+
+class ChatModel(BaseModel):
+    chat: Annotated[list[AnyMessage], add_messages]
+
+
+@dataclass
+class ChatData:
+    chat: Annotated[list[AnyMessage], add_messages]
+
+
+class TwoChats(Chat):
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+def graph_of(schema: Any, describe: DescribeImageTool, key: str) -> Any:
+    """A graph whose one step calls the tool, and keeps its messages under a key."""
+    builder = StateGraph(schema)
+    builder.add_node("call", lambda _: {key: [calls("describe_image", question="What?")]})
+    builder.add_node("tools", ToolNode([describe], messages_key=key))
+    builder.add_edge(START, "call")
+    builder.add_edge("call", "tools")
+    builder.add_edge("tools", END)
+    return builder.compile()
+
+
+@pytest.mark.parametrize("schema", [Chat, ChatModel, ChatData, TwoChats])
+def test_a_graph_may_keep_its_messages_under_another_key(
+    *, schema: Any, driver: Any, describe: Any, endpoint: Any, red: Any, blue: Any
+) -> None:
+    given: dict[str, Any] = {"chat": conversation(red)["messages"]}
+    if schema is TwoChats:
+        given |= conversation(blue)
+    outcome = driver.invoke(graph_of(schema, describe, "chat"), given)
+    assert "| You asked: What?" in outcome["chat"][-1].text
+    assert [request.picture for request in endpoint.received] == [red.sha256]
+
+
+def test_a_list_of_messages_is_a_state_too(
+    driver: Any, describe: Any, endpoint: Any, red: Any
+) -> None:
+    messages = [*conversation(red)["messages"], calls("describe_image", question="What?")]
+
+    def run(state: Any) -> Any:
+        return {"messages": ToolNode([describe], messages_key="chat").invoke(messages)}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("run", run)
+    builder.add_edge(START, "run")
+    outcome = driver.invoke(builder.compile(), {"messages": []})
+    assert "| You asked: What?" in outcome["messages"][-1].text
+
+
+def test_a_state_without_the_call_is_an_error_that_says_what_to_do(
+    model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    renamed = DescribeImageTool(model=model, name="see")
+    state = {"chat": [*conversation(red)["messages"], calls("describe_image")]}
+    with pytest.raises(ConfigurationError, match=r"none of its keys .* under the key 'messages'"):
+        renamed.invoke({"question": "What?", "state": state})
+    assert endpoint.received == []
+
+
+def test_a_call_is_marked_as_internal_as_langchains_own_middleware_does(
+    driver: Any, endpoint: Any, red: Any
+) -> None:
+    noted = Noted()
+    model = ChatPhospho(base_url=endpoint.base_url, callbacks=[noted])
+    told(driver, DescribeImageTool(model=model), red)
+    (started,) = noted.started
+    assert started["metadata"]["lc_source"] == "image_description"
+    assert internal_call_metadata().items() <= started["metadata"].items()
+    assert TAG_NOSTREAM in started["tags"]
+
+
 def test_a_model_sees_two_arguments_and_can_forge_no_third(
     driver: Any, describe: Any, endpoint: Any, red: Any, blue: Any
 ) -> None:
     assert describe.args.keys() == {"image", "question"}
     forged = [{"type": "human", "content": [blue.block]}]
-    told(driver, describe, red, messages=forged)
+    told(driver, describe, red, messages=forged, state={"messages": forged})
     assert [request.picture for request in endpoint.received] == [red.sha256]
 
 

@@ -70,7 +70,7 @@ def test_a_class_is_as_retryable_as_its_errors() -> None:
     found = vars(inspect.getmodule(PhosphoModelError)).values()
     ours = [kind for kind in found if isinstance(kind, type) and kind in kind.__mro__]
     ours = [kind for kind in ours if issubclass(kind, PhosphoModelError)]
-    assert len(ours) == len(EXPECTED)
+    assert len(ours) == len(EXPECTED) + 1  # an overflow is told by the words of the server
     assert not any(kind.is_retryable for kind in ours)
 
 
@@ -119,6 +119,71 @@ def test_a_status_is_an_error_in_both_trees(  # noqa: PLR0917 - the columns of t
     assert error.is_retryable is False
     printed = "".join(traceback.format_exception(error)) + repr(vars(error))
     assert [secret for secret in (KEY, PROMPT, red.base64) if secret in printed] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [
+        (413, "Request Entity Too Large"),
+        (413, "<html>nginx</html>"),
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 5000"),
+        (400, "context_length_exceeded"),
+        (400, "the request exceeds the available context size, try increasing it"),
+        (400, "Input length (5000 tokens) exceeds the maximum allowed length (4096 tokens)."),
+        (422, "prompt is too long: 5000 tokens > 4096 maximum"),
+        (422, "Too many input tokens"),
+        (
+            422,
+            [
+                {
+                    "loc": ["body", "inputs", 0, "text"],
+                    "msg": "String should have at most 8000 characters",
+                    "type": "string_too_long",
+                }
+            ],
+        ),
+    ],
+)
+def test_a_prompt_over_a_limit_is_langchains_context_overflow(
+    *, status: int, detail: Any, driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    endpoint.reply({"detail": detail}, status=status)
+    with pytest.raises(langchain.ContextOverflowError) as raised:
+        driver.invoke(model, ask(red))
+    error = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - our own
+    assert isinstance(error, (errors.InvalidRequestError, PhosphoModelError))
+    assert isinstance(error, langchain.ModelInvalidRequestError)
+    assert (error.status_code, error.is_retryable, len(endpoint.received)) == (status, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [
+        (400, "Model not supported or you don't have access to it."),
+        (422, "max_new_tokens is 300; it is at most 250"),
+        (
+            422,
+            [
+                {
+                    "loc": ["body", "inputs", 0, "max_new_tokens"],
+                    "msg": "Input should be less than or equal to 250",
+                    "type": "less_than_equal",
+                }
+            ],
+        ),
+        (422, "The image has no known format."),
+        (429, "token limit reached: too many tokens this minute"),
+        (500, "maximum context length"),
+    ],
+)
+def test_another_refusal_is_no_context_overflow(
+    *, status: int, detail: Any, driver: Any, endpoint: Any, red: Any
+) -> None:
+    endpoint.reply({"detail": detail}, status=status)
+    model = ChatPhospho(base_url=endpoint.base_url, max_retries=0)
+    with pytest.raises(errors.APIStatusError) as raised:
+        driver.invoke(model, ask(red))
+    assert not isinstance(raised.value, langchain.ContextOverflowError)
 
 
 @pytest.mark.parametrize("how", ["invoke", "stream"])

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.exceptions import (
@@ -29,6 +30,7 @@ from langchain_core.tools import tool
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 
 from fault_server import Connection, FaultServer, Received, answer, status
+from fresh_python import in_fresh_python
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import (
     ImageError,
@@ -37,6 +39,7 @@ from phospho_multimodal import (
     ServiceError,
     Spending,
 )
+from scripted_chat import ScriptedChat
 
 BROKEN = {"type": "image", "base64": "aGVsbG8=", "mime_type": "image/png"}
 
@@ -274,6 +277,63 @@ def test_with_retry_for_other_errors_alone_tries_nothing_again(
         driver.invoke(again, question(red.block))
     assert not raised.value.is_retryable  # type: ignore[attr-defined]
     assert len(endpoint.received) == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model.with_retry(wait_exponential_jitter=False),
+        lambda model: model.with_fallbacks([model]),
+    ],
+    ids=["with_retry", "with_fallbacks"],
+)
+def test_a_batch_of_a_wrapped_model_goes_on_after_a_402_and_that_of_the_model_does_not(
+    driver: Any, endpoint: Any, red: Any, wrap: Any
+) -> None:
+    """LangChain's own batches do: the docstring of `ChatPhospho` says so."""
+    model = no_retries(endpoint, max_concurrency=1)
+    questions = [question(red.block)] * 3
+    config = {"max_concurrency": 1}
+    for asked, is_wrapped in ((wrap(model), True), (model, False)):
+        endpoint.forget()
+        for _ in range(12):
+            endpoint.reply({"detail": "no card"}, status=402)
+        with pytest.raises(PaymentRequiredError):
+            driver.batch(asked, questions, config=config)
+        assert (len(endpoint.received) > 1) == is_wrapped
+
+
+# Middleware of LangChain's.
+
+
+def test_middleware_summarises_at_a_fraction_of_the_profile(
+    driver: Any, endpoint: Any, red: Any
+) -> None:
+    model = ChatPhospho(base_url=endpoint.base_url, default_image=red.data)
+    summaries = SummarizationMiddleware(model, trigger=("fraction", 0.5), keep=("fraction", 0.1))
+    driving = ScriptedChat()
+    agent = create_agent(driving, middleware=[summaries])
+    endpoint.answer("They talked.")
+    for words, requests in ((1000, 0), (2500, 1)):
+        talk = [HumanMessage("word " * words), AIMessage("Yes."), HumanMessage("And?")]
+        driver.invoke(agent, {"messages": talk})
+        assert len(endpoint.received) == requests
+    assert "They talked." in driving.last
+
+
+@pytest.mark.parametrize("status", [413, 422])
+def test_a_summary_that_is_too_long_is_tried_again_with_less(
+    status: int, driver: Any, endpoint: Any, red: Any
+) -> None:
+    model = ChatPhospho(base_url=endpoint.base_url, default_image=red.data)
+    summaries = SummarizationMiddleware(model, trigger=("messages", 3), keep=("messages", 1))
+    agent = create_agent(ScriptedChat(), middleware=[summaries])
+    endpoint.reply({"detail": "The prompt is too long."}, status=status)
+    endpoint.answer("They talked.")
+    talk = [HumanMessage("word " * 500), AIMessage("Yes."), HumanMessage("And?")]
+    driver.invoke(agent, {"messages": talk})
+    first, second = (request.text for request in endpoint.received)
+    assert len(second) < len(first)
 
 
 @pytest.mark.parametrize("status", [402, 429, 503])
@@ -626,3 +686,42 @@ def test_messages_are_trimmed_by_the_model_without_a_network(
     )
     assert kept == [messages[0], messages[-1]]
     assert kept[-1].content[1] == red.block
+
+
+# Notebooks.
+
+_UNDER_NEST_ASYNCIO = """
+import asyncio, gc, nest_asyncio
+nest_asyncio.apply()
+from langchain_core.messages import HumanMessage
+from langchain_phospho import ChatPhospho
+from phospho_multimodal import AsyncPhosphoClient
+
+question = [HumanMessage([{block!r}])]
+
+async def main():
+    model = ChatPhospho(base_url={url!r})
+    await model.ainvoke(question)
+    asyncio.run(model.ainvoke(question))
+    del model
+    gc.collect()
+    closed = ChatPhospho(base_url={url!r})
+    await closed.ainvoke(question)
+    await closed.aclose()
+    client = AsyncPhosphoClient(base_url={url!r})
+    await client.describe({data!r})
+
+model = ChatPhospho(base_url={url!r})
+for _ in range(2):
+    asyncio.run(model.abatch([question] * 3))
+asyncio.run(main())
+print("done")
+"""
+
+
+def test_nothing_is_printed_at_the_end_under_nest_asyncio(endpoint: Any, red: Any) -> None:
+    """Its event loops are never closed, and finalize no asynchronous generators."""
+    code = _UNDER_NEST_ASYNCIO.format(block=red.block, url=endpoint.base_url, data=red.data)
+    done = in_fresh_python(code)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+    assert len(endpoint.received) == 10

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
-from typing import Annotated, Any
+import pickle
+from typing import Annotated, Any, Literal
 
 import pytest
 from langchain_core.exceptions import OutputParserException
@@ -12,7 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from pydantic import BaseModel, Field, RootModel
 from pydantic.v1 import BaseModel as BaseModelV1
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import ConfigurationError
@@ -235,7 +237,7 @@ def test_keywords_of_a_call_are_sent_and_wrong_ones_refused(
 ) -> None:
     endpoint.answer(REPLY)
     driver.invoke(model.with_structured_output(Receipt, max_tokens=9), ask(red))
-    assert endpoint.received[0].parameters == {"max_new_tokens": 9}
+    assert endpoint.received[0].parameters == {"max_new_tokens": 9, "repetition_penalty": 1.0}
     with pytest.raises(ConfigurationError, match="seed"):
         driver.invoke(model.with_structured_output(Receipt, seed=1), ask(red))
     assert len(endpoint.received) == 1
@@ -250,3 +252,235 @@ def test_in_a_chain_and_in_a_batch(driver: Any, endpoint: Any, red: Any) -> None
     assert driver.batch(chain, [{"thing": "receipt"}] * 2) == [Receipt(**RECEIPT)] * 2
     assert driver.invoke(model.with_structured_output(Receipt), "Well?") == Receipt(**RECEIPT)
     assert endpoint.received[-1].text.endswith("User: Well?")
+
+
+# Schemas whose fields are all optional.
+
+
+class Optional(BaseModel):
+    """What a receipt says, as far as it can be read."""
+
+    shop: str | None = None
+    total: float | None = None
+
+
+class OptionalDict(TypedDict, total=False):
+    """What a receipt says, as far as it can be read."""
+
+    shop: str
+    total: float
+
+
+OPTIONAL_SCHEMA = {key: value for key, value in SCHEMA.items() if key != "required"}
+OPTIONALS = {
+    "pydantic": (Optional, Optional(**RECEIPT)),
+    "TypedDict": (OptionalDict, RECEIPT),
+    "JSON schema": (OPTIONAL_SCHEMA, RECEIPT),
+}
+
+
+@pytest.mark.parametrize("schema", OPTIONALS)
+@pytest.mark.parametrize(
+    ("reply", "is_read"),
+    [
+        (f'{{"receipt": {REPLY}}}', True),
+        (f'{{"type": "object", "properties": {REPLY}}}', True),
+        (f'{{"note": "I read it."}}\n{REPLY}', True),
+        (f'<think>{{"shop": "Bar"}}</think>{REPLY}', True),
+        (f"{'This is what I can read on it. ' * 5}{REPLY} Is that what you need?", True),
+        ("{}", False),
+        ('{"error": "The picture is too dark."}', False),
+        ('{"Shop": "Café", "Total": 12.5}', False),
+        ('{"type": "object", "properties": {"shop": {"type": "string"}}}', False),
+    ],
+)
+def test_another_object_is_never_an_empty_answer(
+    reply: str,
+    schema: str,
+    method: Any,
+    *,
+    is_read: bool,
+    driver: Any,
+    model: ChatPhospho,
+    endpoint: Any,
+    red: Any,
+) -> None:
+    wanted, expected = OPTIONALS[schema]
+    endpoint.answer(reply)
+    chain = model.with_structured_output(wanted, method=method)
+    if is_read:
+        assert driver.invoke(chain, ask(red)) == expected
+    else:
+        with pytest.raises(OutputParserException, match="shop, total") as raised:
+            driver.invoke(chain, ask(red))
+        assert raised.value.llm_output == reply
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["{}", '{"error": "dark"}', '{"Shop": "Café"}', '{"shop": {"type": "string"}}'],
+)
+def test_a_call_without_a_key_of_the_schema_is_no_answer(
+    arguments: str, driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    endpoint.answer(f'{{"name": "Optional", "arguments": {arguments}}}')
+    chain = model.with_structured_output(Optional, method="function_calling")
+    with pytest.raises(OutputParserException):
+        driver.invoke(chain, ask(red))
+
+
+def test_a_number_for_a_text_keeps_its_figures(
+    method: Any, driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    class Package(BaseModel):
+        """What is installed."""
+
+        version: str
+        others: list[str]
+
+    endpoint.answer('{"version": 3.10, "others": [1.0, "2", 4]}')
+    package = driver.invoke(model.with_structured_output(Package, method=method), ask(red))
+    assert package == Package(version="3.10", others=["1.0", "2", "4"])
+
+
+# What the model is shown of a schema.
+
+
+class Node(BaseModel):
+    """A part that has parts."""
+
+    name: str
+    parts: list[Node] = []
+
+
+class Cat(BaseModel):
+    """A cat."""
+
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    """A dog."""
+
+    kind: Literal["dog"]
+
+
+class Pet(BaseModel):
+    """A pet."""
+
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize(
+    ("schema", "reply", "shown"),
+    [
+        (Node, '{"name": "a", "parts": [{"name": "b"}]}', '"items": {"$ref": "#/$defs/Node"}'),
+        (Pet, '{"pet": {"kind": "cat"}}', '"const": "dog"'),
+    ],
+)
+def test_a_schema_is_shown_completely(
+    schema: Any,
+    reply: str,
+    shown: str,
+    method: Any,
+    *,
+    driver: Any,
+    model: ChatPhospho,
+    endpoint: Any,
+    red: Any,
+) -> None:
+    for bound in (model.with_structured_output(schema, method=method), model.bind_tools([schema])):
+        endpoint.answer(reply)
+        answer = driver.invoke(bound, ask(red))
+        text = endpoint.received[-1].text
+        assert shown in text
+        assert '"items": {}' not in text
+        assert "#/$defs/" not in text or '"$defs": {' in text
+        assert isinstance(answer, AIMessage) or answer == schema.model_validate_json(reply)
+
+
+class Loose(TypedDict):
+    """A receipt."""
+
+    shop: str
+    total: NotRequired[float]
+
+
+def test_a_schema_that_langchain_cannot_read_is_told_before_anything_is_sent(
+    model: ChatPhospho,
+) -> None:
+    for method in ("json_schema", "function_calling"):
+        with pytest.raises(ConfigurationError, match="Nothing was sent"):
+            model.with_structured_output(Loose, method=method)
+    with pytest.raises(ConfigurationError, match="Nothing was sent"):
+        model.bind_tools([Loose])
+
+
+# As a runnable.
+
+
+def _invoke(chain: Any, question: Any, **keywords: Any) -> Any:
+    return chain.invoke(question, **keywords)
+
+
+def _ainvoke(chain: Any, question: Any, **keywords: Any) -> Any:
+    return asyncio.run(chain.ainvoke(question, **keywords))
+
+
+def _batch(chain: Any, question: Any, **keywords: Any) -> Any:
+    return chain.batch([question], **keywords)[0]
+
+
+def _abatch(chain: Any, question: Any, **keywords: Any) -> Any:
+    return asyncio.run(chain.abatch([question], **keywords))[0]
+
+
+def _as_completed(chain: Any, question: Any, **keywords: Any) -> Any:
+    return next(iter(chain.batch_as_completed([question], **keywords)))[1]
+
+
+def _stream(chain: Any, question: Any, **keywords: Any) -> Any:
+    return list(chain.stream(question, **keywords))[-1]
+
+
+def _astream(chain: Any, question: Any, **keywords: Any) -> Any:
+    async def collect() -> list[Any]:
+        return [chunk async for chunk in chain.astream(question, **keywords)]
+
+    return asyncio.run(collect())[-1]
+
+
+def _bind(chain: Any, question: Any, **keywords: Any) -> Any:
+    return chain.bind(**keywords).invoke(question)
+
+
+def _pickle(chain: Any, question: Any, **keywords: Any) -> Any:
+    return pickle.loads(pickle.dumps(chain)).invoke(question, **keywords)  # noqa: S301 - our own
+
+
+WAYS = [_invoke, _ainvoke, _batch, _abatch, _as_completed, _stream, _astream, _bind, _pickle]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_keywords_of_a_call_reach_the_model(
+    way: Any, method: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    chain = model.with_structured_output(Receipt, method=method, temperature=0.5, max_repairs=1)
+    keywords = {"max_tokens": 99, "temperature": 0.7, "repetition_penalty": 1.3}
+    for reply in ("No.", f"{REPLY}~ and more: {{"):
+        endpoint.answer(reply)
+    assert way(chain, ask(red), stop=["~"], **keywords) == Receipt(**RECEIPT)
+    sent = {"max_new_tokens": 99, "temperature": 0.7, "repetition_penalty": 1.3}
+    assert [request.parameters for request in endpoint.received] == [sent, sent]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_it_goes_to_another_process(
+    schema: str, method: Any, driver: Any, model: ChatPhospho, *, endpoint: Any, red: Any
+) -> None:
+    wanted, expected = SCHEMAS[schema]
+    chain = model.with_structured_output(wanted, method=method, include_raw=True)
+    twin = pickle.loads(pickle.dumps(chain))  # noqa: S301 - our own bytes
+    endpoint.answer(REPLY)
+    assert driver.invoke(twin, ask(red))["parsed"] == expected

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
+from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -24,6 +26,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.constants import TAG_NOSTREAM
 from PIL import Image
 
 from langchain_phospho import ChatPhospho, VisionMiddleware
@@ -45,7 +48,7 @@ from phospho_multimodal.images.source import ImageSource, image_source
 from phospho_multimodal.server.app import create_app
 from phospho_multimodal.server.engines import load_engine
 from pictures import encoded, receipt
-from scripted_chat import ScriptedChat, calls
+from scripted_chat import Noted, ScriptedChat, calls
 from shapes import BLOCKS, Picture, Shape, Text
 
 IN_VIEW = "Describe this image. It is looked at because of this request:\n"
@@ -582,6 +585,97 @@ def test_a_number_stays_when_older_messages_are_gone(
     assert (endpoint.received[-1].picture, endpoint.received[-1].text) == (blue.sha256, "Which?")
     assert "Image 2, as another" in driving.last
     assert "Image 1" not in driving.last
+
+
+def told_by(outcome: dict[str, Any]) -> list[ToolMessage]:
+    return [message for message in outcome["messages"] if isinstance(message, ToolMessage)]
+
+
+GONE = ", which is no longer in the conversation, as described before"
+
+
+def test_what_was_seen_survives_a_summary(
+    driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    endpoint.answer("A receipt. TOTAL 42.50")
+    look = [calls("look_again", image=1, question="Which total?"), "42.50"]
+    driving = ScriptedChat(replies=["A receipt.", "You are welcome.", *look])
+    summaries = SummarizationMiddleware(
+        ScriptedChat(replies=["They talked."]), trigger=("messages", 4), keep=("messages", 1)
+    )
+    agent = create_agent(
+        driving, middleware=[summaries, VisionMiddleware(model)], checkpointer=InMemorySaver()
+    )
+    driver.invoke(agent, ask("What?", red.block), config=thread())
+    for question in ("Thanks.", "The total?"):
+        outcome = driver.invoke(agent, {"messages": [HumanMessage(question)]}, config=thread())
+    assert red.block not in blocks_of(outcome)
+    (told,) = told_by(outcome)
+    assert told.status == "success"
+    assert f"Image 1{GONE}" in told.text
+    assert "| A receipt. TOTAL 42.50" in told.text
+    assert told.artifact == {"description": "A receipt. TOTAL 42.50"}
+    assert len(endpoint.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "answer"),
+    [(1, f"Image 1{GONE}"), ("Image 2", f"Image 2{GONE}"), (None, f"Image 2{GONE}"), (3, None)],
+)
+def test_an_image_that_was_removed_is_told_as_it_was_described(
+    *, image: Any, answer: str | None, driver: Any, model: Any, endpoint: Any, red: Any, blue: Any
+) -> None:
+    look = calls("look_again", question="Which?", **({} if image is None else {"image": image}))
+    driving = ScriptedChat(replies=["Yes.", look, "So."])
+    agent = agent_of(driving, model, checkpointer=InMemorySaver())
+    messages = [HumanMessage([red.block], id="a"), HumanMessage([blue.block], id="b")]
+    driver.invoke(agent, {"messages": messages}, config=thread())
+    removed = [RemoveMessage(id="a"), RemoveMessage(id="b"), HumanMessage("And?")]
+    (told,) = told_by(driver.invoke(agent, {"messages": removed}, config=thread()))
+    assert len(endpoint.received) == 2
+    if answer is None:
+        assert "no image 3 to look at in the conversation. Described so far: 1, 2." in told.text
+    else:
+        assert told.text.startswith(answer)
+
+
+def test_an_image_that_was_removed_and_is_shown_again_is_looked_at_again(
+    driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    driving = ScriptedChat(replies=["Yes.", calls("look_again", image=1, question="Which?"), "So."])
+    agent = agent_of(driving, model, checkpointer=InMemorySaver())
+    driver.invoke(agent, {"messages": [HumanMessage([red.block], id="a")]}, config=thread())
+    again = [RemoveMessage(id="a"), HumanMessage(["Again:", red.block])]
+    (told,) = told_by(driver.invoke(agent, {"messages": again}, config=thread()))
+    assert told.text.startswith("Image 1, as another model")
+    assert [request.text for request in endpoint.received] == ["Describe this image.", "Which?"]
+
+
+def test_an_image_that_was_removed_before_it_could_be_described_is_not_there(
+    driver: Any, endpoint: Any, red: Any
+) -> None:
+    model = ChatPhospho(base_url=endpoint.base_url, max_retries=0)
+    driving = ScriptedChat(replies=["Yes.", calls("look_again", image=1, question="Which?"), "So."])
+    agent = agent_of(driving, model, checkpointer=InMemorySaver())
+    endpoint.reply({"detail": "no"}, status=503)
+    driver.invoke(agent, {"messages": [HumanMessage([red.block], id="a")]}, config=thread())
+    removed = [RemoveMessage(id="a"), HumanMessage("And?")]
+    (told,) = told_by(driver.invoke(agent, {"messages": removed}, config=thread()))
+    assert (told.status, "There is no image 1" in told.text) == ("error", True)
+
+
+def test_calls_are_marked_as_internal_as_langchains_own_middleware_does(
+    driver: Any, endpoint: Any, red: Any
+) -> None:
+    noted = Noted()
+    model = ChatPhospho(base_url=endpoint.base_url, callbacks=[noted])
+    driving = ScriptedChat(replies=[calls("look_again", question="Which?"), "Red."])
+    driver.invoke(agent_of(driving, model), ask("What?", red.block))
+    assert len(noted.started) == 2
+    for started in noted.started:
+        assert started["metadata"]["lc_source"] == "image_description"
+        assert internal_call_metadata().items() <= started["metadata"].items()
+        assert TAG_NOSTREAM in started["tags"]
 
 
 def test_a_model_that_calls_no_tools_gets_eyes_too(

@@ -94,6 +94,48 @@ def test_an_unknown_keyword_is_refused_and_not_quoted(kind: type[Phospho]) -> No
     assert KEY not in str(refused.value)
 
 
+def test_the_models_name_may_come_first(kind: type[Phospho]) -> None:
+    llm = kind("phospho-multimodal-7b", base_url=LOCAL)
+    assert (llm.model, llm.metadata.model_name) == ("phospho-multimodal-7b",) * 2
+    with pytest.raises(ConfigurationError, match="given twice"):
+        kind("phospho-multimodal", model="phospho-multimodal", base_url=LOCAL)
+    with pytest.raises(ConfigurationError, match="gpt-4o"):
+        kind("gpt-4o", base_url=LOCAL)
+
+
+def test_additional_kwargs_go_with_every_call(
+    ask: Callable[..., Any], make: Callable[..., Any], server: FaultServer, picture: bytes
+) -> None:
+    llm = make(temperature=0.5, additional_kwargs={"temperature": 0.7, "max_tokens": 9})
+    ask(llm, "What?", picture)
+    ask(llm, "What?", picture, temperature=0.2)
+    sent = [(r.item["temperature"], r.item["max_new_tokens"]) for r in server.requests]
+    assert sent == [(0.7, 9), (0.2, 9)]
+
+
+@pytest.mark.parametrize(
+    ("additional", "says"),
+    [
+        ({"seed": 1}, "'seed'"),
+        ({"apikey": KEY}, "'apikey'"),
+        ({"temperature": 7}, "temperature"),
+        ({"multi_image": "all"}, "montage, each, last, error"),
+        ({"max_images": 0}, "max_images"),
+        ({"model": "gpt-4o"}, "gpt-4o"),
+    ],
+)
+def test_wrong_additional_kwargs_are_told_before_anything_is_sent(
+    kind: type[Phospho], additional: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says) as refused:
+        kind(base_url=LOCAL, additional_kwargs=additional)
+    assert KEY not in str(refused.value)
+    llm = kind(base_url=LOCAL)
+    llm.additional_kwargs = additional  # as core's models allow it
+    with pytest.raises(ConfigurationError, match=says):
+        llm.complete("What?", [encoded()])
+
+
 # What is not written down
 
 

@@ -136,7 +136,9 @@ def test_a_cell_of_the_matrix(
                 assert requests_of(server) == before or (consumer.at_once and way.startswith("a"))
             else:
                 text = asked(consumer, way, llm, material)
-                assert requests_of(server) == cell
+                sent = requests_of(server)
+                # Those that are started at once come in any order.
+                assert sent == cell or (consumer.at_once and sorted(sent) == sorted(cell))
                 assert server.billed == len(cell)
                 if cell:
                     assert (consumer.ends or consumer.replies[-1]) in text

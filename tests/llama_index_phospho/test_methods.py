@@ -79,7 +79,7 @@ def test_both_classes_are_llms_and_one_is_multimodal_too() -> None:
 
 def test_the_metadata_plans_one_image_for_each_request(llm: Any) -> None:
     metadata = llm.metadata
-    assert (metadata.context_window, metadata.num_output) == (4096, 200)
+    assert (metadata.context_window, metadata.num_output) == (5000, 200)
     assert (metadata.is_chat_model, metadata.is_function_calling_model) == (True, False)
     assert metadata.model_name == "phospho-multimodal"
 

@@ -27,9 +27,11 @@ except ImportError as error:
 def test_it_exports_its_classes_and_the_version() -> None:
     assert llama_index_phospho.__all__ == [
         "ImageDescriptionExtractor",
+        "ImageMemoryBlock",
         "Phospho",
         "PhosphoMultiModal",
         "PhosphoToolSpec",
+        "VisionLLM",
         "__version__",
     ]
     assert llama_index_phospho.__version__ == phospho_multimodal.__version__

@@ -176,7 +176,9 @@ def test_answers_are_put_together_in_the_end(three_pictures: list[ImageNode]) ->
     default = encoded()
     answers = ["it says 2013", "it says 2110", "it says 2207", "6330 in all"]
     with FaultServer(*map(answer, answers)).running() as server:
-        text = query(server, three_pictures, "tree_summarize", default_image=default)
+        text = query(
+            server, three_pictures, "tree_summarize", default_image=default, context_window=4096
+        )
     assert text == answers[-1]
     assert all(said in server.requests[-1].item["text"] for said in answers[:3])
     assert [request.image == default for request in server.requests] == [False] * 3 + [True]

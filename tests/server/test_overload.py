@@ -236,8 +236,9 @@ class TestShutdown:
             idle.socket.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert idle.reply().status == 200
             for client in asking:
-                client.send(f"Content-Length: {len(content)}", body=content[:50])
-            time.sleep(0.3)
+                client.send(f"Content-Length: {len(content)}", "Expect: 100-continue")
+                assert client.reply().status == 100  # the application is reading the body
+                client.socket.sendall(content[:50])
             process.send_signal(told)
             assert idle.reply() is None
             assert is_refused(base_url)

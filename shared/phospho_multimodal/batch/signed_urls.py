@@ -14,21 +14,21 @@ _AZURE = (
 )
 _WAYS = (
     (
-        {"x-amz-signature", "x-amz-credential"},
+        {"x-amz-signature"},
         (
             *("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires"),
             *("x-amz-signedheaders", "x-amz-security-token", "x-amz-signature"),
         ),
     ),
     (
-        {"x-goog-signature", "x-goog-credential"},
+        {"x-goog-signature"},
         (
             *("x-goog-algorithm", "x-goog-credential", "x-goog-date", "x-goog-expires"),
             *("x-goog-signedheaders", "x-goog-signature"),
         ),
     ),
     (
-        {"x-oss-signature", "x-oss-credential"},
+        {"x-oss-signature"},
         (
             *("x-oss-signature-version", "x-oss-credential", "x-oss-date", "x-oss-expires"),
             *("x-oss-additional-headers", "x-oss-security-token", "x-oss-signature"),

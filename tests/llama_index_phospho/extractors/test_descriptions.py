@@ -47,7 +47,8 @@ def test_a_picture_gets_its_description(extractor: Extractor, pictures: list[Pat
         "image_sha256": hashlib.sha256(data).hexdigest(),
     }
     for mode in (MetadataMode.EMBED, MetadataMode.LLM):
-        assert node.get_metadata_str(mode) == f"image_description: {described(data)}"
+        assert node.get_metadata_str(mode) == ""
+        assert node.get_content(mode) == described(data)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_into_text_keeps_what_is_there_and_says_it_once(
     extractor: Extractor, pictures: list[Path]
 ) -> None:
     node = ImageNode(image_path=str(pictures[0]), text="Figure 3")
-    describer = extractor(into_text=True)
+    describer = extractor()
     for _ in range(2):
-        describer([node])
+        (node,) = describer([node])
     text = described(pictures[0].read_bytes())
     assert node.get_content(MetadataMode.EMBED) == f"Figure 3\n\n{text}"
     assert len(node.excluded_llm_metadata_keys) == len(set(node.excluded_llm_metadata_keys))
@@ -100,21 +101,25 @@ def test_another_description_takes_the_place_of_an_earlier_one(
     node = ImageNode(image_path=str(pictures[0]), text="Figure 3")
     for prompt, text in (("What?", "a cat"), ("Which colour?", "grey")):
         server.script = [answer(text)]
-        extractor(into_text=True, prompt=prompt)([node])
+        (node,) = extractor(prompt=prompt)([node])
         assert node.get_content(MetadataMode.NONE) == f"Figure 3\n\n{text}"
     server.script = [status(422)]
-    extractor(make(max_retries=0), into_text=True, prompt="Where?")([node])
+    (node,) = extractor(make(max_retries=0), prompt="Where?")([node])
     assert told(node).keys() == {"image_description_error", "image_description_key"}
     assert node.get_content(MetadataMode.NONE) == "Figure 3"
 
 
-def test_copies_are_described_where_the_originals_are_to_stay(
-    extractor: Extractor, pictures: list[Path]
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("form", [ImageNode, ImageDocument])
+def test_the_nodes_that_are_passed_are_not_changed(
+    extractor: Extractor, pictures: list[Path], form: Any, *, in_place: bool
 ) -> None:
-    (node,) = originals = nodes_of(pictures[:1])
-    (described_node,) = extractor(in_place=False, into_text=True)(originals)
-    assert described_node.text
-    assert (node.text, told(node)) == ("", {})
+    """Document stores recognize what did not change by its hash."""
+    original = form(image_path=str(pictures[0]), metadata={"page": 1}, text="Figure 3")
+    before = original.model_dump()
+    (node,) = extractor(in_place=in_place)([original])
+    assert original.model_dump() == before
+    assert (node.metadata["page"], node.text.startswith("Figure 3\n\n")) == (1, True)
 
 
 def test_the_prompt_and_the_parameters_are_sent(
@@ -132,7 +137,7 @@ def test_a_url_is_passed_on_and_has_no_digest(
     server.script = [answer("a far picture")]
     url = "http://127.0.0.1:9/a.png?sig=secret"
     nodes = [ImageNode(image_url=url), Node(image_resource=MediaResource(url=AnyUrl(url)))]
-    extractor(num_workers=1)(nodes)
+    nodes = extractor(num_workers=1)(nodes)
     assert [node.metadata["image_description"] for node in nodes] == ["a far picture"] * 2
     assert "image_sha256" not in nodes[0].metadata
     assert [request.item["image_url"] for request in server.requests] == [url]
@@ -144,8 +149,7 @@ def test_a_url_is_passed_on_and_has_no_digest(
 def test_each_distinct_picture_is_paid_for_once(
     extractor: Extractor, server: FaultServer, pictures: list[Path]
 ) -> None:
-    nodes = nodes_of(pictures * 5)
-    extractor(num_workers=4)(nodes)
+    nodes = extractor(num_workers=4)(nodes_of(pictures * 5))
     assert [node.metadata["image_description"] for node in nodes] == [
         described(path.read_bytes()) for path in pictures
     ] * 5
@@ -159,7 +163,7 @@ def test_two_files_of_which_the_same_would_be_sent_are_one_picture(
     draw().save(path, tiffinfo={315: "somebody"})
     sent = base64.b64encode(prepare_image(path).data).decode()
     nodes = [*nodes_of([path]), ImageNode(image=sent)]
-    extractor()(nodes)
+    nodes = extractor()(nodes)
     assert nodes[0].metadata["image_sha256"] == nodes[1].metadata["image_sha256"]
     assert server.billed == 1
 
@@ -240,7 +244,7 @@ def test_urls_that_are_fetched_are_one_picture_if_the_same_is_behind_them(
     nodes = [ImageNode(image_url=f"http://pictures.example/{name}") for name in names]
     with FaultServer(picture(data)).running() as web:
         internet = Internet(web).install(monkeypatch)
-        extractor(make(url_mode="fetch"))(nodes)
+        nodes = extractor(make(url_mode="fetch"))(nodes)
     assert len(internet.requests) == 2
     assert [request.image for request in server.requests] == [data]
     assert {node.metadata["image_sha256"] for node in nodes} == {hashlib.sha256(data).hexdigest()}

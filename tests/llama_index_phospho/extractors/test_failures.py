@@ -66,7 +66,7 @@ def test_a_picture_that_fails_is_marked_and_the_others_go_on(
     # The bad one twice: what it failed of is not asked about, and perhaps paid for, again.
     nodes = nodes_of([*pictures[:3], pictures[1]])
     describer = extractor(make(max_retries=0))
-    describer(nodes)
+    nodes = describer(nodes)
     assert [told(node).keys() == WRITES for node in nodes] == [True, False, True, False]
     for node in (nodes[1], nodes[3]):
         assert told(node).keys() == {"image_description_error", "image_description_key"}
@@ -74,7 +74,7 @@ def test_a_picture_that_fails_is_marked_and_the_others_go_on(
         assert "image_description_error" in node.excluded_embed_metadata_keys
     assert len(server.requests) == 3
     server.script = [describe]
-    describer(nodes)  # and once it is mended, the mark goes
+    nodes = describer(nodes)  # and once it is mended, the mark goes
     assert all(told(node).keys() == WRITES for node in nodes)
     assert len(server.requests) == 4
 
@@ -85,11 +85,10 @@ def test_an_empty_description_is_a_failure_and_not_kept(
     nodes = nodes_of(pictures[:1])
     describer = extractor()
     server.script = [answer(" \n")]
-    describer(nodes)
+    nodes = describer(nodes)
     assert nodes[0].metadata["image_description_error"].startswith("UnexpectedReplyError: ")
     server.script = [describe]
-    describer(nodes)
-    assert told(nodes[0]).keys() == WRITES
+    assert told(describer(nodes)[0]).keys() == WRITES
 
 
 def test_what_is_no_picture_is_marked_without_a_request(
@@ -102,7 +101,7 @@ def test_what_is_no_picture_is_marked_without_a_request(
         ImageNode(text="a caption without its image"),
         ImageDocument(),
     ]
-    extractor()(nodes)
+    nodes = extractor()(nodes)
     errors = [node.metadata["image_description_error"] for node in nodes]
     assert [error.partition(":")[0] for error in errors] == ["ImageError"] * 4
     assert server.requests == []

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -134,6 +138,58 @@ async def test_it_works_inside_a_running_loop(
     describer(nodes_of(pictures))
     assert describer.extract(nodes_of(pictures))[0]["image_description"]
     assert server.billed == len(pictures)
+
+
+_NOTEBOOK = """
+    import asyncio, gc, os, sys, warnings
+    import nest_asyncio
+
+    nest_asyncio.apply()  # the first cell of many notebooks
+    from describing import describe, nodes_of
+    from fault_server import FaultServer
+    from llama_index.core.ingestion import IngestionPipeline
+    from llama_index_phospho import ImageDescriptionExtractor, Phospho
+    from pathlib import Path
+
+    path = Path(sys.argv[1])
+
+    def step(llm, number):
+        return ImageDescriptionExtractor(llm=llm, prompt=str(number), show_progress=False)
+
+    async def cells(llm):
+        for number in range(20):
+            if number == 5:
+                gc.collect()
+                before = len(os.listdir("/proc/self/fd"))
+            if number % 2:
+                step(llm, number)(nodes_of([path]))
+            else:
+                IngestionPipeline(transformations=[step(llm, number)]).run(nodes=nodes_of([path]))
+        gc.collect()
+        print("grown", len(os.listdir("/proc/self/fd")) - before)
+
+    with FaultServer(describe).running() as server:
+        llm = Phospho(base_url=server.base_url)
+        asyncio.run(cells(llm))
+        llm.close()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_a_notebook_with_nest_asyncio_leaks_no_socket_and_prints_no_traceback(
+    pictures: list[Path],
+) -> None:
+    ended = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", dedent(_NOTEBOOK), str(pictures[0])],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout.split()[-1]) < 5
+    assert ended.stderr == ""
 
 
 def test_progress_counts_pictures(

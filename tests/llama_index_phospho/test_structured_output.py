@@ -1,0 +1,233 @@
+"""Objects by text and by tools: what is asked, what is read, and what an error says it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import pytest
+from llama_index.core import PromptTemplate
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.program import FunctionCallingProgram, LLMTextCompletionProgram
+from pydantic import BaseModel, Field
+
+from fault_server import FaultServer, answer, status
+from phospho_multimodal import ConfigurationError, NoToolCallError
+from pictures import encoded
+
+PROMPT = PromptTemplate("What does the {thing} say?")
+
+
+class Receipt(BaseModel):
+    """What a receipt says."""
+
+    total: float
+
+
+class Optional(BaseModel):
+    """What a receipt says, as far as it can be read."""
+
+    shop: str | None = None
+    total: float | None = None
+
+
+class Node(BaseModel):
+    """A part that has parts."""
+
+    name: str
+    parts: list[Node] = []
+
+
+class Cat(BaseModel):
+    """A cat."""
+
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    """A dog."""
+
+    kind: Literal["dog"]
+
+
+class Pet(BaseModel):
+    """A pet."""
+
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+def _predict(llm: Any, wanted: Any, **given: Any) -> Any:
+    return llm.structured_predict(wanted, PROMPT, given, thing="receipt")
+
+
+def _apredict(llm: Any, wanted: Any, **given: Any) -> Any:
+    return asyncio.run(llm.astructured_predict(wanted, PROMPT, given, thing="receipt"))
+
+
+def _stream(llm: Any, wanted: Any, **given: Any) -> Any:
+    return list(llm.stream_structured_predict(wanted, PROMPT, given, thing="receipt"))[-1]
+
+
+def _astream(llm: Any, wanted: Any, **given: Any) -> Any:
+    async def collect() -> list[Any]:
+        stream = await llm.astream_structured_predict(wanted, PROMPT, given, thing="receipt")
+        return [item async for item in stream]
+
+    return asyncio.run(collect())[-1]
+
+
+def _chat(llm: Any, wanted: Any, **given: Any) -> Any:
+    image = ImageBlock(image=encoded())
+    message = ChatMessage(blocks=[TextBlock(text="What does it say?"), image])
+    return llm.as_structured_llm(wanted).chat([message], **given).raw
+
+
+def _program(llm: Any, wanted: Any, **given: Any) -> Any:
+    program = FunctionCallingProgram if llm.is_function_calling_model else LLMTextCompletionProgram
+    made = program.from_defaults(output_cls=wanted, prompt=PROMPT.partial_format(), llm=llm)
+    return made(llm_kwargs=given, thing="receipt")
+
+
+WAYS = [_predict, _apredict, _stream, _astream, _chat, _program]
+BY = {"text": False, "tools": True}
+
+
+@pytest.fixture(params=BY)
+def llm(request: pytest.FixtureRequest, make: Callable[..., Any], picture_base64: str) -> Any:
+    return make(is_function_calling_model=BY[request.param], default_image=picture_base64)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"total": 8.2}',
+        '{{"total": 8.2}}',
+        '```json\n{{"total": 8.2}}\n```',
+        'Sure! {"total": 8.2} Hope it {helps}.',
+        '{"total": 8.2,}',
+        "{'total': 8.2}",
+        '{"receipt": {"total": 8.2}}',
+        '{"properties": {"total": 8.2}}',
+        '{"note": "Here it is."}\n{"total": 8.2}',
+        '<think>{"total": 1}?</think>{"total": 8.2}',
+        '{"name": "Receipt", "arguments": {"total": 8.2}}',
+        '{"name": "Receipt", "arguments": {"receipt": {"total": 8.2}}}',
+        f"{'I can read this on the receipt. ' * 5}" + '{"total": 8.2} Is that what you need?',
+    ],
+)
+def test_an_object_is_read_by_text_as_tolerantly_as_by_tools(
+    reply: str, llm: Any, server: FaultServer
+) -> None:
+    server.script = [answer(reply)] * 2
+    assert _predict(llm, Receipt) == Receipt(total=8.2)
+    assert _program(llm, Receipt) == Receipt(total=8.2)
+
+
+def test_an_object_comes_each_way(way: Any, llm: Any, server: FaultServer) -> None:
+    server.script = [answer("{{'total': 8.20}}")]
+    assert way(llm, Receipt) == Receipt(total=8.2)
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        ("It says tea.", Receipt),
+        ('{"total": "many"}', Receipt),
+        ('{"name": "Receipt", "arguments": {"total": "many"}}', Receipt),
+        ('{"total": 8', Receipt),
+        ('{"Total": 8.2}', Receipt),
+        ('{"error": "The picture is too dark."}', Optional),
+        ('{"type": "object", "properties": {"shop": {"type": "string"}}}', Optional),
+        ("{}", Optional),
+        ('{"name": "Optional", "arguments": {"error": "The picture is too dark."}}', Optional),
+        ('{"name": "Optional", "arguments": {"Total": 8.2}}', Optional),
+    ],
+)
+def test_an_error_knows_what_an_object_cost_that_did_not_come(
+    reply: str, wanted: Any, llm: Any, server: FaultServer
+) -> None:
+    server.script = [status(503, headers={"retry-after": "0"}), answer(reply)]
+    with pytest.raises(NoToolCallError, match="Images billed: 1") as raised:
+        _predict(llm, wanted)
+    assert (raised.value.attempts, raised.value.images_in_doubt) == (2, 0)
+
+
+def test_an_error_knows_its_cost_each_way(way: Any, llm: Any, server: FaultServer) -> None:
+    server.script = [status(503, headers={"retry-after": "0"}), answer("It says tea.")]
+    with pytest.raises(NoToolCallError, match="Images billed: 1") as raised:
+        way(llm, Receipt)
+    assert raised.value.attempts == 2
+
+
+def test_a_prompt_asks_for_one_object_after_the_other(make: Any, server: FaultServer) -> None:
+    """Core leaves the schema of the first one in the prompt."""
+    server.script = [answer('{"total": 1}'), answer('{"shop": "A"}'), answer('{"total": 1}')]
+    image = encoded()
+    by_text, by_tools = (make(default_image=image, is_function_calling_model=by) for by in (0, 1))
+    assert _predict(by_text, Receipt) == Receipt(total=1)
+    assert _predict(by_tools, Optional) == Optional(shop="A")
+    assert PROMPT.output_parser is None
+    stale = PROMPT.partial_format()
+    LLMTextCompletionProgram.from_defaults(output_cls=Optional, prompt=stale, llm=by_text)
+    assert by_tools.structured_predict(Receipt, stale, thing="receipt") == Receipt(total=1)
+    assert "JSON schema to follow" not in server.requests[-1].item["text"]
+
+
+@pytest.mark.parametrize("way", [_predict, _apredict, _stream, _astream])
+@pytest.mark.parametrize("mode", ["function", "guidance"])
+def test_what_was_never_sent_is_not_called_billed(
+    mode: str, way: Any, make: Any, server: FaultServer, picture_base64: str
+) -> None:
+    llm = make(default_image=picture_base64, pydantic_program_mode=mode)
+    with pytest.raises(ConfigurationError, match="Nothing was sent") as raised:
+        way(llm, Receipt)
+    assert "billed" not in str(raised.value)
+    assert raised.value.attempts == 0
+    assert server.requests == []
+
+
+def test_the_schema_is_shown_as_json_and_completely(llm: Any, server: FaultServer) -> None:
+    for wanted, reply in (
+        (Receipt, '{"total": 1}'),
+        (Node, '{"name": "a"}'),
+        (Pet, '{"pet": {"kind": "cat"}}'),
+    ):
+        server.script = [answer(reply)]
+        if wanted is Node and llm.is_function_calling_model:
+            with pytest.raises(NoToolCallError):  # core cannot call a tool whose class recurs
+                _predict(llm, wanted)
+        else:
+            assert _predict(llm, wanted) == wanted.model_validate_json(reply)
+        text = server.requests[-1].item["text"]
+        shown, _ = json.JSONDecoder().raw_decode(text[text.index("{") :])
+        schema = shown["parameters"] if llm.is_function_calling_model else shown
+        assert schema["properties"].keys() == wanted.model_fields.keys()
+        assert "{{" not in text
+        assert "Fill in values; do not repeat the schema." in text
+        assert "#/$defs/" not in text or '"$defs": {' in text
+        assert text.endswith("What does the receipt say?")
+
+
+def test_numbers_and_repetitions_are_as_json_needs_them(llm: Any, server: FaultServer) -> None:
+    server.script = [answer('{"total": 1}')] * 2
+    _predict(llm, Receipt)
+    _predict(llm, Receipt, repetition_penalty=1.3)
+    first, second = (request.item for request in server.requests)
+    assert "Numbers as 1234.5, without units or separators." in first["text"]
+    assert (first["repetition_penalty"], second["repetition_penalty"]) == (1.0, 1.3)
+
+
+def test_a_chat_without_an_object_is_asked_as_it_was(llm: Any, server: FaultServer) -> None:
+    text = "Here's a JSON schema to follow:\nnone\n\nOutput a valid JSON object"
+    server.script = [answer("It says {{tea}}.")]
+    response = llm.chat([ChatMessage(text)])
+    assert response.message.content == "It says {{tea}}."
+    assert server.requests[0].item["text"] == text
+    assert "repetition_penalty" not in server.requests[0].item
