@@ -1,4 +1,4 @@
-"""What is asked about separately: images, tiles of one image, or montages of several images."""
+"""The requests of one question: images, tiles of one image, or montages of several images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Part", "Passed", "legend", "make_montage", "montage_warnings", "part
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """An image as it was passed, and the file behind it if it is a URL that was fetched."""
+    """The caller's image, and the fetched file if the image is a URL."""
 
     source: ImageSource
     fetched: bytes | None = field(default=None, repr=False)
@@ -33,10 +33,10 @@ class Part:
     """One request of several.
 
     Attributes:
-        image: What is sent.
-        name: What stands above its answer.
-        note: What is said about it below the prompt.
-        shown: What the answer's metadata tells of the images in it.
+        image: The image of the request.
+        name: The heading of the answer to this request.
+        note: A sentence about the image that follows the prompt.
+        shown: The source images, for the metadata; without them, `image` itself.
     """
 
     image: SendableImage
@@ -46,12 +46,12 @@ class Part:
 
     @property
     def images(self) -> tuple[SendableImage, ...]:
-        """The images that the answer's metadata tells of."""
+        """The images that the metadata lists."""
         return self.shown or (self.image,)
 
 
 def parts_of(plan: ConversationPlan, passed: Sequence[Passed], settings: Settings) -> list[Part]:
-    """Prepare what is asked about separately, in reading order.
+    """Prepare one part for each request, in reading order.
 
     Args:
         plan: The prompt, and what to do with several images.
@@ -93,8 +93,8 @@ def _tiles(image: Passed, name: str, settings: Settings) -> list[Part]:
         place = next(change for change in tile.changes if change.startswith("tile "))
         title = f"{name}, {place}" if name else place.capitalize()
         note = (
-            f"\nThe picture is {place} of one larger image. Neighbouring tiles overlap, so what is"
-            " cut off at an edge stands whole on the next tile."
+            f"\nThe picture is {place} of one larger image. Neighbouring tiles overlap, so a word"
+            " that is cut off at an edge is whole on the next tile."
         )
         parts.append(Part(tile, title, note))
     return parts
@@ -141,7 +141,7 @@ def ready(image: Passed, settings: Settings) -> SendableImage:
 def make_montage(
     images: Sequence[Passed], settings: Settings, *, first: int = 1
 ) -> tuple[SendableImage, list[SendableImage], list[str]]:
-    """Put images on one sheet.
+    """Make one montage of several images.
 
     Args:
         images: The images.
@@ -149,11 +149,11 @@ def make_montage(
         first: The number of the first one.
 
     Returns:
-        The sheet, what it was made of, and why its tiles may be too small to read.
+        The montage, its source images, and warnings if its tiles are too small to read.
 
     Raises:
         ImageError: An image cannot be read.
-        UnsupportedContentError: One is a URL that is passed on, or the sheet is too small.
+        UnsupportedContentError: One image is a URL that is passed on, or the montage is too small.
     """
     from phospho_multimodal.images.montage import montage, too_small  # noqa: PLC0415 - loads Pillow
 
@@ -200,7 +200,7 @@ def legend(tiles: int, *, first: int = 1) -> str:
 
 
 def _opened(images: Sequence[Passed], settings: Settings) -> list[PreparedImage]:
-    """Prepare images that are put on a sheet."""
+    """Prepare the images of a montage."""
     pictures: list[PreparedImage] = []
     for passed in images:
         image = prepare_source(

@@ -16,14 +16,14 @@ _LEAST_SIDE = 400
 
 
 def shrinking_warnings(before: tuple[int, int], after: tuple[int, int]) -> list[str]:
-    """Tell whether an image was shrunk so far that small text is lost, and log it once.
+    """Return a warning if an image was shrunk so far that small text is lost, and log it once.
 
     Args:
-        before: Width and height of the image as it was passed, in pixels.
-        after: The same of what is sent.
+        before: Width and height of the source image, in pixels.
+        after: Width and height of the prepared image, in pixels.
 
     Returns:
-        What is told among the image's changes; nothing if the text should be readable.
+        A list with one entry for `changes`, or an empty list.
     """
     factor = max(before) / max(after)
     if factor <= _MOST_SHRINKING and not (factor > 1 and min(after) < _LEAST_SIDE):

@@ -1,4 +1,4 @@
-"""Opening: each type of file with the one reader that it has, and what else its bytes say."""
+"""Open an image file with the one reader for its type, and explain why a file is rejected."""
 
 from __future__ import annotations
 
