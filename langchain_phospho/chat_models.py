@@ -132,6 +132,8 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
             "default_prompt": self.default_prompt,
             "prepare": self.prepare,
             "max_image_side": self.max_image_side,
+            "detail": self.detail,
+            "max_tiles": self.max_tiles,
             "url_mode": self.url_mode,
         }
 

@@ -30,7 +30,9 @@ from phospho_multimodal.image_policy import (
 from phospho_multimodal.on_demand import LockOfProcess, ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
+    DEFAULT_MAX_TILES,
     ClientOptions,
+    Detail,
     ParameterOptions,
     Settings,
     Timeouts,
@@ -112,7 +114,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, BaseChatModel):
 
     # Not pydantic's to judge: the core says in its own words what can be chosen.
     multi_image: SkipValidation[MultiImage] = "montage"
-    """What to do with several images in one turn: `montage`, `each`, `last` or `error`."""
+    """What to do with several images in one turn: `montage`, `each`, `auto`, `last` or `error`."""
     max_images: int = 16
     """More images in one turn are an error."""
     default_image: Any = Field(default=None, repr=False)
@@ -123,6 +125,10 @@ class PhosphoConfiguration(CopiedWithDefaultImage, BaseChatModel):
     """Turn, clean and shrink images; `False` checks type and limits alone."""
     max_image_side: int = DEFAULT_IMAGE_SIDE
     """Longest side of what is sent, in pixels."""
+    detail: SkipValidation[Detail] = "auto"
+    """`tiles` sends an image that would have to be shrunk as tiles, each of them billed."""
+    max_tiles: int = DEFAULT_MAX_TILES
+    """The most tiles of one image, or the most montages of several images; each is billed."""
     url_mode: SkipValidation[UrlMode] = "pass"
     """`pass` hands http(s) URLs on unopened; `fetch` opens them here."""
 
@@ -250,7 +256,9 @@ class PhosphoConfiguration(CopiedWithDefaultImage, BaseChatModel):
         if name == "default_image" and value is not None:
             with langchain_errors():
                 value = prepare.storable_image(
-                    value, max_image_side=self.max_image_side, prepare=self.prepare
+                    value,
+                    max_image_side=self.max_image_side,
+                    prepare=self.prepare and self.detail == "auto",
                 )
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use

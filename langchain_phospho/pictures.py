@@ -126,7 +126,9 @@ def prepared(source: ImageSource, model: ChatPhospho) -> SendableImage:
         PhosphoModelError: It cannot be read, is of an unsupported type, or over a limit.
     """
     with langchain_errors():
-        return prepare_source(source, max_image_side=model.max_image_side, prepare=model.prepare)
+        # The model makes tiles itself, of all the pixels that there are.
+        whole = model.prepare and model.detail == "auto"
+        return prepare_source(source, max_image_side=model.max_image_side, prepare=whole)
 
 
 def message_about(image: SendableImage, question: str) -> HumanMessage:

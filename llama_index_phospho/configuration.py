@@ -34,7 +34,9 @@ from phospho_multimodal.image_policy import (
 from phospho_multimodal.on_demand import LockOfProcess, ModuleOnDemand
 from phospho_multimodal.settings import (
     DEFAULT_IMAGE_SIDE,
+    DEFAULT_MAX_TILES,
     ClientOptions,
+    Detail,
     ParameterOptions,
     Settings,
     Timeouts,
@@ -152,6 +154,10 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     """Turn, clean and shrink images; `False` checks type and limits alone."""
     max_image_side: int = DEFAULT_IMAGE_SIDE
     """Longest side of what is sent, in pixels."""
+    detail: SkipValidation[Detail] = "auto"
+    """`tiles` sends an image that would have to be shrunk as tiles, each of them billed."""
+    max_tiles: int = DEFAULT_MAX_TILES
+    """The most tiles of one image, or the most montages of several images; each is billed."""
     url_mode: SkipValidation[UrlMode] = "pass"
     """`"pass"` hands URLs on unopened; `"fetch"` opens them here."""
     allow_insecure_http: bool = False
@@ -278,7 +284,9 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "default_image" and value is not None:
             value = prepare.storable_image(
-                value, max_image_side=self.max_image_side, prepare=self.prepare
+                value,
+                max_image_side=self.max_image_side,
+                prepare=self.prepare and self.detail == "auto",
             )
         super().__setattr__(name, value)
         if name in _OF_THE_CLIENTS:  # those made with the old value are of no more use

@@ -222,7 +222,8 @@ class PaidOnce:
         return prepare_source(
             source,
             max_image_side=self.llm.max_image_side,
-            prepare=self.llm.prepare,
+            # The model makes tiles itself, of all the pixels that there are.
+            prepare=self.llm.prepare and self.llm.detail == "auto",
             fetched=fetched,
         )
 
@@ -246,6 +247,7 @@ class PaidOnce:
             "base_url": self.llm.base_url,
             "parameters": checked_parameters({name: values[name] for name in PARAMETERS}),
             "stop": values["stop"],
+            **({} if self.llm.detail == "auto" else {"max_tiles": self.llm.max_tiles}),
         }
         if more:
             told["more"] = more

@@ -151,9 +151,9 @@ class PhosphoToolSpec(BaseToolSpec):
                 raise ImageError(message)
             source = image_source(image)
             title = f"The image at {source.url_origin}"
-        return title, storable_image(
-            source, max_image_side=self._llm.max_image_side, prepare=self._llm.prepare
-        )
+        # The model makes tiles itself, of all the pixels that there are.
+        whole = self._llm.prepare and self._llm.detail == "auto"
+        return title, storable_image(source, max_image_side=self._llm.max_image_side, prepare=whole)
 
     def _choices(self) -> str:
         names = ", ".join(repr(name) for name in self._images) or "none"

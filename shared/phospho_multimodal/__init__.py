@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from phospho_multimodal.client import PhosphoClient
     from phospho_multimodal.images.prepare import PreparedImage, prepare_image
     from phospho_multimodal.images.source import ImageInput
+    from phospho_multimodal.images.tiles import prepare_tiles
     from phospho_multimodal.prediction import Prediction
     from phospho_multimodal.spending import Spending, SpendingSnapshot
 else:
@@ -52,6 +53,7 @@ else:
             "Spending": "spending",
             "SpendingSnapshot": "spending",
             "prepare_image": "images.prepare",
+            "prepare_tiles": "images.tiles",
         },
     )
 
@@ -85,6 +87,7 @@ __all__ = [
     "UnsupportedContentError",
     "__version__",
     "prepare_image",
+    "prepare_tiles",
 ]
 
 

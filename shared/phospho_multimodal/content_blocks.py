@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote
 
 import pybase64
 
@@ -370,9 +371,9 @@ def _find_image(block: Block) -> Any:
 
 def _begins_like_an_image(value: object) -> bool:
     if isinstance(value, str):
-        head = value[:_HEAD]
+        head = value[:_HEAD].lstrip()
         if head[:5].lower() == "data:":
-            head = head.partition(",")[2]
+            head = unquote(head.partition(",")[2])
         value = b"" if "://" in head else _decoded(head)
     # A format has its name in capitals there, and what is no image has words.
     return isinstance(value, bytes) and (sniff(value[:_HEAD]) or "").isupper()
@@ -402,8 +403,8 @@ def _declared_type(block: Block) -> str:
             if isinstance(declared, str) and declared:
                 return declared.lower()
     value = _find_image(block)
-    if isinstance(value, str) and value[:5].lower() == "data:":
-        return value[5:64].partition(",")[0].partition(";")[0].lower()
+    if isinstance(value, str) and value[:64].lstrip()[:5].lower() == "data:":
+        return value[:64].lstrip()[5:].partition(",")[0].partition(";")[0].strip().lower()
     return ""
 
 

@@ -120,6 +120,7 @@ class ConversationPlan:
         images_omitted: How many images of the conversation are not sent.
         content_omitted: How many other parts (PDF, audio, …) of older turns are not sent.
         is_about_older_turn: Whether the images are from a turn before the newest user turn.
+        one_answer: Whether a program reads the answer, so that there can be only one.
     """
 
     text: str = field(repr=False)
@@ -128,6 +129,7 @@ class ConversationPlan:
     images_omitted: int
     content_omitted: int = 0
     is_about_older_turn: bool = False
+    one_answer: bool = False
 
 
 def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> ConversationPlan:
@@ -156,13 +158,23 @@ def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> Conversatio
             raise _missing_image(unreadable)
         text = _text(turns, policy, deciding=None, sent=())
         images = (policy.default_image,)
-        return ConversationPlan(text, images, "default_image", len(unreadable), other)
+        return ConversationPlan(
+            text, images, "default_image", len(unreadable), other, one_answer=policy.one_answer
+        )
     chosen, name = _choose(deciding.images, policy)
     total = len(unreadable) + sum(len(turn.images) for turn in turns)
     text = _text(turns, policy, deciding=deciding, sent=chosen)
     older = turns[: count_older_turns(turn.role for turn in turns)]
     is_older = any(turn is deciding for turn in older)
-    return ConversationPlan(text, chosen, name, total - len(chosen), other, is_older)
+    return ConversationPlan(
+        text,
+        chosen,
+        name,
+        total - len(chosen),
+        other,
+        is_older,
+        one_answer=policy.one_answer,
+    )
 
 
 def count_older_turns(roles: Iterable[Role]) -> int:

@@ -20,7 +20,7 @@ __all__ = ["DEFAULT_PROMPT", "CopiedWithDefaultImage", "ImagePolicy", "MultiImag
 
 DEFAULT_PROMPT = "Describe this image."
 
-MultiImage: TypeAlias = Literal["montage", "each", "last", "error"]
+MultiImage: TypeAlias = Literal["montage", "each", "auto", "last", "error"]
 
 
 _MULTI_IMAGE = get_args(MultiImage)
@@ -31,8 +31,9 @@ class ImagePolicy:
     """What to do with several images, and with none.
 
     Attributes:
-        multi_image: `"montage"` (one labelled sheet), `"each"` (a request for each), `"last"` or
-            `"error"`.
+        multi_image: `"montage"` (one labelled sheet), `"each"` (a request for each), `"auto"` (a
+            montage while its tiles can be read, else a request for each if the spending limit
+            allows it), `"last"` or `"error"`.
         max_images: More images than this in one turn are an error.
         default_image: Sent where a conversation has no image; `None` makes that an error.
         default_prompt: Asked where a conversation has no text.

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from phospho_multimodal.conversation import ConversationPlan, cut_at_stop
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
-from phospho_multimodal.exchange import Call, Exchange, Step, Together, Work, ask, set_aside
+from phospho_multimodal.exchange import (
+    Call,
+    Exchange,
+    Step,
+    Together,
+    Work,
+    ask,
+    set_aside,
+    with_ledger,
+)
+from phospho_multimodal.image_parts import (
+    Part,
+    Passed,
+    legend,
+    make_montage,
+    montage_warnings,
+    parts_of,
+    ready,
+)
 from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
     SendableImage,
     clean_source,
-    prepare_source,
 )
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import Settings
@@ -24,9 +41,9 @@ from phospho_multimodal.wire import request_body, request_pieces
 
 __all__ = ["Asking", "Prediction", "predict", "question_about"]
 
-# Looking through a megabyte, decoding and hashing it takes a millisecond; a thread to do it costs
-# half of that, and much more where many wait for one interpreter.
-_SMALL_IMAGE = 2 * 1024 * 1024
+# To look through so much, decode and hash it takes two milliseconds. A thread costs half of one,
+# and much more where many threads wait for one interpreter.
+_SMALL_IMAGE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +74,6 @@ class Asking:
     stop: Sequence[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _HandedOver:
-    """An image as it was handed over, and the file behind it if it is a URL that was fetched."""
-
-    source: ImageSource
-    fetched: bytes | None = field(default=None, repr=False)
-
-
 def predict(
     shared: Exchange, plan: ConversationPlan, asking: Asking
 ) -> Generator[Step, Any, Prediction]:
@@ -86,9 +95,13 @@ def predict(
     """
     settings = shared.settings
     deadline = None if settings.deadline is None else shared.clock() + settings.deadline
-    handed_over = yield from _handed_over(plan, settings, deadline)
-    if plan.policy == "each":
-        return (yield from _ask_each(shared, plan, handed_over, asking, deadline))
+    handed_over = yield from _fetch_all(plan, settings, deadline)
+    if plan.policy == "auto":
+        plan = yield from _decide(shared, plan, handed_over)
+    if plan.policy == "each" or settings.detail == "tiles":
+        parts = yield from _prepared_parts(plan, handed_over, settings)
+        if len(parts) > 1 or plan.policy == "each":
+            return (yield from _ask_each(shared, plan, parts, asking, deadline))
 
     clean: SendableImage | None = None
     if plan.policy != "montage" and _is_small(handed_over[0]):
@@ -98,57 +111,64 @@ def predict(
     # collector looks through as long as the answer is waited for.
     make_ready = partial(_made_ready, plan, handed_over, clean, asking, settings, deadline=deadline)
     if clean is None and _have_bytes(handed_over):
-        call, shown = yield Work(make_ready, computes=True)
+        call, shown, warnings = yield Work(make_ready, computes=True)
     else:
-        call, shown = make_ready()
+        call, shown, warnings = make_ready()
     del make_ready, clean  # or the image's bytes would wait for the answer, beside their base64
     description = yield from ask(shared, call)
-    metadata = _metadata(shared, plan, asking, [call], shown)
+    metadata = _metadata(shared, plan, asking, [call], shown, warnings=warnings)
     return Prediction(cut_at_stop(description, asking.stop), metadata)
+
+
+def _prepared_parts(
+    plan: ConversationPlan, passed: Sequence[Passed], settings: Settings
+) -> Generator[Step, Any, list[Part]]:
+    """Prepare what is asked about separately; URLs that are passed on need no thread."""
+    prepare = partial(parts_of, plan, passed, settings)
+    parts: list[Part] = (yield Work(prepare, computes=True)) if _have_bytes(passed) else prepare()
+    return parts
 
 
 def _made_ready(
     plan: ConversationPlan,
-    handed_over: Sequence[_HandedOver],
+    handed_over: Sequence[Passed],
     clean: SendableImage | None,
     asking: Asking,
     settings: Settings,
     *,
     deadline: float | None,
-) -> tuple[Call, list[dict[str, Any]]]:
+) -> tuple[Call, list[dict[str, Any]], list[str]]:
     """Put together the one question of a plan, and what its answer's metadata tells of images."""
+    warnings: list[str] = []
     if plan.policy == "montage":
-        image, sources = _montage(handed_over, settings)
-        text = f"{plan.text}\n{_legend(len(sources))}"
+        image, sources, warnings = make_montage(handed_over, settings)
+        text = f"{plan.text}\n{legend(len(sources))}"
     else:
-        image = clean or _ready(handed_over[0], settings)
+        image = clean or ready(handed_over[0], settings)
         text, sources = plan.text, [image]
     shown = [source.to_metadata() for source in sources]
-    return question_about(image, text, asking, settings, deadline), shown
+    return question_about(image, text, asking, settings, deadline), shown, warnings
 
 
 def _ask_each(
     shared: Exchange,
     plan: ConversationPlan,
-    handed_over: Sequence[_HandedOver],
+    parts: Sequence[Part],
     asking: Asking,
     deadline: float | None,
 ) -> Generator[Step, Any, Prediction]:
-    """Ask about every image by itself, all at once; a failure is told in its place."""
-    settings = shared.settings
-
-    def make_ready() -> list[tuple[SendableImage, Call]]:
-        images = [_ready(image, settings) for image in handed_over]
-        return [
-            (image, question_about(image, plan.text, asking, settings, deadline))
-            for image in images
-        ]
-
-    have_bytes = _have_bytes(handed_over)
-    ready = (yield Work(make_ready, computes=True)) if have_bytes else make_ready()
+    """Ask about every part by itself, all at once; a failure is told in its place."""
+    if plan.one_answer:
+        message = (
+            f"detail='tiles' would send {len(parts)} parts and get an answer about each, but with"
+            " tools or a schema one answer is read. Nothing was sent. Choose detail='auto'."
+        )
+        raise UnsupportedContentError(message)
+    make_calls = partial(_calls, plan, parts, asking, shared.settings, deadline)
+    have_bytes = any(isinstance(part.image, PreparedImage) for part in parts)
+    calls = (yield Work(make_calls, computes=True)) if have_bytes else make_calls()
     # For all or for none: half an answer for half the money is not what was asked for.
-    reservations = yield from set_aside(shared, len(ready))
-    calls = [call for _, call in ready]
+    reservations = yield from set_aside(shared, len(calls))
     for call, reservation in zip(calls, reservations, strict=True):
         call.reservation = reservation
     refusals: list[PhosphoError] = []
@@ -164,13 +184,26 @@ def _ask_each(
         first.attempts = sum(call.attempts for call in calls)
         first.images_in_doubt = sum(call.in_doubt for call in calls)
         raise first
-    shown = [image.to_metadata() for image, _ in ready]
+    shown = [image.to_metadata() for part in parts for image in part.images]
     answers = [
-        f"Image {number}:\n{_told(outcome, asking.stop)}"
-        for number, outcome in enumerate(outcomes, start=1)
+        f"{part.name}:\n{_told(outcome, asking.stop)}"
+        for part, outcome in zip(parts, outcomes, strict=True)
     ]
     metadata = _metadata(shared, plan, asking, calls, shown, failed=len(failures))
     return Prediction("\n\n".join(answers), metadata)
+
+
+def _calls(
+    plan: ConversationPlan,
+    parts: Sequence[Part],
+    asking: Asking,
+    settings: Settings,
+    deadline: float | None,
+) -> list[Call]:
+    return [
+        question_about(part.image, f"{plan.text}{part.note}", asking, settings, deadline)
+        for part in parts
+    ]
 
 
 def _ask_one_of_several(
@@ -185,23 +218,38 @@ def _ask_one_of_several(
         raise
 
 
+def _decide(
+    shared: Exchange, plan: ConversationPlan, passed: Sequence[Passed]
+) -> Generator[Step, Any, ConversationPlan]:
+    """Choose for `multi_image="auto"`: a montage, unless it cannot be read and each can be paid."""
+    if plan.one_answer or shared.settings.detail == "tiles":
+        return replace(plan, policy="montage")
+    if any(image.source.url is not None and image.fetched is None for image in passed):
+        return replace(plan, policy="each")  # a montage cannot be made of what is not opened
+    warnings = yield Work(partial(montage_warnings, passed, shared.settings), computes=True)
+    snapshot = yield from with_ledger(shared, shared.spending.snapshot)
+    left = snapshot.images_left
+    affordable = left is None or left >= len(passed)
+    return replace(plan, policy="each" if warnings and affordable else "montage")
+
+
 def _told(outcome: str | PhosphoError, stop: Sequence[str] | None) -> str:
     if isinstance(outcome, PhosphoError):
         return f"[no answer: {type(outcome).__name__}: {outcome}]"
     return cut_at_stop(outcome, stop)
 
 
-def _handed_over(
+def _fetch_all(
     plan: ConversationPlan, settings: Settings, deadline: float | None
-) -> Generator[Step, Any, Sequence[_HandedOver]]:
+) -> Generator[Step, Any, Sequence[Passed]]:
     """Fetch the images that are URLs, if that is asked for: all at once, before money is spent."""
     if settings.url_mode == "pass" or all(source.url is None for source in plan.images):
-        return [_HandedOver(source) for source in plan.images]
+        return [Passed(source) for source in plan.images]
     if len(plan.images) == 1:
         return [(yield from _fetched(plan.images[0], deadline))]
-    outcomes: list[_HandedOver | PhosphoError]
+    outcomes: list[Passed | PhosphoError]
     outcomes = yield Together([_fetched(source, deadline) for source in plan.images])
-    images: list[_HandedOver] = []
+    images: list[Passed] = []
     for outcome in outcomes:
         if isinstance(outcome, PhosphoError):
             raise outcome
@@ -209,74 +257,33 @@ def _handed_over(
     return images
 
 
-def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any, _HandedOver]:
+def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any, Passed]:
     if source.url is None:
-        return _HandedOver(source)
+        return Passed(source)
     from phospho_multimodal.images.fetch import fetch_image  # noqa: PLC0415 - loads httpcore
 
     given_up = threading.Event()
     fetch = partial(fetch_image, source.url, deadline=deadline, given_up=given_up.is_set)
     try:
-        return _HandedOver(source, (yield Work(fetch, computes=False)))
+        return Passed(source, (yield Work(fetch, computes=False)))
     finally:
         # A cancelled task does not wait for the thread that works for it: this ends the work.
         given_up.set()
 
 
-def _have_bytes(images: Sequence[_HandedOver]) -> bool:
+def _have_bytes(images: Sequence[Passed]) -> bool:
     return any(image.source.url is None or image.fetched is not None for image in images)
 
 
-def _is_small(image: _HandedOver) -> bool:
+def _is_small(image: Passed) -> bool:
     """Tell whether it costs less to look through an image at once than to have a thread do it."""
     source = image.source
     in_memory = source.form in {"bytes", "base64", "data_url"}
     return in_memory and len(source.value) <= _SMALL_IMAGE
 
 
-def _clean(image: _HandedOver, settings: Settings) -> PreparedImage | None:
+def _clean(image: Passed, settings: Settings) -> PreparedImage | None:
     return clean_source(image.source, max_image_side=settings.max_image_side)
-
-
-def _ready(image: _HandedOver, settings: Settings) -> SendableImage:
-    return prepare_source(
-        image.source,
-        max_image_side=settings.max_image_side,
-        prepare=settings.prepare,
-        fetched=image.fetched,
-    )
-
-
-def _montage(
-    images: Sequence[_HandedOver], settings: Settings
-) -> tuple[SendableImage, list[SendableImage]]:
-    """Make a sheet, and keep what it was made of."""
-    from phospho_multimodal.images.montage import montage  # noqa: PLC0415 - loads Pillow
-
-    sources: list[SendableImage] = []
-    pictures: list[PreparedImage] = []
-    for handed_over in images:
-        image = prepare_source(
-            handed_over.source,
-            max_image_side=settings.max_image_side,
-            fetched=handed_over.fetched,
-        )
-        if isinstance(image, LinkedImage):
-            message = (
-                f"A montage has to open its images, and one is a URL at {image.origin} that is"
-                " passed on unopened. Nothing was sent. Set url_mode='fetch', or choose"
-                " multi_image='each' for a request for each image."
-            )
-            raise UnsupportedContentError(message)
-        sources.append(image)
-        pictures.append(image)
-    return montage(pictures, max_side=settings.max_image_side), sources
-
-
-def _legend(tiles: int) -> str:
-    """Name the tiles of a montage in one sentence."""
-    named = [f'"Image {number}" is the tile marked {number}' for number in range(1, tiles + 1)]
-    return f"The picture is a sheet of {tiles} images: {', '.join(named)}."
 
 
 def question_about(
@@ -317,6 +324,7 @@ def _metadata(
     images: list[dict[str, Any]],
     *,
     failed: int = 0,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Tell what an answer was made of, and what it cost."""
     billed = len(calls) - failed
@@ -331,6 +339,8 @@ def _metadata(
         "image_policy": plan.policy,
         "images_omitted": plan.images_omitted,
     }
+    if warnings:
+        metadata["warnings"] = list(warnings)
     if plan.content_omitted:
         metadata["content_omitted"] = plan.content_omitted
     request_ids = [call.request_id for call in calls if call.request_id is not None]

@@ -15,7 +15,12 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from phospho_multimodal.endpoint import DEFAULT_MODEL, MODEL_PREFIX
+from phospho_multimodal.endpoint import (
+    DEFAULT_IMAGE_SIDE,
+    DEFAULT_MAX_TILES,
+    DEFAULT_MODEL,
+    MODEL_PREFIX,
+)
 from phospho_multimodal.errors import ConfigurationError, MissingKeyError
 from phospho_multimodal.on_demand import ModuleOnDemand
 
@@ -29,7 +34,9 @@ __all__ = [
     "BASE_URL_VARIABLE",
     "DEFAULT_BASE_URL",
     "DEFAULT_IMAGE_SIDE",
+    "DEFAULT_MAX_TILES",
     "ClientOptions",
+    "Detail",
     "ParameterOptions",
     "Settings",
     "TimeoutLike",
@@ -46,13 +53,11 @@ API_KEY_VARIABLE = "PHOSPHO_API_KEY"
 BASE_URL_VARIABLE = "PHOSPHO_BASE_URL"
 DEFAULT_BASE_URL = "https://api.phospho.ai"
 
-DEFAULT_IMAGE_SIDE = 1536
-"""Longest side of what is sent, in pixels."""
-
 LOWEST_TEMPERATURE = 0.1
 """The endpoint's floor; frameworks write 0 for "as deterministic as can be"."""
 
 UrlMode = Literal["pass", "fetch"]
+Detail = Literal["auto", "tiles"]
 
 _SECRET_LENGTH = 8
 
@@ -111,6 +116,8 @@ class ClientOptions(TypedDict, total=False):
     requests_per_second: float | None
     prepare: bool
     max_image_side: int
+    detail: Detail
+    max_tiles: int
     url_mode: UrlMode
     allow_insecure_http: bool
     proxy: str | None
@@ -142,6 +149,8 @@ class Settings:
     requests_per_second: float | None = None
     prepare: bool = True
     max_image_side: int = DEFAULT_IMAGE_SIDE
+    detail: Detail = "auto"
+    max_tiles: int = DEFAULT_MAX_TILES
     url_mode: UrlMode = "pass"
     proxy: str | None = field(default=None, repr=False)
     verify: bool | str | ssl.SSLContext = True
@@ -162,6 +171,8 @@ class Settings:
         requests_per_second: float | None = None,
         prepare: bool = True,
         max_image_side: int = DEFAULT_IMAGE_SIDE,
+        detail: Detail = "auto",
+        max_tiles: int = DEFAULT_MAX_TILES,
         url_mode: UrlMode = "pass",
         allow_insecure_http: bool = False,
         proxy: str | None = None,
@@ -183,6 +194,9 @@ class Settings:
             requests_per_second: Rate of this client, at most one second's worth at once.
             prepare: Turn, clean and shrink images; `False` checks type and limits alone.
             max_image_side: Longest side of what is sent, in pixels.
+            detail: `"auto"` sends one image; `"tiles"` sends an image that would have to be shrunk
+                as several overlapping tiles, each of which is billed as one image.
+            max_tiles: The most tiles of one image, or the most montages of several images.
             url_mode: `"pass"` hands URLs on unopened; `"fetch"` opens public ones here.
             allow_insecure_http: Send the key over plain http beyond the loopback.
             proxy: URL of a proxy; else the environment's, as httpx reads it.
@@ -214,6 +228,12 @@ class Settings:
         if url_mode not in {"pass", "fetch"}:
             message = f"url_mode is {url_mode!r}; it is 'pass' or 'fetch'."
             raise ConfigurationError(message)
+        if detail not in {"auto", "tiles"}:
+            message = f"detail must be 'auto' or 'tiles', got {detail!r}."
+            raise ConfigurationError(message)
+        if detail == "tiles" and not prepare:
+            message = "detail='tiles' cuts images, so it cannot be used with prepare=False."
+            raise ConfigurationError(message)
         return cls(
             base_url=place.url,
             api_key=key,
@@ -228,6 +248,8 @@ class Settings:
             ),
             prepare=prepare,
             max_image_side=_whole_number("max_image_side", max_image_side, least=1),
+            detail=detail,
+            max_tiles=_whole_number("max_tiles", max_tiles, least=1),
             url_mode=url_mode,
             proxy=checked_proxy(proxy),
             verify=verify,

@@ -94,6 +94,13 @@ def run_batch(
         int | None,
         typer.Option(min=1, help="Longest side of what is sent, in pixels.", show_default=False),
     ] = None,
+    detail: Annotated[
+        Literal["auto", "tiles"],
+        typer.Option(help="Send an image once, or as tiles that are billed and have rows each."),
+    ] = "auto",
+    max_tiles: Annotated[
+        int | None, typer.Option(min=1, help="The most tiles of one image.", show_default=False)
+    ] = None,
     url_mode: Annotated[
         Literal["pass", "fetch"],
         typer.Option(help="Hand URLs on unopened, or open public ones here."),
@@ -154,6 +161,7 @@ def run_batch(
             "top_p": top_p,
             "repetition_penalty": repetition_penalty,
             "max_image_side": max_image_side,
+            "max_tiles": max_tiles,
             "timeout": timeout,
             "base_url": base_url,
             "api_key": api_key,
@@ -181,6 +189,7 @@ def run_batch(
                 model=model,
                 results=results,
                 concurrency=number_at_once,
+                detail=detail,
                 url_mode=url_mode,
                 retry_failed=retry_failed,
                 retry_in_doubt=retry_in_doubt,

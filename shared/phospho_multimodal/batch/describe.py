@@ -36,6 +36,7 @@ from phospho_multimodal.batch.reporting import check_report, report_on
 from phospho_multimodal.batch.results import Results, ResultsFormat, check_format
 from phospho_multimodal.batch.sources import Source, open_source
 from phospho_multimodal.batch.steps import State, states_to_ask_again
+from phospho_multimodal.batch.tiles import TiledSource
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange import Exchange
@@ -280,6 +281,8 @@ class _Run:
 
     async def _run(self) -> Summary:
         source = await asyncio.to_thread(self._open_source)
+        if self._settings.detail == "tiles":
+            source = TiledSource(source, self._settings)
         journal = await asyncio.to_thread(Journal, self._folder, self._job)
         try:
             return await self._work(source, journal)

@@ -31,11 +31,13 @@ class Job:
         prompt: The question.
         asking: Model, parameters and stop strings.
         max_image_side: Longest side of what is sent, in pixels; `None` for files as they are.
+        max_tiles: The most tiles of one image; `None` for one request for each image.
     """
 
     prompt: str
     asking: Asking
     max_image_side: int | None
+    max_tiles: int | None = None
 
     @classmethod
     def of(
@@ -63,7 +65,8 @@ class Job:
         asking = Asking(settings.model, checked_parameters(parameters), checked_stop(stop))
         for text in (prompt, *(asking.stop or ())):
             request_body(model=asking.model, text=text, image_url="", parameters={})
-        return cls(prompt, asking, settings.max_image_side if settings.prepare else None)
+        side = settings.max_image_side if settings.prepare else None
+        return cls(prompt, asking, side, settings.max_tiles if settings.detail == "tiles" else None)
 
     @property
     def prompt_id(self) -> str:
@@ -84,6 +87,7 @@ class Job:
             "parameters": dict(self.asking.parameters),
             "stop": stop,
             "max_image_side": self.max_image_side,
+            **({} if self.max_tiles is None else {"max_tiles": self.max_tiles}),
         }
 
 

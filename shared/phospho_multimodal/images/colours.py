@@ -1,9 +1,10 @@
-"""Colours: whatever mode, depth, transparency and profile a picture has, as 8-bit sRGB on white."""
+"""Colours: whatever mode, depth, transparency and profile an image has, as 8-bit sRGB, opaque."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,129 +12,292 @@ from PIL import Image, ImageCms, ImageMath
 
 from phospho_multimodal.errors import ImageError
 
-__all__ = ["Flattening", "to_srgb"]
+__all__ = ["Flattening", "strips", "to_srgb"]
 
-_PROFILE_MODES = {"RGB ": ("RGB",), "CMYK": ("CMYK",), "GRAY": ("L",)}
+_PROFILE_MODES = {"RGB ": ("RGB", "L"), "CMYK": ("CMYK",), "GRAY": ("L",)}
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-_WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
+"""Modes with premultiplied alpha, and what Pillow can make of them."""
+_SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _UNBOUNDED_MODES = frozenset({"I", "F"})
+_WIDE_MODES = _SIXTEEN_BIT_MODES | _UNBOUNDED_MODES
 _FLAT_MODES = frozenset({"L", "RGB", "CMYK"})
-_SIXTEEN_BIT = 65535.0
+_TWELVE_BIT, _SIXTEEN_BIT = 4095.0, 65535.0
 _OPAQUE = 255
+_UNSIGNED = 4294967296.0
+_STEP_OF_GREY = {"L;2": 85, "L;4": 17}
+"""How far apart the greys of 2 and 4 bits are when Pillow has made 8 bits of them."""
+_STRIP_PIXELS = 1_000_000
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_SAMPLE_SIDE = 768
+_VISIBLE = 32
+"""Alpha from which a pixel counts as seen."""
+_CONTRAST = 24
+"""Shades between content and background, below which the content is lost."""
+_MOST_LOST = 0.7
+_BACKGROUNDS = {255: "white", 0: "black", 128: "grey"}
 
 
 @dataclass(slots=True)
 class Flattening:
-    """Makes 8 opaque bits of a picture, all of it or strip by strip.
+    """Makes 8 opaque bits of an image, all of it or strip by strip.
 
     Attributes:
-        mode: Of the picture.
-        info: Of the picture: palettes keep their transparency there.
-        darkest: What becomes black, in the picture's own numbers.
+        mode: The mode of the image.
+        info: The metadata of the image, where palettes keep their transparency.
+        key: The grey value that means transparent.
+        darkest: What becomes black, in the image's own numbers.
         span: How far above it white is.
+        is_inverted: Whether the largest number is black.
+        is_unsigned: Whether negative numbers are large ones that overflowed.
+        frame: The part of the canvas that a GIF's frame covers, if not all of it.
+        background: The grey that stands behind transparency.
         transparent: Whether anything transparent was met.
         depth: In words, what becomes of more than 8 bits.
     """
 
     mode: str
     info: dict[Any, Any]
+    key: int | None = None
     darkest: float = 0.0
     span: float = _SIXTEEN_BIT
+    is_inverted: bool = False
+    is_unsigned: bool = False
+    frame: tuple[int, int, int, int] | None = None
+    background: int = _OPAQUE
     transparent: bool = False
     depth: str = "16 bits to 8"
 
     @classmethod
-    def of(cls, image: Image.Image) -> Flattening:
-        """Look at a picture as a whole, before it is done in parts."""
+    def of(cls, image: Image.Image, raw_mode: object = None) -> Flattening:
+        """Look at an image as a whole, before it is done in parts.
+
+        Args:
+            image: The image.
+            raw_mode: How its file stores pixels, in Pillow's words.
+
+        Returns:
+            What to do with each part.
+
+        Raises:
+            ImageError: It holds values that are not numbers.
+        """
         flattening = cls(image.mode, image.info)
+        key = image.info.get("transparency")
+        if isinstance(key, int) and image.mode in _SIXTEEN_BIT_MODES | {"1", "L"}:
+            flattening.key = key * _STEP_OF_GREY.get(str(raw_mode), 1)
+        flattening._read_tags(getattr(image, "tag_v2", {}))
         if image.mode in _UNBOUNDED_MODES:
-            flattening._find_white(*(_number(value) for value in image.getextrema()))
+            flattening._find_white(image)
+        if flattening._has_alpha:
+            flattening.background = _background(image)
         return flattening
 
-    def _find_white(self, low: float, high: float) -> None:
+    def _read_tags(self, tags: Any) -> None:
+        """Read of a TIFF what Pillow does not do for more than 8 bits."""
+        if self.mode not in _WIDE_MODES:
+            return
+        self.is_inverted = tags.get(_PHOTOMETRIC) == 0
+        if tags.get(_BITS) == (12,):
+            self.span, self.depth = _TWELVE_BIT, "12 bits to 8"
+        if self.mode == "I":
+            self.is_unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+
+    def _find_white(self, image: Image.Image) -> None:
         """Floats and 32-bit integers have no fixed white: it is the first usual one that fits."""
-        if not (math.isfinite(low) and math.isfinite(high)):
-            message = "The image holds values that are not numbers, or endless. Save it anew."
-            raise ImageError(message)
+        low, high = math.inf, -math.inf
+        for _, strip in strips(image):
+            numbers = self._numbers(strip)
+            # Pillow's extrema pass over NaN, which alone does not equal itself.
+            equal = ImageMath.lambda_eval(lambda of: of["n"] == of["n"], n=numbers)
+            lowest, highest = (_number(value) for value in numbers.getextrema())
+            if _number(equal.getextrema()[0]) == 0 or not math.isfinite(highest - lowest):
+                message = (
+                    "The image holds values that are not numbers, or endless. Nothing was sent."
+                    " Replace them and save the image again."
+                )
+                raise ImageError(message)
+            low, high = min(low, lowest), max(high, highest)
         whites = (1.0, 255.0, _SIXTEEN_BIT) if self.mode == "F" else (255.0, _SIXTEEN_BIT)
+        if self.is_unsigned:
+            whites = (*whites, _UNSIGNED - 1)
         fitting = [white for white in whites if low >= 0.0 and high <= white]
         self.span = fitting[0] if fitting else high - low
         self.darkest = 0.0 if fitting else low
         self.depth = f"values from {self.darkest:g} to {self.darkest + self.span:g} to 8 bits"
 
+    def _numbers(self, part: Image.Image) -> Image.Image:
+        """The numbers of a part as floats, without overflow."""
+        numbers = part if part.mode == "F" else part.convert("F")
+        if not self.is_unsigned:
+            return numbers
+        unsigned: Image.Image = ImageMath.lambda_eval(
+            lambda of: of["n"] + (of["n"] < 0) * _UNSIGNED, n=numbers
+        )
+        return unsigned
+
+    @property
+    def _has_alpha(self) -> bool:
+        return self.mode in _ALPHA_MODES or (
+            self.key is None and self.info.get("transparency") is not None
+        )
+
     @property
     def is_flat(self) -> bool:
         """Whether there is nothing to do."""
-        return self.mode in _FLAT_MODES and "transparency" not in self.info
+        opaque = self.info.get("transparency") is None and self.frame is None
+        return self.mode in _FLAT_MODES and opaque
 
-    def flat(self, part: Image.Image) -> Image.Image:
-        """Flatten a part of the picture, or all of it.
+    def flat(self, part: Image.Image, top: int = 0) -> Image.Image:
+        """Flatten a part of the image, or all of it.
 
         Args:
-            part: Of the picture's own mode.
+            part: A part of the image, in its own mode and width.
+            top: The row at which the part begins.
 
         Returns:
             The part in mode L, RGB or CMYK.
         """
+        flat = self._opaque(part)
+        return flat if self.frame is None else self._only_frame(flat, top)
+
+    def _opaque(self, part: Image.Image) -> Image.Image:
         if self.mode in _WIDE_MODES:
-            scale = 255.0 / self.span if self.span else 0.0
-            offset = 0.5 - self.darkest * scale
-            wide = part if self.mode == "F" else part.convert("F")
-            flat = wide.point(lambda value: value * scale + offset).convert("L")
-            return self._without_key(part, flat)
-        if self.mode in _ALPHA_MODES or "transparency" in self.info:
-            return self._on_white(part)
-        if self.mode == "1":
-            return part.convert("L")
+            return self._without_key(part, self._eight_bits(part))
+        if self._has_alpha:
+            return self._on_background(part)
+        if self.mode in {"1", "L"}:
+            return self._without_key(part, part.convert("L"))
         if self.mode in _FLAT_MODES:
             return part
-        return part.convert("RGB")  # P, YCbCr, LAB, HSV, RGBX
+        if self.mode == "LAB":
+            lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(part, lab, srgb, outputMode="RGB")
+            assert converted is not None  # noqa: S101 - it is only changed in place if so asked
+            return converted
+        return part.convert("RGB")  # P, YCbCr, HSV, RGBX
+
+    def _eight_bits(self, part: Image.Image) -> Image.Image:
+        scale = 255.0 / self.span if self.span else 0.0
+        offset = 0.5 - self.darkest * scale
+        if self.is_inverted:
+            scale, offset = -scale, 256.0 - offset
+        return self._numbers(part).point(lambda value: value * scale + offset).convert("L")
 
     def _without_key(self, part: Image.Image, flat: Image.Image) -> Image.Image:
-        """Put white where a 16-bit picture has the one value that it calls transparent."""
-        key = self.info.get("transparency")
-        if not isinstance(key, int):
+        """Put the background where an image has the one value that it calls transparent."""
+        if self.key is None:
             return flat
-        same = ImageMath.lambda_eval(lambda of: (of["part"] == key) * 255, part=part.convert("I"))
-        mask = same.convert("L")
-        self.transparent |= mask.getbbox() is not None
-        flat.paste(255, mask=mask)
+        if self.mode in _WIDE_MODES:
+            key = self.key
+            same = ImageMath.lambda_eval(
+                lambda of: (of["part"] == key) * 255, part=part.convert("I")
+            )
+            mask = same.convert("L")
+        else:
+            mask = flat.point([255 * (shade == self.key) for shade in range(256)])
+        if mask.getbbox() is None:
+            return flat
+        self.transparent = True
+        flat = flat.copy()
+        flat.paste(self.background, mask=mask)
         return flat
 
-    def _on_white(self, part: Image.Image) -> Image.Image:
-        picture = part.convert("RGBA")
+    def _on_background(self, part: Image.Image) -> Image.Image:
+        picture = _with_alpha(part)
         self.transparent |= _number(picture.getchannel("A").getextrema()[0]) < _OPAQUE
-        sheet = Image.new("RGBA", part.size, "white")
+        sheet = Image.new("RGBA", part.size, (self.background,) * 3)
         sheet.alpha_composite(picture)
         return sheet.convert("RGB")
+
+    def _only_frame(self, part: Image.Image, top: int) -> Image.Image:
+        """Keep what a frame covers of its canvas, and put the background around it."""
+        assert self.frame is not None  # noqa: S101 - asked before
+        left, upper, right, lower = self.frame
+        box = (left, max(0, upper - top), right, min(part.height, lower - top))
+        self.transparent = True
+        sheet = Image.new(part.mode, part.size, _BACKGROUNDS[self.background])
+        if box[1] < box[3]:
+            sheet.paste(part.crop(box), box)
+        return sheet
 
     def changes(self) -> list[str]:
         """Tell in words what was done."""
         done = [self.depth] if self.mode in _WIDE_MODES else []
-        return [*done, "transparency on white"] if self.transparent else done
+        return (
+            [*done, f"transparency on {_BACKGROUNDS[self.background]}"]
+            if self.transparent
+            else done
+        )
+
+
+def strips(image: Image.Image, *, rows: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """Cut an image into strips of a few million pixels.
+
+    Args:
+        image: The image.
+        rows: The height of each strip is a multiple of this.
+
+    Yields:
+        The row at which a strip begins, and the strip.
+    """
+    height = rows * max(1, _STRIP_PIXELS // (image.width * rows))
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(image.height, top + height)))
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    straight = _STRAIGHT.get(image.mode)
+    if straight is not None:
+        image = image.convert(straight)
+    return image.convert("RGBA")
+
+
+def _background(image: Image.Image) -> int:
+    """Choose the grey on which the visible content of an image can be seen: white, if it can."""
+    box = image.getbbox() if image.mode in _ALPHA_MODES else (0, 0, *image.size)
+    if box is None:
+        return _OPAQUE
+    size = (min(box[2] - box[0], _SAMPLE_SIDE), min(box[3] - box[1], _SAMPLE_SIDE))
+    sample = _with_alpha(image.resize(size, Image.Resampling.NEAREST, box=box))
+    alpha = sample.getchannel("A")
+    if _number(alpha.getextrema()[0]) == _OPAQUE and box == (0, 0, *image.size):
+        return _OPAQUE
+    seen = alpha.point([255 * (value >= _VISIBLE) for value in range(256)])
+    shades = sample.convert("L").histogram(seen)
+
+    def lost(background: int) -> float:
+        close = shades[max(0, background - _CONTRAST) : background + _CONTRAST + 1]
+        return sum(close) / max(1, sum(shades))
+
+    best = min(_BACKGROUNDS, key=lost)
+    return best if lost(_OPAQUE) > _MOST_LOST and lost(best) < lost(_OPAQUE) / 2 else _OPAQUE
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> Image.Image:
     """Convert the colours of a profile to sRGB, and CMYK to RGB.
 
     Args:
-        image: In mode L, RGB or CMYK.
-        profile: An ICC profile, if the picture had one.
+        image: An image of mode L, RGB or CMYK.
+        profile: An ICC profile, if the image had one.
         changes: Takes a word for each thing that was done.
 
     Returns:
-        The picture in mode L or RGB.
+        The image in mode L or RGB.
     """
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if image.mode in _PROFILE_MODES.get(source.profile.xcolor_space, ()):
+            space = source.profile.xcolor_space
+            if image.mode in _PROFILE_MODES.get(space, ()):
                 target = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+                whole = image.convert("RGB") if space == "RGB " else image
+                converted = ImageCms.profileToProfile(whole, source, target, outputMode="RGB")
                 if converted is not None:
                     changes.append("colours to sRGB")
-                    return converted
-        # A broken profile is no reason to lose the picture: its colours are taken as they are.
+                    return converted.convert("L") if image.mode == "L" else converted
+        # A broken profile is no reason to lose the image: its colours are taken as they are.
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             changes.append("unreadable colour profile ignored")
     if image.mode == "CMYK":

@@ -1,7 +1,7 @@
 """What an image file says of itself: its type, its size, and whether it is clean.
 
-Pure looking at bytes, without Pillow and without decoding, so that a picture which needs no
-preparation costs next to nothing.
+Most of it needs no Pillow. Only a JPEG that could be sent byte for byte is decoded once, since its
+segments do not show whether all pixels are there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import re
 import zlib
 from dataclasses import dataclass
 
-__all__ = ["CleanImage", "clean_image", "is_empty_jpeg", "is_endless_jpeg", "sniff"]
+from phospho_multimodal.images.jpeg import decodes
+
+__all__ = ["CleanImage", "clean_image", "sniff"]
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -26,6 +28,36 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavi", "AVIF"),
     *((4, b"ftyp" + brand, "HEIF") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
     # Not images, or none that can be sent: named so that an error can say what came.
+    (4, b"ftypcrx", "a Canon raw file (CR3)"),
+    (0, b"IIRO", "an Olympus raw file (ORF)"),
+    (0, b"IIRS", "an Olympus raw file (ORF)"),
+    (0, b"MMOR", "an Olympus raw file (ORF)"),
+    (0, b"IIU\x00", "a Panasonic raw file (RW2)"),
+    (0, b"FUJIFILMCCD-RAW", "a Fujifilm raw file (RAF)"),
+    (6, b"HEAPCCDR", "a Canon raw file (CRW)"),
+    (0, b"FOVb", "a Sigma raw file (X3F)"),
+    (0, b"\x00MRM", "a Minolta raw file (MRW)"),
+    (128, b"DICM", "a DICOM file"),
+    (0, b"qoif", "a QOI image"),
+    (0, b"v/1\x01", "an OpenEXR image"),
+    (0, b"#?RADIANCE", "a Radiance HDR image"),
+    (0, b"#?RGBE", "a Radiance HDR image"),
+    (0, b"SIMPLE  =", "a FITS image"),
+    (0, b"DDS ", "a DDS texture"),
+    (0, b"gimp xcf", "a GIMP file (XCF)"),
+    (0, b"icns", "a macOS icon"),
+    (0, b"AT&TFORM", "a DjVu document"),
+    (0, b"II\xbc\x01", "a JPEG XR image"),
+    (0, b"BPG\xfb", "a BPG image"),
+    (0, b"farbfeld", "a farbfeld image"),
+    (0, b"\x93NUMPY", "a numpy array"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Office document"),
+    *(
+        (0, b"P" + kind + space, "a PNM image")
+        for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"7")
+        for space in (b"\n", b" ", b"\r")
+    ),
     (0, b"%PDF", "a PDF document"),
     (0, b"%!PS", "a PostScript file"),
     (0, b"PK\x03\x04", "a ZIP archive or Office document"),
@@ -38,6 +70,8 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x00\x00\x01\x00", "a Windows icon"),
     (0, b"8BPS", "a Photoshop file"),
     (0, b"\x00\x00\x00\x0cjP", "a JPEG 2000 image"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
     (0, b"\xff\x0a", "a JPEG XL image"),
 )
 
@@ -46,6 +80,9 @@ _SVG = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*|<!DOCTYPE[^>]*>\s*)*<svg\b", re.DOTALL
 )
 
+_TEXT = re.compile(rb"[\t\n\f\r\x1b\x20-\x7e]*")
+"""A file full of zeros is ASCII too, but no text."""
+
 # In entropy-coded data a marker is 0xFF and neither a stuffed zero nor a restart.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: 8-bit Huffman
@@ -53,17 +90,15 @@ _JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
 _JPEG_NEEDED = frozenset({0xC4, 0xDB})  # the tables of Huffman codes and of quantization
 _JFIF_WITHOUT_THUMBNAIL = 16
 
-# A progressive JPEG can pass over the whole picture again for each 23 bytes of its file. Encoders
-# make about ten scans, and a dozen segments besides.
-_MOST_SCANS = 100
-_MOST_SEGMENTS = 10_000
-_SEGMENT_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # of those that a length follows
 _ADOBE_SEGMENT = 14
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour hints that change no pixel here; every other chunk is metadata, alpha or animation.
 _PNG_CLEAN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA"})
 _PNG_GREY_OR_RGB = frozenset({0, 2})
+_USUAL_GAMMA = (43_000, 48_000)
+"""Between these, a gAMA chunk says what sRGB says."""
+_HIGHEST_FILTER = 4
 # The seven passes of an interlaced picture: first column and row, and every how manyth.
 _ADAM7 = (
     (0, 0, 8, 8),
@@ -104,57 +139,7 @@ def sniff(data: bytes) -> str | None:
             return "AVIF" if name == "HEIF" and b"avif" in data[16:64] else name
     if _SVG.match(data[:4096]):
         return "an SVG drawing"
-    try:
-        data[:512].decode("ascii")
-    except UnicodeDecodeError:
-        return None
-    return "text"
-
-
-def is_endless_jpeg(data: bytes) -> bool:
-    """Tell whether a JPEG is made of so many parts that decoding it hardly ends.
-
-    Args:
-        data: The file.
-
-    Returns:
-        Whether it has more than 100 scans or 10,000 segments; `False` for anything but a JPEG.
-    """
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    scans = segments = 0
-    marker = _SEGMENT_MARKER.search(data, 2)
-    # Up to the end of the image: a video may follow it, and means nothing to a decoder.
-    while marker is not None and marker[1] != b"\xd9":
-        segments += 1
-        scans += marker[1] == b"\xda"
-        if scans > _MOST_SCANS or segments > _MOST_SEGMENTS:
-            return True
-        length = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-        marker = _SEGMENT_MARKER.search(data, marker.end() + length)
-    return False
-
-
-def is_empty_jpeg(data: bytes, width: int, height: int) -> bool:
-    """Tell whether a JPEG has less data than any picture of its size: decoders make it up in grey.
-
-    Args:
-        data: The file.
-        width: In pixels.
-        height: In pixels.
-
-    Returns:
-        Whether its scans have less than a bit for each block of 8 × 8 pixels.
-    """
-    scanned = 0
-    marker = _SEGMENT_MARKER.search(data, 2)
-    while marker is not None and marker[1] != b"\xd9":
-        end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-        following = _SEGMENT_MARKER.search(data, end)
-        if marker[1] == b"\xda":
-            scanned += (len(data) if following is None else following.start()) - end
-        marker = following
-    return not _is_filled(width, height, scanned)
+    return "text" if _TEXT.fullmatch(data[:512]) else None
 
 
 def clean_image(data: bytes, max_side: int) -> CleanImage | None:
@@ -170,7 +155,7 @@ def clean_image(data: bytes, max_side: int) -> CleanImage | None:
     try:
         if data.startswith(b"\xff\xd8"):
             clean = _clean_jpeg(data)
-            return clean if clean is None or clean.fits(max_side) else None
+            return clean if clean and clean.fits(max_side) and decodes(data) else None
         if data.startswith(_PNG_SIGNATURE):
             return _clean_png(data, max_side)
     except IndexError:  # cut off in the middle of a segment
@@ -179,11 +164,10 @@ def clean_image(data: bytes, max_side: int) -> CleanImage | None:
 
 
 def _clean_jpeg(data: bytes) -> CleanImage | None:
-    """Look through a JPEG's segments; without its tables, or all but empty, it is no picture."""
+    """Look through a JPEG's segments: without its tables it is not an image."""
     position = 2
     found: CleanImage | None = None
     tables: set[int] = set()
-    scanned = 0
     while True:
         if data[position] != 0xFF:  # noqa: PLR2004 - every JPEG marker begins with it
             return None
@@ -193,24 +177,16 @@ def _clean_jpeg(data: bytes) -> CleanImage | None:
         if marker in _JPEG_FRAMES and found is None:
             found = _jpeg_frame(segment)
         elif marker == 0xDA:  # noqa: PLR2004 - start of scan
-            scan = position + 2 + length
-            position = _next_marker(data, scan)
-            scanned += position - scan
+            position = _next_marker(data, position + 2 + length)
             if data[position + 1] == 0xD9:  # noqa: PLR2004 - end of image
                 whole = position + 2 == len(data) and tables >= _JPEG_NEEDED
-                filled = found is not None and _is_filled(found.width, found.height, scanned)
-                return found if whole and filled else None
+                return found if whole else None
             continue
         elif marker in _JPEG_TABLES:
             tables.add(marker)
         elif not _harmless_segment(marker, segment, length):
             return None
         position += 2 + length
-
-
-def _is_filled(width: int, height: int, scanned: int) -> bool:
-    """Tell whether the data of all scans can be enough: a block of 8 × 8 takes a bit at least."""
-    return scanned * 8 >= -(-width // 8) * -(-height // 8)
 
 
 def _next_marker(data: bytes, start: int) -> int:
@@ -241,6 +217,7 @@ def _clean_png(data: bytes, max_side: int) -> CleanImage | None:
     position = len(_PNG_SIGNATURE)
     found: CleanImage | None = None
     rows = _PngRows()
+    names_srgb = other_gamma = False
     while True:
         length = int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
@@ -257,8 +234,12 @@ def _clean_png(data: bytes, max_side: int) -> CleanImage | None:
             return None
         if kind == b"IDAT" and not rows.unpack(content):
             return None
+        names_srgb |= kind == b"sRGB"
+        if kind == b"gAMA":
+            other_gamma = not _USUAL_GAMMA[0] < int.from_bytes(content, "big") < _USUAL_GAMMA[1]
         if kind == b"IEND":
-            return found if end == len(data) and rows.complete else None
+            whole = end == len(data) and rows.complete
+            return found if whole and (names_srgb or not other_gamma) else None
         position = end
 
 
@@ -267,35 +248,50 @@ class _PngRows:
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj()
-        self._left = 0
+        self._passes: list[tuple[int, int]] = []
+        self._done = 0
 
     @property
     def complete(self) -> bool:
         """Whether all rows were there, and their own checksum right."""
-        return self._left == 0 and self._stream.eof
+        return not self._passes and self._stream.eof
 
     def expect(self, header: bytes) -> None:
-        """Reckon the bytes of all rows, each with one for its filter."""
+        """Calculate the length and the number of all rows, each with a byte for its filter."""
         width, height = int.from_bytes(header[0:4], "big"), int.from_bytes(header[4:8], "big")
         samples = 3 if header[9] == 2 else 1  # noqa: PLR2004 - the colour type of RGB
         passes = _ADAM7 if header[12] else ((0, 0, 1, 1),)
         for left, top, every_x, every_y in passes:
             columns, lines = -(-(width - left) // every_x), -(-(height - top) // every_y)
-            if columns > 0:
-                self._left += max(0, lines) * (1 + columns * samples)
+            if columns > 0 and lines > 0:
+                self._passes.append((1 + columns * samples, lines))
 
     def unpack(self, packed: memoryview) -> bool:
         """Unpack some more; `False` if it is broken, or too much."""
         try:
             waiting: bytes | memoryview = packed
             while waiting:
-                self._left -= len(self._stream.decompress(waiting, _UNPACKED_AT_ONCE))
-                waiting = self._stream.unconsumed_tail
-                if self._left < 0:
+                if not self._take(self._stream.decompress(waiting, _UNPACKED_AT_ONCE)):
                     return False
+                waiting = self._stream.unconsumed_tail
         except zlib.error:
             return False
         return not self._stream.unused_data
+
+    def _take(self, rows: bytes) -> bool:
+        """Count rows, and look whether each begins with a filter that there is."""
+        while rows:
+            if not self._passes:
+                return False
+            length, lines = self._passes[0]
+            part, rows = rows[: length * lines - self._done], rows[length * lines - self._done :]
+            if max(part[-self._done % length :: length], default=0) > _HIGHEST_FILTER:
+                return False
+            self._done += len(part)
+            if self._done == length * lines:
+                self._passes.pop(0)
+                self._done = 0
+        return True
 
 
 def _png_header(header: bytes) -> CleanImage | None:

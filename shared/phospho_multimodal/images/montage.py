@@ -12,7 +12,7 @@ from phospho_multimodal.errors import UnsupportedContentError
 from phospho_multimodal.images.pixels import encode
 from phospho_multimodal.images.prepare import PreparedImage
 
-__all__ = ["Tile", "lay_out", "montage"]
+__all__ = ["Tile", "lay_out", "montage", "too_small"]
 
 _GAP = 8
 """Pixels of white around every tile."""
@@ -22,6 +22,15 @@ _SMALLEST_TILE = 32
 """Longest side of a tile, in pixels, below which nothing can be seen on it."""
 _HALVINGS = 16
 """Steps to the common factor: exact to a pixel on any sheet."""
+
+_MOST_PHOTOS = 9
+"""Photos on one montage, above which their details cannot be told."""
+_LETTERS_IN_A_SIDE = 120
+"""So many letters of usual print, one above the other, are as high as a page."""
+_LEAST_LETTER = 8
+"""Pixels of a letter, below which it cannot be read."""
+_PAGE_RATIOS = ((1.27, 1.31), (1.38, 1.46), (1.9, 100.0))
+"""Long side to short side of US Letter, A4, and receipts or long pages. No camera has these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +93,13 @@ class _Layout:
         return min(scales), sum(scales)
 
 
-def montage(pictures: Sequence[PreparedImage], *, max_side: int) -> PreparedImage:
+def montage(pictures: Sequence[PreparedImage], *, max_side: int, first: int = 1) -> PreparedImage:
     """Put pictures on one sheet, each under a strip with its number, in their order.
 
     Args:
         pictures: Two or more, prepared.
         max_side: Longest side of the sheet, in pixels.
+        first: The number of the first picture.
 
     Returns:
         The sheet; PNG if all pictures are and it stays under 1 MB, else JPEG.
@@ -102,7 +112,7 @@ def montage(pictures: Sequence[PreparedImage], *, max_side: int) -> PreparedImag
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=label * 0.8)
-    for number, (picture, tile) in enumerate(zip(pictures, tiles, strict=True), start=1):
+    for number, (picture, tile) in enumerate(zip(pictures, tiles, strict=True), start=first):
         strip = (tile.left, tile.top - label, tile.left + tile.width - 1, tile.top - 1)
         pen.rectangle(strip, fill="black")
         middle = (tile.left + tile.width / 2, tile.top - label / 2)
@@ -111,6 +121,40 @@ def montage(pictures: Sequence[PreparedImage], *, max_side: int) -> PreparedImag
     data, kind = encode(sheet, lossless=all(picture.format == "PNG" for picture in pictures))
     changes = (f"{len(pictures)} images on one sheet", f"written as {kind}")
     return PreparedImage(data, kind, *sheet.size, form="pil", changes=changes)
+
+
+def too_small(pictures: Sequence[PreparedImage], *, max_side: int) -> str | None:
+    """Tell whether the tiles of a montage are too small to read.
+
+    Args:
+        pictures: What the montage is made of.
+        max_side: Longest side of the sheet, in pixels.
+
+    Returns:
+        What is too small, and what to do; `None` if everything can be read.
+    """
+    advice = "Choose multi_image='each' or 'auto' for a request for each image."
+    tiles, _ = lay_out([(picture.width, picture.height) for picture in pictures], max_side)
+    longest = [
+        max(tile.width, tile.height)
+        for picture, tile in zip(pictures, tiles, strict=True)
+        if _is_page(picture) and tile.width < picture.width
+    ]
+    if longest and min(longest) < _LEAST_LETTER * _LETTERS_IN_A_SIDE:
+        letter = min(longest) / _LETTERS_IN_A_SIDE
+        return (
+            f"A document on the montage has {min(longest)} pixels, so that letters of usual print"
+            f" have about {letter:.0f} and may be unreadable. {advice}"
+        )
+    if len(pictures) > _MOST_PHOTOS:
+        return f"The montage has {len(pictures)} images, so that details may be lost. {advice}"
+    return None
+
+
+def _is_page(picture: PreparedImage) -> bool:
+    """Whether an image has no camera's proportions, or was stored without loss, as screenshots."""
+    ratio = max(picture.width, picture.height) / min(picture.width, picture.height)
+    return picture.format == "PNG" or any(low <= ratio <= high for low, high in _PAGE_RATIOS)
 
 
 def lay_out(sizes: Sequence[tuple[int, int]], max_side: int) -> tuple[list[Tile], tuple[int, int]]:

@@ -1,68 +1,48 @@
-"""Pixels: opening by content, upright, in sRGB, on white, and back into a file. Needs Pillow.
+"""Pixels: EXIF orientation applied, in sRGB, opaque, small, and back into a file. Needs Pillow.
 
-Everything that decodes is here, and nothing else imports Pillow; it is loaded when the first
-picture needs it.
+Everything that decodes is here and in `opening.py`, and no other part of the core imports Pillow
+before the first image needs it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from typing import Any
 
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
+from PIL import Image, JpegImagePlugin
+
+from phospho_multimodal.images.color_numbers import gamma_profile, numbered_profile
+from phospho_multimodal.images.colours import Flattening, strips, to_srgb
+from phospho_multimodal.images.memory import MAX_MEGAPIXELS, check_pixels
+from phospho_multimodal.images.opening import (
+    ANIMATION,
+    LOW_BYTES,
+    NARROW_RANGE,
+    SUPPORTED,
+    fail,
+    open_image,
+    unsupported,
 )
-
-from phospho_multimodal.errors import ImageError
-from phospho_multimodal.images.colours import Flattening, to_srgb
-from phospho_multimodal.images.headers import is_empty_jpeg, is_endless_jpeg, sniff
+from phospho_multimodal.images.quiet import without_pillow_warnings
+from phospho_multimodal.images.tiff_directories import describe_tags, has_unreliable_samples
+from phospho_multimodal.images.webp import LeanWebP
 
 __all__ = [
     "MAX_MEGAPIXELS",
     "SUPPORTED",
+    "check_pixels",
     "encode",
+    "is_lossless",
     "open_image",
     "to_rgb",
 ]
-
-MAX_MEGAPIXELS = 100
-"""The largest picture that is decoded, in millions of pixels."""
-
-# Each type has its reader, and no other is asked: a file that lies about its type is not tried
-# with all of Pillow's forty, and Pillow's own global pixel limit, lower than ours, is not met.
-_READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "JPEG": JpegImagePlugin.jpeg_factory,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "AVIF": AvifImagePlugin.AvifImageFile,
-}
-
-SUPPORTED = tuple(_READERS)
-"""What is always read; HEIC and HEIF with the extra `heif`."""
-
-LARGE_PIXELS = 36_000_000
-"""A screen of 8K has 33 million."""
-_LARGE_PIXELS_OF = {"AVIF": 20_000_000, "HEIF": 20_000_000, "WEBP": 16_000_000}
-"""AVIF and HEIC are frames of video, which take nine bytes a pixel to decode; WebP takes 16."""
-PIXELS_PER_BYTE = 100
-"""What is larger than that and has less than a byte for 100 pixels is a bomb: drawings and scans
-have ten times that, photos a hundred times."""
 
 JPEG_QUALITY = 90
 LARGEST_PNG = 1_000_000
 """Bytes up to which a lossless source stays lossless."""
 
 _ORIENTATION = 0x0112
+_EXIF_DATA = ("exif", "Raw profile type exif")
 _UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,68 +54,8 @@ _UPRIGHT: dict[int, Image.Transpose] = {
 }
 _STRIP_ROWS = 256
 _MUCH_TO_FLATTEN = 16_000_000
-
-
-def open_image(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
-    """Open an image by its content and check its header; nothing is decoded yet.
-
-    Args:
-        data: The file.
-        max_megapixels: Millions of pixels that may be decoded.
-
-    Returns:
-        The image; `format` is what Pillow calls its type.
-
-    Raises:
-        ImageError: It is of no supported type, broken, or too large.
-    """
-    found = sniff(data)
-    image = _guarded(lambda: _open(data, found), found)
-    check_pixels(image.width, image.height, max_megapixels=max_megapixels)
-    _check_unfolding(image, data)
-    return image
-
-
-def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXELS) -> None:
-    """Refuse a picture that would take too much memory to decode.
-
-    Args:
-        width: In pixels.
-        height: In pixels.
-        max_megapixels: Millions of pixels that may be decoded.
-
-    Raises:
-        ImageError: There are more.
-    """
-    if width * height > max_megapixels * 1_000_000:
-        message = (
-            f"The image's header says {width} × {height} pixels; at most {max_megapixels} million"
-            " are decoded. Shrink it first."
-        )
-        raise ImageError(message)
-
-
-def _check_unfolding(image: Image.Image, data: bytes) -> None:
-    """Refuse a small file that makes very much work, or too small a one."""
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        # It is decoded at a fraction of its size, but in passes.
-        if is_endless_jpeg(data):
-            message = (
-                "The JPEG file is made of far more parts than a picture needs, as a decompression"
-                " bomb is. Save it anew."
-            )
-            raise ImageError(message)
-        if is_empty_jpeg(data, image.width, image.height):
-            message = "The JPEG file is broken or cut off: it has next to no data for its pixels."
-            raise ImageError(message)
-        return
-    large = _LARGE_PIXELS_OF.get(image.format or "", LARGE_PIXELS)
-    if image.width * image.height > max(large, len(data) * PIXELS_PER_BYTE):
-        message = (
-            f"The image's {len(data):,} bytes would unfold to {image.width} × {image.height}"
-            " pixels, as a decompression bomb does. Shrink it first."
-        )
-        raise ImageError(message)
+_WARNED_ABOUT = 80_000_000
+"""Pillow warns about a TIFF of more pixels while it decodes."""
 
 
 def to_rgb(
@@ -161,7 +81,10 @@ def to_rgb(
         ImageError: It cannot be decoded.
     """
     noted = [] if changes is None else changes
-    return _guarded(lambda: _convert(image, max_side, noted, borrowed=borrowed), image.format)
+    try:
+        return _convert(image, max_side, noted, borrowed=borrowed)
+    except Exception as failure:  # noqa: BLE001 - see `fail`
+        fail(failure, image.format, getattr(image, "tag_v2", None))
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
@@ -193,91 +116,128 @@ def is_lossless(image: Image.Image, data: bytes | None) -> bool:
     return image.format in {None, "PNG", "GIF", "BMP"}
 
 
-def _guarded(work: Callable[[], Image.Image], found: str | None) -> Image.Image:
-    """Run something of Pillow's; whatever a broken file makes it raise is an ImageError."""
-    try:
-        return work()
-    except ImageError:
-        raise
-    except MemoryError:
-        message = "The image would take too much memory to decode. Shrink it first."
-        raise ImageError(message) from None
-    # Pillow's readers raise a dozen kinds of errors on broken files, and more each year.
-    except Exception as failure:  # noqa: BLE001
-        message = (
-            f"The {found or 'image'} file is broken or cut off and cannot be decoded"
-            f" ({type(failure).__name__})."
-        )
-        raise ImageError(message) from None
-
-
-def _open(data: bytes, found: str | None) -> Image.Image:
-    if found == "HEIF":
-        return _open_heif(data)
-    reader = _READERS.get(found or "")
-    if reader is None:
-        what = "This is no image" if found is None else f"This is {found}"
-        message = f"{what}. Supported are {', '.join(SUPPORTED)}, and HEIC with the extra 'heif'."
-        raise ImageError(message)
-    return reader(io.BytesIO(data))
-
-
-def _open_heif(data: bytes) -> Image.Image:
-    try:
-        from pillow_heif import HeifImageFile  # noqa: PLC0415 - an extra, and a heavy one
-    except ImportError:
-        message = (
-            "This is an HEIC image, and reading those needs an extra:"
-            " pip install 'phospho-multimodal[heif]'."
-        )
-        raise ImageError(message) from None
-    image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
-    return image
-
-
 def _convert(
     image: Image.Image, max_side: int | None, changes: list[str], *, borrowed: bool
 ) -> Image.Image:
     size = _smaller(image.size, max_side)
-    if not borrowed:
-        _choose_what_to_decode(image, size, changes)
-    # Pillow turns a TIFF by itself while loading; of a PNG the end may tell its orientation.
-    turned = image.format == "TIFF" and _orientation(image) in _UPRIGHT
-    image.load()
-    orientation = _orientation(image)
-    profile = image.info.get("icc_profile")
-    flattening = Flattening.of(image)
-    picture = _reduced(image, size, flattening)
+    if not borrowed and isinstance(image, JpegImagePlugin.JpegImageFile) and size != image.size:
+        # Decode at the smallest sufficient eighth: a quarter of the time and of the memory.
+        image.draft(None, size)
+    tiles: Any = getattr(image, "tile", None)
+    raw_mode = tiles[0].args if tiles else None
+    frame = None if borrowed else _frame(image)
+    decoded, orientation = _decoded(image)
+    flattening = Flattening.of(decoded, raw_mode)
+    flattening.frame = frame
+    picture = _reduced(decoded, size, flattening)
     changes += flattening.changes()
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     if image.size != size:
         changes.append(f"shrunk to {size[0]} × {size[1]}")
-    picture = to_srgb(picture, profile, changes)
+    if image.info.get(NARROW_RANGE):
+        picture = picture.point(lambda value: (value - 16) * 255 / 219 + 0.5)
+    picture = to_srgb(picture, _profile(image), changes)
     if orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[orientation])
-        turned = True
-    if turned:
+        # Pillow turns a TIFF by itself while it loads one.
+        picture = picture if image.format == "TIFF" else picture.transpose(_UPRIGHT[orientation])
         changes.append("turned upright")
     if picture is image:
         picture = image.copy()  # it is the caller's, or a file that would be held open
     picture.info = {}
+    if not borrowed and _is_animation(image):
+        changes.append("first frame of an animation")
     return picture
 
 
-def _choose_what_to_decode(image: Image.Image, size: tuple[int, int], changes: list[str]) -> None:
-    if getattr(image, "is_animated", False):
-        changes.append("first frame of an animation")
-        image.seek(0)
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and size != image.size:
-        # Decode at the smallest sufficient eighth: a quarter of the time and of the memory.
-        image.draft(None, size)
+def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
+    """Decode an image; give its pixels, and the orientation in which its EXIF data says it is."""
+    if isinstance(image, LeanWebP):
+        return image.decoded(), _orientation(image)
+    if image.format == "TIFF":
+        return image, _load_tiff(image)
+    image.load()
+    low: Any = image.info.get(LOW_BYTES)
+    if low is not None:
+        image.putalpha(_opaque_where_key_differs(image, low))
+    return image, _orientation(image)
+
+
+def _load_tiff(image: Any) -> int:
+    """Load a TIFF, which Pillow turns; only its EXIF data may tell it to, not its XMP data."""
+    if has_unreliable_samples(image.tag_v2):
+        raise unsupported(describe_tags(image.tag_v2), "TIFF")
+    orientation = 1
+    hidden = None
+    if getattr(image, "tile", None):  # it is not loaded yet
+        with without_pillow_warnings():
+            orientation = image.tag_v2.get(_ORIENTATION, 1)
+            exif = image.getexif()
+            if _ORIENTATION not in image.tag_v2:
+                hidden = exif.pop(_ORIENTATION, None)
+    if image.width * image.height > _WARNED_ABOUT:
+        with without_pillow_warnings():
+            image.load()
+    else:
+        image.load()
+    if hidden is not None:
+        image.getexif()[_ORIENTATION] = hidden
+    return int(orientation)
+
+
+def _opaque_where_key_differs(high: Image.Image, low: Image.Image) -> Image.Image:
+    """Compare 16-bit samples with the transparent ones; Pillow gives one byte at a time."""
+    low.load()
+    mask = Image.new("L", high.size, 0)
+    for half, shift in ((high, 8), (low, 0)):
+        for band, key in zip(half.split(), high.info["transparency"], strict=True):
+            byte = key >> shift & 255
+            differs = band.point([255 * (value != byte) for value in range(256)])
+            mask.paste(255, mask=differs)
+    del high.info["transparency"]
+    return mask
+
+
+def _frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of the canvas that a GIF's first frame covers, if not all of it."""
+    tile = getattr(image, "tile", None)
+    if image.format != "GIF" or not tile or tile[0].extents == (0, 0, *image.size):
+        return None
+    left, top, right, bottom = tile[0].extents
+    return left, top, right, bottom
+
+
+def _profile(image: Image.Image) -> bytes | None:
+    """The colour space of an image: a profile, or the numbers that stand for one."""
+    info = image.info
+    profile: bytes | None = info.get("icc_profile")
+    if profile or "srgb" in info:
+        return profile
+    numbers = info.get("nclx_profile")
+    if numbers:
+        return numbered_profile(
+            int(numbers["color_primaries"]), int(numbers["transfer_characteristics"])
+        )
+    return gamma_profile(info.get("gamma"), info.get("chromaticity"))
+
+
+def _is_animation(image: Image.Image) -> bool:
+    if image.format == "HEIF":
+        return False  # a collection, of which the primary image was taken
+    if ANIMATION in image.info:
+        return bool(image.info[ANIMATION])
+    try:
+        with without_pillow_warnings():
+            return bool(getattr(image, "is_animated", False))
+    # The second frame may be broken in any way, while the first one is fine.
+    except Exception:  # noqa: BLE001
+        return True
 
 
 def _reduced(image: Image.Image, size: tuple[int, int], flattening: Flattening) -> Image.Image:
-    """Flatten a picture, and shrink one that is far too large by a whole number.
+    """Flatten an image, and shrink one that is far too large by a whole number.
 
-    That is done strip by strip, so that of a picture of 200 MB no copies of its size are made on
+    That is done strip by strip, so that of an image of 200 MB no copies of its size are made on
     the way. Twice the size that is wanted is left for the finer method, or all that memory allows.
     """
     large = image.width * image.height > _MUCH_TO_FLATTEN and not flattening.is_flat
@@ -285,16 +245,14 @@ def _reduced(image: Image.Image, size: tuple[int, int], flattening: Flattening) 
     factor = max(1, min(image.width // (spare * size[0]), image.height // (spare * size[1])))
     if factor == 1 and (flattening.is_flat or image.height <= _STRIP_ROWS):
         return flattening.flat(image)
-    rows = factor * _STRIP_ROWS
     sheet: Image.Image | None = None
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
-        part = flattening.flat(strip).reduce(factor)
+    for top, strip in strips(image, rows=factor):
+        part = flattening.flat(strip, top).reduce(factor)
         if sheet is None:
             reduced = (-(-image.width // factor), -(-image.height // factor))
             sheet = Image.new(part.mode, reduced)
         sheet.paste(part, (0, top // factor))
-    assert sheet is not None  # noqa: S101 - a picture has at least one row
+    assert sheet is not None  # noqa: S101 - an image has at least one row
     return sheet
 
 
@@ -309,8 +267,12 @@ def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Read the orientation from EXIF data; Pillow would take that of XMP as well."""
+    probe = Image.new("1", (1, 1))
+    probe.info = {name: image.info[name] for name in _EXIF_DATA if name in image.info}
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    # EXIF is a TIFF of its own and can be broken in as many ways, while the picture is fine.
+        with without_pillow_warnings():
+            return int(probe.getexif().get(_ORIENTATION, 1))
+    # EXIF is a TIFF of its own and can be broken in as many ways, while the image is fine.
     except Exception:  # noqa: BLE001
         return 1

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import pybase64
 
@@ -42,6 +42,9 @@ ImageInput: TypeAlias = "Path | bytes | bytearray | memoryview | BinaryIO | Imag
 """Everything that can be handed over as an image."""
 
 _WHITESPACE = re.compile(r"\s+")
+_IGNORED_BEFORE_URLS = "".join(map(chr, range(0x21)))
+"""Control characters and spaces, which browsers ignore before a URL."""
+_BASE64_HEADER = re.compile(r";\s*base64\s*$", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -146,6 +149,8 @@ def check_file(path: Path) -> None:
 
 def _string_source(text: str) -> ImageSource:
     # A URL is short and base64 can be 66 MB: look at its beginning only.
+    if text[:1] <= " ":
+        text = text.lstrip(_IGNORED_BEFORE_URLS)
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
         _check_url(text)
@@ -220,13 +225,15 @@ def _read_file(file: Any) -> bytes:
 
 
 def _read_data_url(url: str) -> bytes:
+    """Read a `data:` URL as browsers do: base64 may be percent-encoded, and have white space."""
     header, comma, payload = url.partition(",")
     if not comma:
         message = "The data: URL has no comma, so it holds no data."
         raise ImageError(message)
-    if header.lower().endswith(";base64"):
-        return _decode_base64(payload)
-    return _checked_size(unquote_to_bytes(payload))
+    payload = payload.partition("#")[0]  # a fragment, which is not part of the data
+    if not _BASE64_HEADER.search(header):
+        return _checked_size(unquote_to_bytes(payload))
+    return _decode_base64(unquote(payload) if "%" in payload else payload)
 
 
 def _decode_base64(text: str) -> bytes:
