@@ -50,6 +50,7 @@ LARGEST: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_image_of_each_format_needs_at_most_600_megabytes(name: str):

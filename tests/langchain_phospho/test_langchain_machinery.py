@@ -719,6 +719,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 def test_nothing_is_printed_at_the_end_under_nest_asyncio(endpoint: Any, red: Any) -> None:
     """Its event loops are never closed, and finalize no asynchronous generators."""
     code = _UNDER_NEST_ASYNCIO.format(block=red.block, url=endpoint.base_url, data=red.data)

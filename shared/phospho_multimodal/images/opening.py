@@ -202,7 +202,8 @@ def open_image(data: bytes, *, max_megapixels: int | None = None) -> Image.Image
     except Exception as failure:  # noqa: BLE001 - see `fail`
         fail(failure, found)
     usual = MAX_JPEG_MEGAPIXELS if found == "JPEG" else MAX_MEGAPIXELS
-    check_pixels(image.width, image.height, max_megapixels=max_megapixels or usual)
+    most = usual if max_megapixels is None else max_megapixels
+    check_pixels(image.width, image.height, max_megapixels=most)
     if found != "JPEG":
         check_memory(image, data, None)
     return image

@@ -175,6 +175,7 @@ _NOTEBOOK = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 def test_a_notebook_with_nest_asyncio_leaks_no_socket_and_prints_no_traceback(
     pictures: list[Path],
