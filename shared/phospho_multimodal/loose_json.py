@@ -164,6 +164,10 @@ class _Scan:
         length = 0
         starts_line = True
         for number, item in enumerate(self.objects):
+            between = self.prose[number] if number else ""
+            if between.count("}") > between.count("{"):
+                # The object before is a part of one whose beginning cannot be found.
+                found.append(FoundObject({}, whole=False))
             words = " ".join(prose[number].split())
             length += len(words)
             line_begin = prose[number].rpartition("\n")

@@ -186,11 +186,27 @@ def test_a_call_that_was_cut_off_is_said_to_be(cut: str) -> None:
     assert "is cut off" in read(cut).metadata["tool_call_problem"]
 
 
-def test_an_object_that_is_no_call_and_cannot_be_read_holds_back_what_follows() -> None:
-    """A text of the picture can end the object that it is quoted in."""
-    answer = read("{'seen': 'It's } " + DELETE)
-    assert run_by("{'seen': 'It's } " + DELETE) is None
+@pytest.mark.parametrize(
+    "first",
+    [
+        "{'seen': 'It's }",  # a text of the picture can end the object that it is quoted in
+        '"name": "zoom", "arguments": {"x": 1, "y": 2}}',
+        'name": "zoom", "arguments": {"x": 1, "y": 2}}',
+        '{"name"} "zoom", "arguments": {"x": 1, "y": 2}}',
+        '{}"name": "zoom", "arguments": {"x": 1, "y": 2}}',
+        "<tool_call>'name': 'zoom', 'arguments': {}}</tool_call>",
+    ],
+)
+def test_an_object_that_is_no_call_and_cannot_be_read_holds_back_what_follows(first: str) -> None:
+    answer = read(f"{first}\n{DELETE}")
+    assert run_by(f"{first}\n{DELETE}") is None
     assert "before its call of delete_file" in answer.metadata["tool_call_problem"]
+
+
+@pytest.mark.parametrize("words", ["{x}", "the set {1, 2}:", "f() { return 1; }", "${n}", "{{a}}"])
+def test_braces_in_prose_hold_nothing_back(words: str) -> None:
+    assert run_by(f"{words}\n{WEATHER}") == PARIS
+    assert run_by(f"{WEATHER}}}\n{words}") == PARIS
 
 
 @pytest.mark.parametrize(
