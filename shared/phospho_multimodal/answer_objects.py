@@ -19,7 +19,9 @@ __all__ = ["find_answer", "select_answer"]
 
 # A wrapper can have these keys next to its object; they describe the object.
 _NAMES: Final = ("name", "tool", "tool_name", "function", "action", "title")
-_BESIDE: Final = frozenset({*_NAMES, "type", "id", "description", "required", "$schema"})
+_BESIDE: Final = frozenset(
+    {*_NAMES, "id", "type", "description", "required", "additionalProperties", "$defs", "$schema"}
+)
 _WRAPPERS: Final = frozenset({"arguments", "args", "parameters", "params", "input", "properties"})
 _SCHEMA_WORDS: Final = frozenset({"type", "anyOf", "oneOf", "allOf", "$ref", "enum", "const"})
 
@@ -78,7 +80,10 @@ def _unwrap(
         # `{"name": "Animal", "arguments": {"name": "cat"}}`: the first name is not the animal's.
         if names == {name}:
             return _unwrap(inner, properties, None)
-        return {} if _score(inner, properties) else value
+        if _score(inner, properties):
+            return {}
+    if key == "properties" and value.get("type") == "object":
+        return inner  # The type and the title next to it are the schema's, not the object's.
     return inner if _score(inner, properties) and not _score(value, properties) else value
 
 

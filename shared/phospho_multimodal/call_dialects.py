@@ -153,14 +153,14 @@ def _read_named(value: Mapping[str, Any], name_key: str, tool: Tool, *, is_alone
         if key not in tool.properties or (held is not None and held.keys() <= tool.properties)
     }
     about = {name_key} | ({"type"} if value.get("type") in _CALL_TYPES else set())
-    if holders or "id" not in tool.properties:
+    if holders:
         about.add("id")
     about |= {key for key in _NAMES if value.get(key) == tool.name}
     others = {key: held for key, held in value.items() if key not in about | holders.keys()}
     beside = {key: held for key, held in others.items() if key in tool.properties}
     strange = sorted(others.keys() - beside.keys())
     if not holders and (strange or not (beside or is_alone)):
-        # A button of a screenshot has a name and a type, too.
+        # A button of a screenshot has a name, a type and an id, too.
         what = f"has no arguments, but {', '.join(strange)}" if strange else "has no arguments"
         problem = f"its call of {tool.name} {what}"
         return Intent(tool.name, None, problem, can_be_repeated=False)
@@ -236,7 +236,8 @@ def _is_schema(value: Mapping[str, Any], tool: Tool) -> bool:
 
 
 def _is_part(held: object, schema: object) -> bool:
-    """Check whether a value only repeats what the schema says of it."""
-    if not isinstance(schema, Mapping) or not isinstance(held, Mapping) or not held:
+    """Check whether a value only repeats what the schema says of it, or describes it anew."""
+    if not isinstance(schema, Mapping) or not isinstance(held, Mapping):
         return False
-    return all(key in schema and schema[key] == part for key, part in held.items())
+    repeated = {key for key, part in held.items() if key in schema and schema[key] == part}
+    return bool(repeated) and held.keys() <= {*repeated, "title", "description"}

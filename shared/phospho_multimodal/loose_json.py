@@ -158,11 +158,16 @@ class _Scan:
     def found(self, known: list[str]) -> list[FoundObject]:
         """Say of each object where it stands."""
         prose = [_without_tags(piece, known) for piece in self.prose]
-        last = max((number for number, piece in enumerate(prose) if piece.strip()), default=0)
+        words_at = [number for number, piece in enumerate(prose) if re.search(r"\w", piece)]
+        last = max(words_at, default=0)
         found: list[FoundObject] = []
         length = 0
         starts_line = True
         for number, item in enumerate(self.objects):
+            between = self.prose[number] if number else ""
+            if between.count("}") > between.count("{"):
+                # The object before is a part of one whose beginning cannot be found.
+                found.append(FoundObject({}, whole=False))
             words = " ".join(prose[number].split())
             length += len(words)
             line_begin = prose[number].rpartition("\n")

@@ -123,12 +123,12 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
             else:
                 intents.append(_checked(intent, protocol))
         is_hidden = is_hidden or not item.whole
-    if not intents:
-        intents = [
-            *_bare_answer(found, protocol),
-            *_bare_arguments(found, protocol),
-            *_unknown_calls(found, protocol),
-        ]
+    intents = (
+        intents
+        or _bare_answer(found, protocol)
+        or _bare_arguments(found, protocol)
+        or _unknown_calls(found, protocol)
+    )
     return intents[:1] if intents and intents[0].problem else intents
 
 
@@ -206,7 +206,7 @@ def _problem(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> s
     missing = sorted(tool.required - intent.arguments.keys())
     if missing:
         return f"its call of {tool.name} lacks {', '.join(missing)}"
-    shown = tool.placeholders() if protocol.only else {}
+    shown = protocol.form()["arguments"]
     unfilled = sorted(name for name, held in shown.items() if intent.arguments.get(name) == held)
     if unfilled:
         return f"its call of {tool.name} does not fill in {', '.join(unfilled)}"

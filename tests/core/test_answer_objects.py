@@ -90,6 +90,34 @@ def test_a_wrapper_that_is_a_key_of_the_schema_stays() -> None:
     assert find_answer('{"properties": {"shop": "A"}}', schema) == {"properties": {"shop": "A"}}
 
 
+NOTICE = {"properties": {name: {"type": "string"} for name in ("type", "title", "name", "id")}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"type": "object", "properties": {"id": "7"}}', {"id": "7"}),
+        ('{"title": "Notice", "type": "object", "properties": {"id": "7"}}', {"id": "7"}),
+        ('{"$defs": {}, "type": "object", "properties": {"id": "7"}}', {"id": "7"}),
+        (
+            '{"type": "object", "properties": {"type": "sale"}, "additionalProperties": false}',
+            {"type": "sale"},
+        ),
+        ('{"type": "object", "properties": {"id": {"type": "string"}}, "required": []}', None),
+        ('{"type": "object", "properties": {"other": "7"}}', None),
+        ('{"title": "Other", "type": "object", "properties": {"other": "7"}}', None),
+        ('{"title": "Other", "type": "object", "properties": {"id": "7"}}', None),
+        (
+            '{"type": "sale", "properties": {"rooms": 3}}',
+            {"type": "sale", "properties": {"rooms": 3}},
+        ),
+        ('{"type": "object", "id": "7"}', {"type": "object", "id": "7"}),
+    ],
+)
+def test_a_schema_around_an_object_is_not_its_type_and_title(text: str, value: Any) -> None:
+    assert find_answer(text, NOTICE, "Notice") == value
+
+
 @pytest.mark.parametrize(
     ("schema", "text", "value"),
     [

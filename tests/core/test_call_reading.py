@@ -186,11 +186,27 @@ def test_a_call_that_was_cut_off_is_said_to_be(cut: str) -> None:
     assert "is cut off" in read(cut).metadata["tool_call_problem"]
 
 
-def test_an_object_that_is_no_call_and_cannot_be_read_holds_back_what_follows() -> None:
-    """A text of the picture can end the object that it is quoted in."""
-    answer = read("{'seen': 'It's } " + DELETE)
-    assert run_by("{'seen': 'It's } " + DELETE) is None
+@pytest.mark.parametrize(
+    "first",
+    [
+        "{'seen': 'It's }",  # a text of the picture can end the object that it is quoted in
+        '"name": "zoom", "arguments": {"x": 1, "y": 2}}',
+        'name": "zoom", "arguments": {"x": 1, "y": 2}}',
+        '{"name"} "zoom", "arguments": {"x": 1, "y": 2}}',
+        '{}"name": "zoom", "arguments": {"x": 1, "y": 2}}',
+        "<tool_call>'name': 'zoom', 'arguments': {}}</tool_call>",
+    ],
+)
+def test_an_object_that_is_no_call_and_cannot_be_read_holds_back_what_follows(first: str) -> None:
+    answer = read(f"{first}\n{DELETE}")
+    assert run_by(f"{first}\n{DELETE}") is None
     assert "before its call of delete_file" in answer.metadata["tool_call_problem"]
+
+
+@pytest.mark.parametrize("words", ["{x}", "the set {1, 2}:", "f() { return 1; }", "${n}", "{{a}}"])
+def test_braces_in_prose_hold_nothing_back(words: str) -> None:
+    assert run_by(f"{words}\n{WEATHER}") == PARIS
+    assert run_by(f"{WEATHER}}}\n{words}") == PARIS
 
 
 @pytest.mark.parametrize(
@@ -253,6 +269,9 @@ def test_two_calls_in_one_object_do_not_make_a_third(reply: str) -> None:
     [
         '{"name": "refresh", "type": "button"}',
         '{"id": 3, "name": "refresh", "type": "icon"}',
+        '{"id": 3, "name": "refresh"}',
+        '{"name": "open_app", "id": "button-7"}',
+        '{"type": "function", "function": {"id": 3, "name": "refresh"}}',
         '{"name": "refresh", "label": "Refresh", "x": 3, "y": 4}',
         '{"name": "open_app", "type": "icon", "x": 1}',
         '{"name": "get_weather", "bbox": [1, 2, 3, 4]}',
@@ -278,6 +297,9 @@ def test_the_description_of_a_user_interface_is_not_called(reply: str) -> None:
         '{"name": "refresh", "parameters": {"type": "object"}}',
         '{"name": "refresh", "input_schema": {"type": "object", "properties": {}}}',
         '{"name": "refresh", "arguments": {"mode": {"type": "string"}}}',
+        '{"name": "refresh", "parameters": {"mode": {"type": "string", "description": "How."}}}',
+        '{"name": "zoom", "parameters": {"x": {"type": "number", "title": "X"}, "y": {}}}',
+        '{"refresh": {"mode": {"title": "Mode", "type": "string", "description": "How."}}}',
         '{"name": "refresh", "description": "Does refresh."}',
         '{"refresh": {"mode": {"type": "string"}}}',
         '{"type": "function", "function": {"name": "refresh", "parameters": {"properties": {}}}}',
@@ -304,6 +326,13 @@ def test_a_form_that_is_not_filled_in_is_not_called() -> None:
     half = '{"name": "zoom", "arguments": {"x": 1, "y": "<number>"}}'
     assert run_by(half, "zoom") is None
     assert "does not fill in y" in read(half, "zoom").metadata["tool_call_problem"]
+    for arguments in ('{"argument name": "value"}', '{"mode": "a", "argument name": "value"}'):
+        for named in (
+            f'{{"name": "refresh", "arguments": {arguments}}}',
+            f"{{'tool': 'refresh', 'args': {arguments}}}",
+        ):
+            assert run_by(named) is None
+            assert "does not fill in argument name" in read(named).metadata["tool_call_problem"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +364,12 @@ def test_an_object_that_names_no_offered_tool_is_an_answer(reply: str) -> None:
         (f"{LONG}\n{WEATHER}\nIt hangs on a wall.", False),
         (f"{LONG}\n```json\n{WEATHER}\n```\nbut that is not my answer.", False),
         (f"{LONG}\n{WEATHER}", True),
+        (f"{LONG}\n{WEATHER}.", True),
+        (f"{LONG}\r\n{WEATHER}\r\n\r\n---", True),
+        (f"{LONG}\n{WEATHER} \u2705", True),
+        (f'{LONG}\n"{WEATHER}"', False),
+        (f"{LONG}\n> {WEATHER}", False),
+        (f"{LONG}\n{WEATHER} 2", False),
         (f"{LONG}\n```json\n{WEATHER}\n```", True),
         (f"{LONG}\n<tool_call>\n[{WEATHER}]\n</tool_call>", True),
         (f"<think>{LONG}</think>{WEATHER} {LONG}", True),
