@@ -125,8 +125,7 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
         is_hidden = is_hidden or not item.whole
     if not intents:
         intents = [
-            *_bare_answer(found, protocol),
-            *_bare_arguments(found, protocol),
+            *(_bare_answer(found, protocol) or _bare_arguments(found, protocol)),
             *_unknown_calls(found, protocol),
         ]
     return intents[:1] if intents and intents[0].problem else intents

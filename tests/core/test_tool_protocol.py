@@ -486,6 +486,26 @@ def test_of_several_calls_the_first_is_taken_and_that_is_said(
         assert "2 calls in one answer" in caplog.records[-1].message
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"location": "Paris"}',
+        '```json\n{"location": "Paris"}\n```',
+        'Here it is: {"location": "Paris"}',
+        '{"name": "get_weather", "arguments": {"location": "Paris"}}',
+    ],
+)
+def test_an_object_that_a_tool_gives_its_form_is_one_call(
+    reply: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    forced = ToolProtocol.of([WEATHER], tool_choice="any")
+    answer = read(reply, replace(forced, answer_tools=frozenset({"get_weather"})))
+    assert answer.call is not None
+    assert answer.call.arguments == PARIS
+    assert "tool_calls_omitted" not in answer.metadata
+    assert caplog.records == []
+
+
 def test_the_error_tells_what_it_cost_and_pickles() -> None:
     turns = [user("A private question about the balance", PICTURE)]
     words = "I will not. You asked: A private question about the balance"
