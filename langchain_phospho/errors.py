@@ -163,7 +163,8 @@ _TOO_LARGE = 413
 # The words of vLLM, SGLang, llama.cpp, OpenAI and others, and pydantic's type of the error.
 _OVERFLOW = re.compile(
     r"context[ _-]?(length|window|size|limit)|context \w*overflow|overflow\w* the context"
-    r"|(prompt|input|text|conversation)s? (is|are) too (long|large)|string_too_long"
+    r"|(prompt|input|text|conversation)s? (is|are) too (long|large)"
+    r"|\b(prompt|text): [^;]*string_too_long"
     r"|too many (input |prompt )?tokens|(token|input|prompt)s? limit|maximum number of tokens"
     r"|(prompt|input)\b.{0,80}\bexceed",
     re.IGNORECASE | re.DOTALL,

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from weakref import ref
 
 from langchain_core.messages import AIMessage
@@ -67,10 +67,11 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A picture and what to ask about it."""
+    """A picture and what to ask about it, once in a turn if that may have been billed."""
 
     sight: Sight
     question: str = field(repr=False)
+    turn: str | None = None
 
     @property
     def key(self) -> _Key:
@@ -126,6 +127,7 @@ class Eyes:
         self._model = model
         self._config = config
         self._answers: dict[_Key, _Answer] = {}
+        self._in_doubt: dict[tuple[_Key, str], _Answer] = {}
         self._keys: dict[str, str] = {}
         self._kept: dict[str, Sight] = {}
         self._begin()
@@ -249,6 +251,8 @@ class Eyes:
                 self._strike_out(*self._left.popleft())
             for look in looks:
                 answer = self._answers.get(look.key)
+                if answer is None and look.turn is not None:
+                    answer = self._in_doubt.get((look.key, look.turn))
                 if look.key in mine:
                     continue
                 # A synchronous call on an event loop's thread would wait for the loop it stops.
@@ -272,15 +276,19 @@ class Eyes:
     ) -> dict[_Key, _Outcome]:
         settled = dict(zip(mine, outcomes, strict=True))
         for key, outcome in settled.items():
-            _, answer = mine[key]
+            look, answer = mine[key]
             if isinstance(outcome, Exception):
+                if look.turn and isinstance(outcome, PhosphoError) and outcome.images_in_doubt:
+                    with self._lock:
+                        self._in_doubt[key, look.turn] = answer
                 self._forget(key, answer)
             else:
                 _log(outcome)
             answer.set_result(outcome)
         with self._lock:
-            while len(self._answers) > _MOST_ANSWERS:
-                del self._answers[next(iter(self._answers))]
+            for kept in cast("list[dict[Any, _Answer]]", [self._answers, self._in_doubt]):
+                while len(kept) > _MOST_ANSWERS:
+                    del kept[next(iter(kept))]
         return settled
 
     def _give_up(self, mine: Mapping[_Key, tuple[Look, _Answer]]) -> None:

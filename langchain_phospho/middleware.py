@@ -168,7 +168,8 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
     The messages of the state keep their pictures, so that a model with eyes can take over.
 
     A failure leaves a note in the picture's place, and the next step tries again; configuration,
-    key, billing and the spending limit raise.
+    key, billing and the spending limit raise. A description that may have been billed is not asked
+    for again before the user's next turn, also if other middleware retries the step.
 
     Example:
         ```python
@@ -249,6 +250,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         seen: dict[str, SeenImage] = dict(_remembered(request))
         next_number = 1 + max((entry["number"] for entry in seen.values()), default=0)
         looks: dict[str, Look] = {}
+        turn = _turn(messages)
         for index, row in enumerate(sights):
             for sight in row:
                 if isinstance(sight, PhosphoError):
@@ -258,7 +260,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
                     next_number += 1
                 if seen[sight.key]["description"] is None and sight.key not in looks:
                     question = _question(messages, index) or self.model.default_prompt
-                    looks[sight.key] = Look(sight, question)
+                    looks[sight.key] = Look(sight, question, turn)
         return _View(messages, sights, seen, list(looks.values()))
 
     def _told(
@@ -297,6 +299,13 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
 def _remembered(request: ModelRequest[Any]) -> dict[str, SeenImage]:
     state = cast("dict[str, Any]", request.state)
     return cast("dict[str, SeenImage]", state.get("phospho_images") or {})
+
+
+def _turn(messages: Sequence[BaseMessage]) -> str | None:
+    """Name the turn of the user, by the id that LangGraph gave to its newest message."""
+    asked = (message for message in reversed(messages) if isinstance(message, HumanMessage))
+    newest: BaseMessage | None = next(asked, messages[-1] if messages else None)
+    return None if newest is None else newest.id
 
 
 def _question(messages: Sequence[BaseMessage], index: int) -> str:

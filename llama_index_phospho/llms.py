@@ -1,9 +1,8 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -16,12 +15,12 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.prompts.base import PromptTemplate
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from typing_extensions import override
 
 from llama_index_phospho.configuration import PARAMETERS
-from llama_index_phospho.text_llm import WithTextLLM, check_for_image
+from llama_index_phospho.programs import WithPrograms
+from llama_index_phospho.text_llm import check_for_image
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.image_policy import ImagePolicy
 from phospho_multimodal.on_demand import ModuleOnDemand
@@ -52,8 +51,6 @@ else:
 
 __all__ = ["Phospho"]
 
-_Object = TypeVar("_Object", bound=BaseModel)
-
 _USUAL_OUTPUT = 200
 """Tokens of an answer where `max_new_tokens` is not set: the server's default."""
 
@@ -77,7 +74,7 @@ class _Chat:
         return self.protocol.turns(self.turns)
 
     def response(self, prediction: "Prediction", *, streamed: bool = False) -> ChatResponse:
-        structured_output.record_prediction(prediction)
+        structured_output.record_prediction(prediction.metadata)
         answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
         if self.filters:
             synthesizers.check_filtered_answer(answer.text, prediction)
@@ -86,7 +83,7 @@ class _Chat:
         return results.chat_response(answer, streamed=streamed)
 
 
-class Phospho(WithTextLLM):
+class Phospho(WithPrograms):
     """The phospho multimodal endpoint as an LLM of LlamaIndex: one image, one question, one answer.
 
     It goes wherever an LLM goes, `Settings.llm` for one. A call without any image is answered by
@@ -270,82 +267,6 @@ class Phospho(WithTextLLM):
             "stop": values["stop"],
             "parameters": {name: values[name] for name in PARAMETERS},
         }
-
-    @override
-    def structured_predict(
-        self,
-        output_cls: type[_Object],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> _Object:
-        """Ask for an object; see `LLM.structured_predict`.
-
-        Raises:
-            NoToolCallError: The answer holds no such object. Core says so by a ValueError, which
-                its own response synthesizers take for an empty response.
-        """
-        with structured_output.object_or_error(output_cls):
-            # Core leaves the parser of this object in the prompt that it is given.
-            answer: _Object = super().structured_predict(
-                output_cls, copy(prompt), llm_kwargs, **prompt_args
-            )
-        return answer
-
-    @override
-    async def astructured_predict(
-        self,
-        output_cls: type[_Object],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> _Object:
-        """Do as `structured_predict`, with await."""
-        with structured_output.object_or_error(output_cls):
-            answer: _Object = await super().astructured_predict(
-                output_cls, copy(prompt), llm_kwargs, **prompt_args
-            )
-        return answer
-
-    @override
-    def stream_structured_predict(
-        self,
-        output_cls: type[_Object],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[_Object, None, None]:
-        """Do as `structured_predict`, as a stream of one object: the endpoint has no other.
-
-        Core's own would make an empty object of prose, which was paid for.
-
-        Raises:
-            NoToolCallError: The answer holds no such object, or a query engine asks and would
-                stream nothing of this one.
-            ConfigurationError: A query engine asks, which would stream nothing of it.
-        """
-        synthesizers.check_streamed_object(output_cls, prompt, prompt_args)
-        made = self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-        synthesizers.check_streamed_answer(made, prompt, prompt_args)
-        yield made
-
-    @override
-    async def astream_structured_predict(
-        self,
-        output_cls: type[_Object],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[_Object, None]:
-        """Do as `stream_structured_predict`, with await."""
-        synthesizers.check_streamed_object(output_cls, prompt, prompt_args)
-
-        async def answer() -> AsyncGenerator[_Object, None]:
-            made = await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-            synthesizers.check_streamed_answer(made, prompt, prompt_args)
-            yield made
-
-        return answer()
 
     @override
     def _prepare_chat_with_tools(

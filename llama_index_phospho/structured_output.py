@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.output_parsers.pydantic import PYDANTIC_FORMAT_TMPL
@@ -13,7 +13,18 @@ from phospho_multimodal import ConfigurationError, NoToolCallError, Prediction
 from phospho_multimodal.answer_objects import find_answer
 from phospho_multimodal.schema_text import inline_references
 
-__all__ = ["check_object", "no_object", "object_or_error", "record_prediction", "take_schema"]
+if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
+
+__all__ = [
+    "check_object",
+    "check_outcome",
+    "no_object",
+    "object_or_error",
+    "record_prediction",
+    "recorded_predictions",
+    "take_schema",
+]
 
 _BEFORE, _, _AFTER = PYDANTIC_FORMAT_TMPL.partition("{schema}")
 
@@ -77,15 +88,34 @@ def check_object(text: str, schema: Mapping[str, Any], prediction: Prediction) -
         raise no_object(name, "no object with a key of its schema", [prediction.metadata])
 
 
-def record_prediction(prediction: Prediction) -> None:
+def record_prediction(metadata: Mapping[str, Any]) -> None:
     """Remember the cost of an answer, for the error if it is not the wanted object.
 
     Args:
-        prediction: The answer.
+        metadata: The metadata of the answer.
     """
     predictions = _predictions.get()
     if predictions is not None:
-        predictions.append(prediction.metadata)
+        predictions.append(metadata)
+
+
+@contextmanager
+def recorded_predictions() -> Iterator[list[Mapping[str, Any]]]:
+    """Collect what answers cost.
+
+    Yields:
+        The metadata of each answer, once it is there. Nested blocks share the list.
+    """
+    outer = _predictions.get()
+    if outer is not None:
+        yield outer
+        return
+    predictions: list[Mapping[str, Any]] = []
+    token = _predictions.set(predictions)
+    try:
+        yield predictions
+    finally:
+        _predictions.reset(token)
 
 
 @contextmanager
@@ -102,10 +132,9 @@ def object_or_error(wanted: type) -> Iterator[None]:
         NoToolCallError: There is no such object in the answer.
         ConfigurationError: Core failed before anything was sent.
     """
-    predictions: list[Mapping[str, Any]] = []
-    token = _predictions.set(predictions)
     try:
-        yield
+        with recorded_predictions() as predictions:
+            yield
     except (TypeError, ValueError) as failure:
         if not predictions:
             message = (
@@ -116,10 +145,26 @@ def object_or_error(wanted: type) -> Iterator[None]:
         reason = type(failure).__name__
     else:
         return
-    finally:
-        _predictions.reset(token)
     # Outside the handler: core's error quotes the answer, and that is not ours to repeat.
     raise no_object(wanted.__name__, reason, predictions)
+
+
+def check_outcome(outcome: "AgentChatResponse", predictions: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a call whose arguments the class of the object did not take.
+
+    Core would raise a ValueError that does not say what the answer cost.
+
+    Args:
+        outcome: What `predict_and_call` returned.
+        predictions: The metadata of all answers.
+
+    Raises:
+        NoToolCallError: The class did not take them.
+    """
+    for output in outcome.sources:
+        if output.is_error:
+            reason = type(output.exception or output.raw_output).__name__
+            raise no_object(output.tool_name, reason, predictions)
 
 
 def no_object(name: str, reason: str, predictions: Iterable[Mapping[str, Any]]) -> NoToolCallError:

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
 
-    from llama_index_phospho import content, results, tool_calls
+    from llama_index_phospho import content, results, structured_output, tool_calls
     from phospho_multimodal import conversation, tool_replies
     from phospho_multimodal.conversation import Turn
     from phospho_multimodal.tool_protocol import ToolProtocol
 else:
     content = ModuleOnDemand("llama_index_phospho.content")
     results = ModuleOnDemand("llama_index_phospho.results")
+    structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
     conversation = ModuleOnDemand("phospho_multimodal.conversation")
     tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
@@ -212,6 +213,7 @@ class TextLLM:
             "cost_usd": 0.0,
             "attempts": 0,
         }
+        structured_output.record_prediction(told)
         return response.model_copy(update={"raw": told})
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
 __all__ = [
+    "asks_for_object",
     "called_message_turns",
     "chat_with_tools_keywords",
     "selected_tools",
@@ -48,13 +49,25 @@ def chat_with_tools_keywords(
     keywords: dict[str, Any] = {**given, "messages": list(conversation)}
     if not tools and not required:
         return keywords
-    # Core's programs alone pass a `tool_choice` of None. Their streams forget that a tool is
-    # required, and would make an empty object of prose.
-    is_program = "tool_choice" in given and given["tool_choice"] is None
+    # Streams of core's programs forget that a tool is required, and would make an empty object of
+    # prose.
+    is_program = asks_for_object(given)
     keywords["tools"] = [_definition(tool) for tool in tools]
     keywords[_REQUIRED] = required or is_program
     keywords[_GIVES_ANSWER] = is_program
     return keywords
+
+
+def asks_for_object(given: Mapping[str, Any]) -> bool:
+    """Tell whether one of core's programs asks: only they pass a `tool_choice` of None.
+
+    Args:
+        given: The keywords of a call with tools.
+
+    Returns:
+        Whether the tool stands for the class of an object.
+    """
+    return "tool_choice" in given and given["tool_choice"] is None
 
 
 def take_protocol(given: dict[str, Any]) -> ToolProtocol:

@@ -172,6 +172,16 @@ def test_a_prompt_over_a_limit_is_langchains_context_overflow(
             ],
         ),
         (422, "The image has no known format."),
+        (
+            422,
+            [
+                {
+                    "loc": ["body", "inputs", 0, "image_url"],
+                    "msg": "String should have at most 8000 characters",
+                    "type": "string_too_long",
+                }
+            ],
+        ),
         (429, "token limit reached: too many tokens this minute"),
         (500, "maximum context length"),
     ],

@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import SummarizationMiddleware
+from langchain.agents.middleware import (
+    ModelFallbackMiddleware,
+    ModelRetryMiddleware,
+    SummarizationMiddleware,
+)
 from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.messages import (
     AIMessage,
@@ -412,6 +416,35 @@ def test_a_failure_leaves_a_note_and_the_next_step_tries_again(
     driver.invoke(agent, {"messages": [HumanMessage("And now?")]}, config=thread())
     assert f"| You asked: {IN_VIEW}".splitlines()[0] in driving.last
     assert len(endpoint.received) == 2
+
+
+@pytest.mark.parametrize("status", [200, 502, 504, 520])
+@pytest.mark.parametrize("around", ["retry", "fallback", "steps"])
+def test_a_description_that_may_have_been_billed_is_asked_for_once_in_a_turn(
+    *, status: int, around: str, driver: Any, endpoint: Any, model: ChatPhospho, red: Any
+) -> None:
+    @tool
+    def pause() -> str:
+        """Wait a moment."""
+        return "Done."
+
+    down = ConnectionError("The text model cannot be reached.")
+    driving = ScriptedChat(replies=[calls("pause")] * 2 if around == "steps" else [down, down])
+    driving.replies.append("I could not see it.")
+    middleware: dict[str, list[Any]] = {
+        "retry": [ModelRetryMiddleware(max_retries=2, initial_delay=0, jitter=False)],
+        "fallback": [ModelFallbackMiddleware(driving, driving)],
+        "steps": [],
+    }
+    eyes = [*middleware[around], VisionMiddleware(model)]
+    agent = create_agent(driving, [pause], middleware=eyes, checkpointer=InMemorySaver())
+    endpoint.reply({"detail": "not the contract"}, status=status)
+    driver.invoke(agent, ask("What?", red.block), config=thread())
+    assert len(endpoint.received) == 1
+    assert "Image 1 could not be described this time" in driving.last
+    driver.invoke(agent, {"messages": [HumanMessage("And now?")]}, config=thread())
+    assert len(endpoint.received) == 2
+    assert "You asked" in driving.last
 
 
 @pytest.mark.parametrize(

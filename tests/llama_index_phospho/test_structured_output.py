@@ -11,6 +11,7 @@ import pytest
 from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.program import FunctionCallingProgram, LLMTextCompletionProgram
+from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, Field
 
 from fault_server import FaultServer, answer, status
@@ -164,6 +165,49 @@ def test_an_error_knows_its_cost_each_way(way: Any, llm: Any, server: FaultServe
     with pytest.raises(NoToolCallError, match="Images billed: 1") as raised:
         way(llm, Receipt)
     assert raised.value.attempts == 2
+
+
+def _aprogram(llm: Any, wanted: Any, **given: Any) -> Any:
+    program = FunctionCallingProgram.from_defaults(
+        output_cls=wanted, prompt=PROMPT.partial_format(), llm=llm
+    )
+    return asyncio.run(program.acall(llm_kwargs=given, thing="receipt"))
+
+
+@pytest.mark.parametrize("way", [*WAYS, _aprogram])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"total": "many"}',
+        '{"total": [8.2, 3]}',
+        '{"total": null}',
+        '{"name": "Receipt", "arguments": {"total": "many"}}',
+    ],
+)
+def test_an_error_of_a_program_by_tools_knows_what_a_wrong_value_cost(
+    reply: str, way: Any, make: Any, server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = make(is_function_calling_model=True, default_image=encoded())
+    server.script = [status(503, headers={"retry-after": "0"}), answer(reply)]
+    with pytest.raises(NoToolCallError, match="Images billed: 1") as raised:
+        way(llm, Receipt)
+    assert (raised.value.attempts, raised.value.images_in_doubt) == (2, 0)
+    assert "calls in one answer" not in caplog.text
+
+
+def test_the_error_of_a_tool_that_is_called_once_stays_its_own(
+    make: Any, server: FaultServer, picture_base64: str
+) -> None:
+    def divide(by: int) -> float:
+        """Divide."""
+        return 1 / by
+
+    llm = make(is_function_calling_model=True, default_image=picture_base64)
+    server.script = [answer('{"name": "divide", "arguments": {"by": 0}}')]
+    outcome = llm.predict_and_call([FunctionTool.from_defaults(divide)], "Divide.")
+    (output,) = outcome.sources
+    assert output.is_error
+    assert isinstance(output.exception, ZeroDivisionError)
 
 
 def test_a_prompt_asks_for_one_object_after_the_other(make: Any, server: FaultServer) -> None:

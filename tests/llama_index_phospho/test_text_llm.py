@@ -31,7 +31,7 @@ from llama_index.core.tools import FunctionTool
 from consumers import Animal, FixedRetriever
 from fault_server import FaultServer, answer
 from llama_index_phospho import Phospho
-from phospho_multimodal import ConfigurationError, MissingImageError
+from phospho_multimodal import ConfigurationError, MissingImageError, NoToolCallError
 from scripted_text_llm import Call, ScriptedText, text_of
 
 Ask = Callable[..., list[Any]]
@@ -204,6 +204,25 @@ def test_an_object_is_made_by_the_other_llm(
         response = asyncio.run(llm.as_structured_llm(Animal).achat([ChatMessage("Which?")]))
     assert response.raw == Animal(name="cat")
     assert server.requests == []
+
+
+@pytest.mark.parametrize("tools", [True, False], ids=["tools by prompt", "by text"])
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("said", ["A cat.", '{"name": ["cat"]}', "{}", '{"kind": "cat"}'])
+def test_an_object_that_the_other_llm_does_not_give_is_not_called_unsent(
+    said: str, make: Make, server: FaultServer, *, tools: bool, how: str
+) -> None:
+    llm = make(text_llm=ScriptedText(answers=[said]), is_function_calling_model=tools)
+    prompt = PromptTemplate("Which animal?")
+    ways = {
+        "sync": llm.structured_predict,
+        "async": lambda *asked: asyncio.run(llm.astructured_predict(*asked)),
+    }
+    with pytest.raises(NoToolCallError) as raised:
+        ways[how](Animal, prompt)
+    assert "Nothing was sent" not in str(raised.value)
+    assert "Images billed: 0" in str(raised.value)
+    assert (raised.value.attempts, server.requests) == (0, [])
 
 
 def look_up(word: str) -> str:
