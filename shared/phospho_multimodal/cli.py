@@ -86,6 +86,23 @@ def serve(
             " [default: found out]",
         ),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            show_default=False,
+            help="For openai: seconds that the upstream may take for an answer. The clients wait 75"
+            " unless they are configured otherwise. [default: 55]",
+        ),
+    ] = None,
+    max_image_side: Annotated[
+        int | None,
+        typer.Option(
+            show_default=False,
+            min=1,
+            help="For openai: the longest side of an image in pixels; a larger image is shrunk."
+            " [default: what fits into the context that the upstream reports, else 2048]",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(show_default=False, help="For transformers: auto, cpu, cuda. [default: auto]"),
@@ -151,6 +168,8 @@ def serve(
                 "upstream": upstream,
                 "model": model,
                 "dialect": dialect,
+                "timeout": timeout,
+                "max_image_side": max_image_side,
                 "device": device,
                 "dtype": dtype,
                 "max_batch": max_batch,
