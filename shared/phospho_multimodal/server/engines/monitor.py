@@ -7,15 +7,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import orjson
 
 from phospho_multimodal.server.engines import EngineBusy
-from phospho_multimodal.server.engines.dialects import DIALECTS, Dialect, of_models
+from phospho_multimodal.server.engines.dialects import DIALECTS, Dialect
+from phospho_multimodal.server.engines.inspection import (
+    NO_ROUTE,
+    get_models,
+    has_chat,
+    no_images,
+    read_facts,
+    recognize,
+)
 from phospho_multimodal.server.engines.model_facts import (
     ModelFacts,
-    facts,
     has_name,
     model_name,
     models,
@@ -28,20 +34,17 @@ from phospho_multimodal.server.engines.upstream import (
     read_json,
 )
 
-if TYPE_CHECKING:
-    from phospho_multimodal.server.engines.upstream import Reply
+__all__ = ["UpstreamMonitor"]
 
-__all__ = ["UpstreamMonitor", "no_images"]
-
-_LOOK_SECONDS = 3.0  # for a list of models
 _LOOK_AGAIN = 2.0  # seconds between two looks
 _LOOK_AGAIN_FAR = 5.0  # seconds between two looks at another machine that was there
 _START_SECONDS = 2.0  # that the first look may delay the server's start
 _LOAD_SECONDS = 1800.0  # for a model that has to be loaded first
 _STAYS_LOADED = 60.0  # seconds after an answer in which no server unloads a model
 
+_LOADING_RETRY_AFTER = 5  # seconds
+
 _MOST_NAMES = 10  # of an upstream's models, in a log
-_NO_ROUTE = frozenset({404, 405})
 _TOO_MANY = 429
 _REFUSED = frozenset({401, 403})
 
@@ -121,26 +124,18 @@ class UpstreamMonitor:
         if not done:
             raise EngineBusy(_LOADING_RETRY_AFTER)
 
-    async def read_facts(self) -> ModelFacts:
-        """Look at the upstream once, and read what it reports about the model.
-
-        Raises:
-            EngineBusy: It is not there, or not ready.
-        """
-        return await self._facts(await self._list())
-
     async def _look(self) -> None:
         listed = await self._list()
         if not self.available:
-            self.facts = await self._facts(listed)
+            self.facts = await read_facts(self._upstream, self.dialect, listed, self._model)
             self._say_what_it_is()
             await self.wait_until_loaded(_LOAD_SECONDS)
             if self.dialect.load is not None:  # a loaded model's context is reported
-                self.facts = await self._facts(listed)
+                self.facts = await read_facts(self._upstream, self.dialect, listed, self._model)
 
     async def _list(self) -> object:
         """Get the list of models, and recognize the server by it."""
-        reply = await self._get("/models", below_base=True)
+        reply = await get_models(self._upstream)
         if no_answer(reply):
             failure = self._upstream.failure(reply)
             # llama.cpp answers 503 while it loads its model. A 429 is from a server that is there.
@@ -149,11 +144,15 @@ class UpstreamMonitor:
             if reply.status_code in _REFUSED:
                 self._say("key", "%s. Set its key in %s.", failure, KEY_VARIABLE)
             # A router answers 404 to everything until its application is deployed.
-            if reply.status_code in _NO_ROUTE and not await self._has_chat():
+            if reply.status_code in NO_ROUTE and not (
+                self.available or await has_chat(self._upstream)
+            ):
                 message = f"{self._upstream.root} has no /chat/completions (yet)"
                 raise UpstreamAway(message)
         listed = None if no_answer(reply) else read_json(reply)
-        self.dialect = DIALECTS[self._given or await self._recognize(listed)]
+        if not (self.available and self.dialect.load):  # Ollama's list may not show what it is
+            name = self._given or await recognize(self._upstream, listed)
+            self.dialect = DIALECTS[name]
         self._check_model(listed)
         return listed
 
@@ -181,44 +180,10 @@ class UpstreamMonitor:
         words = str(failure) if isinstance(failure, UpstreamAway) else "it is busy or loading"
         self._say("away", "The upstream did not answer: %s. It is tried again.", words)
 
-    async def _recognize(self, listed: object) -> str:
-        name = of_models(listed)
-        if name is None and await self._is_ollama():
-            name = "ollama"  # models of other namespaces are not owned by its library
-        return name or "generic"
-
-    async def _is_ollama(self) -> bool:
-        if self.available:
-            return self.dialect is DIALECTS["ollama"]
-        reply = await self._get("/api/version")
-        version = read_json(reply)
-        return not no_answer(reply) and isinstance(version, dict) and "version" in version
-
-    async def _has_chat(self) -> bool:
-        """Tell whether there is a chat route: it rejects an empty request, and bills nothing."""
-        if self.available:
-            return True
-        reply = await self._upstream.post("/chat/completions", b"{}", seconds=_LOOK_SECONDS)
-        return reply.status_code not in _NO_ROUTE
-
-    async def _facts(self, listed: object) -> ModelFacts:
-        documents = [listed]
-        for route in self.dialect.details:
-            method, _, path = route.rpartition(" ")
-            with contextlib.suppress(EngineBusy):
-                if method:
-                    reply = await self._upstream.send(
-                        method, self._upstream.root + path, self._name(), seconds=_LOOK_SECONDS
-                    )
-                else:
-                    reply = await self._get(path)
-                if not no_answer(reply):
-                    documents.append(read_json(reply))
-        return facts(documents, self._model)
-
     async def _load(self, path: str) -> None:
         url = self._upstream.root + path
-        reply = await self._upstream.send("POST", url, self._name(), seconds=_LOAD_SECONDS)
+        name = orjson.dumps({"model": self._model})
+        reply = await self._upstream.send("POST", url, name, seconds=_LOAD_SECONDS)
         if no_answer(reply):
             # The questions will say what is wrong; asking to load it again would not help.
             self._say("load", "The model was not loaded. %s", self._upstream.failure(reply))
@@ -232,13 +197,6 @@ class UpstreamMonitor:
             self._set_away(failure)
         else:
             self.answered()
-
-    async def _get(self, path: str, *, below_base: bool = False) -> Reply:
-        address = self._upstream.base if below_base else self._upstream.root
-        return await self._upstream.send("GET", address + path, seconds=_LOOK_SECONDS)
-
-    def _name(self) -> bytes:
-        return orjson.dumps({"model": self._model})
 
     def _check_model(self, listed: object) -> None:
         entries = models(listed)
@@ -267,16 +225,3 @@ class UpstreamMonitor:
         if self._said.get(subject) != message:
             self._said[subject] = message
             logger.warning("%s", message)
-
-
-_LOADING_RETRY_AFTER = 5  # seconds
-
-
-def no_images(model: str, dialect: Dialect) -> str:
-    """Say that a model takes no images, and what to do."""
-    what = (
-        "Start llama-server with --mmproj and the model's projector."
-        if dialect is DIALECTS["llama.cpp"]
-        else "Serve a vision model, and give its name as --model."
-    )
-    return f"{dialect.title} reports that the model {model!r} takes no images. {what}"

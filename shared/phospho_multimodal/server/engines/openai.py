@@ -24,13 +24,20 @@ from phospho_multimodal.server.engines.dialects import (
     generation,
     without_refused,
 )
+from phospho_multimodal.server.engines.inspection import (
+    get_models,
+    no_images,
+    read_facts,
+    recognize,
+)
 from phospho_multimodal.server.engines.model_facts import image_side
-from phospho_multimodal.server.engines.monitor import UpstreamMonitor, no_images
+from phospho_multimodal.server.engines.monitor import UpstreamMonitor
 from phospho_multimodal.server.engines.upstream import (
     KEY_VARIABLE,
     PASSING,
     Upstream,
     no_answer,
+    read_json,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +78,7 @@ class OpenAIEngine:
         dialect: str | None = None,
         timeout: float = ANSWER_SECONDS,
         max_image_side: int | None = None,
+        use_key: bool = True,
     ) -> None:
         """Take the address; the key is in `PHOSPHO_UPSTREAM_API_KEY`, if there is one.
 
@@ -82,6 +90,7 @@ class OpenAIEngine:
             timeout: Seconds that the upstream may take for an answer.
             max_image_side: Longest side of an image, in pixels. By default, it is chosen so that
                 the image fits into the context that the upstream reports.
+            use_key: Whether to send the key. A server that was found on localhost does not get it.
 
         Raises:
             ConfigurationError: One is missing, or cannot be used.
@@ -99,7 +108,8 @@ class OpenAIEngine:
             raise ConfigurationError(message)
         _check_positive("timeout", timeout)
         _check_positive("max_image_side", max_image_side)
-        self._upstream = Upstream(upstream, api_key=os.environ.get(KEY_VARIABLE))
+        self._api_key = os.environ.get(KEY_VARIABLE) if use_key else None
+        self._upstream = Upstream(upstream, api_key=self._api_key)
         self._model = model
         self._dialect = dialect
         self._timeout = timeout
@@ -144,16 +154,17 @@ class OpenAIEngine:
         Raises:
             ConfigurationError: The upstream reports that its model takes no images.
         """
-        upstream = Upstream(self._upstream.base, api_key=os.environ.get(KEY_VARIABLE))
-        monitor = UpstreamMonitor(upstream, self._model, self._dialect, in_use=lambda: False)
+        upstream = Upstream(self._upstream.base, api_key=self._api_key)
         try:
-            found = await monitor.read_facts()
+            listed = read_json(await get_models(upstream))
+            dialect = DIALECTS[self._dialect or await recognize(upstream, listed)]
+            found = await read_facts(upstream, dialect, listed, self._model)
         except EngineBusy:
             return  # it may come later
         finally:
             await upstream.close()
         if found.takes_images is False:
-            raise ConfigurationError(no_images(self._model, monitor.dialect))
+            raise ConfigurationError(no_images(self._model, dialect))
 
     async def describe(self, picture: Picture, question: Question) -> str:
         """Ask the upstream.
