@@ -26,7 +26,7 @@ _RETRY_AFTER = 2  # seconds
 
 _PLACEHOLDER = re.compile(
     r"(?<=<)(?=\|[^<>|\n]{1,40}\|>)"  # <|image_pad|>, <|im_start|>
-    r"|(?<=<)(?=[/_]{0,2}(?:image|img|media|vision|picture|video|audio)(?:[ _]?\w{1,20})?_{0,2}>)"
+    r"|(?<=<)(?=[/_]{0,2}(?:image|img|media|vision|picture|video|audio)(?:[ _]?\w{1,40})?_{0,2}>)"
     r"|(?<=<)(?=(?:start|end)_of_(?:image|img|turn)>)"
     r"|(?<=\[)(?=/?(?:IMG|IMAGE|IMG_BREAK|IMG_END|INST)\])",
     re.IGNORECASE,
