@@ -33,7 +33,9 @@ model_list:
 class Server:
     """One process, and where it listens."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, model: str, log: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | None, url: str, model: str, log: Path
+    ) -> None:
         self.process = process
         self.url = url
         self.model = model
@@ -43,7 +45,9 @@ class Server:
         """Wait until it lists its models."""
         deadline = time.monotonic() + PATIENCE
         while not self._lists():
-            assert self.process.poll() is None, self._log.read_text(errors="replace")[-3000:]
+            assert self.process is None or self.process.poll() is None, self._log.read_text(
+                errors="replace"
+            )[-3000:]
             assert time.monotonic() < deadline, self._log.read_text(errors="replace")[-3000:]
             time.sleep(0.1)
         return self
@@ -133,7 +137,17 @@ def transformers_serve(start, tmp_path_factory) -> Server:
     return start(command, "serve", folder, "--port", "{port}", model=str(folder)).wait()
 
 
-@pytest.fixture(params=["llama", "litellm", "transformers_serve"])
+@pytest.fixture(scope="session")
+def started_before() -> Server:
+    """A server that was started before the tests, such as vLLM: `with_vllm.sh` does it."""
+    url, model = os.environ["UPSTREAM_URL"], os.environ["UPSTREAM_MODEL"]
+    return Server(None, url, model, Path(os.devnull)).wait()
+
+
+STARTED_HERE = ["llama", "litellm", "transformers_serve"]
+
+
+@pytest.fixture(params=["started_before"] if "UPSTREAM_URL" in os.environ else STARTED_HERE)
 def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     return request.getfixturevalue(request.param)

@@ -63,11 +63,11 @@ class TestEveryServer:
     def test_the_batch_describes_a_folder(self, client, tmp_path):
         folder = tmp_path / "images"
         folder.mkdir()
-        for number in range(8):
+        for number in range(4):
             (folder / f"{number}.png").write_bytes(image(number))
         options = {"base_url": str(client.base_url), **FEW}
         summary = describe_many(folder, tmp_path / "out", "What is this?", **options)
-        assert summary.described == 8
+        assert summary.described == 4
 
     def test_eight_at_a_time(self, client):
         with ThreadPoolExecutor(8) as pool:
