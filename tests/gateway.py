@@ -27,7 +27,7 @@ def gateway(
     """A client of the local server whose engine asks this upstream."""
     engine = OpenAIEngine(upstream=url, model=model, **options)
     app = create_app(engine, allow_urls=allow_urls)
-    with serve(app) as base_url, httpx.Client(base_url=base_url, timeout=30) as client:
+    with serve(app) as base_url, httpx.Client(base_url=base_url, timeout=100) as client:
         yield client
 
 

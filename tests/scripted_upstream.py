@@ -34,6 +34,11 @@ class Asked:
         return {part["type"]: part[part["type"]] for part in message["content"]}
 
     @property
+    def is_question(self) -> bool:
+        """Whether it has an image; a request that only has the model loaded has none."""
+        return any(not isinstance(m["content"], str) for m in self.body.get("messages", []))
+
+    @property
     def text(self) -> str:
         return self.parts["text"]
 
@@ -79,11 +84,9 @@ class ScriptedUpstream:
 
     @property
     def asked(self) -> list[Asked]:
-        return [
-            Asked(json.loads(r.body), dict(r.headers))
-            for r in self.server.requests
-            if r.path == CHAT and r.body != b"{}"  # a look whether there is such a route
-        ]
+        chats = [r for r in self.server.requests if r.path == CHAT]
+        asked = [Asked(json.loads(r.body), dict(r.headers)) for r in chats]
+        return [each for each in asked if each.is_question]
 
     def behave(self, connection: Connection, request: Received) -> None:
         answer = self._route(request)
@@ -106,6 +109,8 @@ class ScriptedUpstream:
         if (request.method, request.path) != ("POST", CHAT):
             return refused(404)
         asked = Asked(json.loads(request.body), dict(request.headers))
+        if not asked.is_question:
+            return "Hello."
         return self._complaint(asked) or self.answer(asked)
 
     def _complaint(self, asked: Asked) -> Answer | None:

@@ -143,8 +143,8 @@ class TestTheLog:
         assert caplog.text.count("does not list the model a-model, but: one.") == 1
 
 
-def loading_model(seconds: float):
-    """An Ollama that stops to load its model when the client that asked for it disconnects."""
+def loading_model(seconds: float, owner: str = "library", *, generate: bool = True):
+    """A server that stops to load its model when the client that asked for it disconnects."""
     app, state = FastAPI(), {"loaded": False, "given up": 0}
 
     async def load(request: Request):
@@ -157,9 +157,9 @@ def loading_model(seconds: float):
 
     @app.get("/v1/models")
     def models():
-        return {"data": [{"id": "a-model", "owned_by": "library"}]}
+        return {"data": [{"id": "a-model", "owned_by": owner}]}
 
-    @app.post("/api/generate")
+    @app.post("/api/generate" if generate else "/api/unused")
     @app.post("/v1/chat/completions")
     async def answer(request: Request):
         await request.body()
@@ -180,6 +180,13 @@ class TestAColdModel:
             until(lambda: is_ok(client))
             assert ask(client).status_code == 200
         assert state["given up"] == 0
+
+    @pytest.mark.parametrize("owner", ["library", "organization_owner", "somebody"])
+    def test_a_server_without_a_route_for_it_gets_a_request_that_nobody_breaks_off(self, owner):
+        app, state = loading_model(0.5, owner, generate=False)
+        with serve(app) as url, gateway(url, timeout=0.2) as client:
+            until(lambda: ask(client).status_code == 200)
+        assert state["loaded"]
 
     def test_a_model_that_was_unloaded_is_loaded_whoever_leaves(self, monkeypatch):
         app, state = loading_model(0.5)

@@ -45,9 +45,8 @@ class Server:
         """Wait until it lists its models."""
         deadline = time.monotonic() + PATIENCE
         while not self._lists():
-            assert self.process is None or self.process.poll() is None, self._log.read_text(
-                errors="replace"
-            )[-3000:]
+            ended = self.process is not None and self.process.poll() is not None
+            assert not ended, self._log.read_text(errors="replace")[-3000:]
             assert time.monotonic() < deadline, self._log.read_text(errors="replace")[-3000:]
             time.sleep(0.1)
         return self

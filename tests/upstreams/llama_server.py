@@ -30,6 +30,9 @@ def main() -> None:
     options.port = arguments.port
     options.n_ctx = arguments.context * arguments.slots
     options.n_parallel = arguments.slots
+    # Its threads wait in a loop for each other, which takes minutes on a machine that is busy.
+    options.cpuparams.n_threads = 1
+    options.cpuparams_batch.n_threads = 1
     if arguments.projector is not None:
         options.mmproj.path = str(save_tiny_projector(arguments.projector, model_width=WIDTH))
     server = xllamacpp.Server(options)

@@ -39,8 +39,9 @@ class Dialect:
         port: Where it listens unless it is configured otherwise.
         details: Routes beside `/v1` with facts about its models. A route with a `POST ` in front
             gets the model's name.
-        load: A route that loads a model and answers when it is loaded. For servers that stop to
-            load a model when the client that asked for it disconnects.
+        load: A route that loads a model and answers when it is loaded.
+        loads_late: Whether a model may be loaded with the first request only. Some servers stop to
+            load it when the client that asked for it disconnects.
         context: Tokens that a model has room for where the server does not report it.
         at_once: Concurrent requests it gets at first; later timeouts and answers change this.
         learns: Whether more requests are sent after successful answers.
@@ -53,6 +54,7 @@ class Dialect:
     port: int | None = None
     details: tuple[str, ...] = ()
     load: str | None = None
+    loads_late: bool = True
     context: int | None = None
     at_once: int = 8
     learns: bool = True
@@ -60,13 +62,16 @@ class Dialect:
 
 
 DIALECTS = {
-    "vllm": Dialect("vLLM", "repetition_penalty", "vllm", port=8000, at_once=MOST_AT_ONCE),
+    "vllm": Dialect(
+        "vLLM", "repetition_penalty", "vllm", port=8000, loads_late=False, at_once=MOST_AT_ONCE
+    ),
     "sglang": Dialect(
         "SGLang",
         "repetition_penalty",
         "sglang",
         port=30000,
         details=("/model_info", "/get_model_info"),
+        loads_late=False,
         at_once=MOST_AT_ONCE,
     ),
     "llama.cpp": Dialect(

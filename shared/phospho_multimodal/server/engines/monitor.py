@@ -44,6 +44,8 @@ _STAYS_LOADED = 60.0  # seconds after an answer in which no server unloads a mod
 
 _LOADING_RETRY_AFTER = 5  # seconds
 
+_GREETING = [{"role": "user", "content": "Hi"}]
+
 _MOST_NAMES = 10  # of an upstream's models, in a log
 _TOO_MANY = 429
 _REFUSED = frozenset({401, 403})
@@ -103,8 +105,12 @@ class UpstreamMonitor:
     def unanswered(self, failure: EngineBusy) -> None:
         """Note that a request got no answer; without a connection, the upstream is not there."""
         self._used = -_STAYS_LOADED
-        if isinstance(failure, UpstreamAway) and failure.no_connection:
+        if not isinstance(failure, UpstreamAway):
+            return
+        if failure.no_connection:
             self._set_away(failure)
+        elif failure.timed_out and self.dialect.loads_late:
+            self._begin_to_load()
 
     async def wait_until_loaded(self, seconds: float) -> None:
         """Wait until the model is loaded, if its server loads it for a request only.
@@ -117,10 +123,7 @@ class UpstreamMonitor:
         """
         if self.dialect.load is None or time.monotonic() - self._used < _STAYS_LOADED:
             return
-        if self._loading is None:
-            self._loading = asyncio.create_task(self._load(self.dialect.load))
-            self._loading.add_done_callback(self._loaded)
-        done, _ = await asyncio.wait({self._loading}, timeout=seconds)
+        done, _ = await asyncio.wait({self._begin_to_load()}, timeout=seconds)
         if not done:
             raise EngineBusy(_LOADING_RETRY_AFTER)
 
@@ -180,12 +183,26 @@ class UpstreamMonitor:
         words = str(failure) if isinstance(failure, UpstreamAway) else "it is busy or loading"
         self._say("away", "The upstream did not answer: %s. It is tried again.", words)
 
-    async def _load(self, path: str) -> None:
-        url = self._upstream.root + path
-        name = orjson.dumps({"model": self._model})
-        reply = await self._upstream.send("POST", url, name, seconds=_LOAD_SECONDS)
+    def _begin_to_load(self) -> asyncio.Task[None]:
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(self._loaded)
+        return self._loading
+
+    async def _load(self) -> None:
+        """Have the model loaded by a request that nobody breaks off."""
+        name = {"model": self._model}
+        one_token = {"stream": False, "max_tokens": 1, "messages": _GREETING}
+        chat = (f"{self._upstream.base}/chat/completions", orjson.dumps(name | one_token))
+        requests = [chat]
+        if self.dialect.load is not None:
+            requests.insert(0, (self._upstream.root + self.dialect.load, orjson.dumps(name)))
+        for url, body in requests:
+            reply = await self._upstream.send("POST", url, body, seconds=_LOAD_SECONDS)
+            if reply.status_code not in NO_ROUTE:
+                break
         if no_answer(reply):
-            # The questions will say what is wrong; asking to load it again would not help.
+            # The next requests will fail and log why; asking to load it again would not help.
             self._say("load", "The model was not loaded. %s", self._upstream.failure(reply))
 
     def _loaded(self, load: asyncio.Task[None]) -> None:

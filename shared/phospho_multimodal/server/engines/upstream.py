@@ -54,13 +54,20 @@ class UpstreamAway(EngineBusy):
 
     Attributes:
         no_connection: Whether nothing listens there; otherwise the upstream was busy or slow.
+        timed_out: Whether the time for an answer was over.
     """
 
     def __init__(
-        self, reason: str, *, retry_after: int = _RETRY_AFTER, no_connection: bool = False
+        self,
+        reason: str,
+        *,
+        retry_after: int = _RETRY_AFTER,
+        no_connection: bool = False,
+        timed_out: bool = False,
     ) -> None:
         super().__init__(retry_after)
         self.reason = reason
+        self.timed_out = timed_out
         self.no_connection = no_connection
 
     def __str__(self) -> str:
@@ -106,7 +113,7 @@ class Upstream:
             UpstreamAway: There was none.
         """
         body = RequestBody(*(pieces or (b"",)))
-        failure = UpstreamAway(f"{self.root}: nothing within {seconds:g} s")
+        failure = UpstreamAway(f"{self.root}: nothing within {seconds:g} s", timed_out=True)
         with anyio.move_on_after(seconds):
             try:
                 step = Send(method, url, self._headers(body), body, None)
@@ -115,7 +122,8 @@ class Upstream:
             except httpx.RequestError as lost:
                 refused = isinstance(lost, (httpx.ConnectError, httpx.ConnectTimeout))
                 reason = f"{self.root}: {type(lost).__name__}"
-                failure = UpstreamAway(reason, no_connection=refused)
+                late = isinstance(lost, httpx.ReadTimeout)
+                failure = UpstreamAway(reason, no_connection=refused, timed_out=late)
         # Outside the handler: httpx's error holds the request, and with it the key.
         raise failure
 
