@@ -47,6 +47,7 @@ _OCR = (
 _TO_DO = f"For a real model, install Ollama, run `{PULL}`, and start again. See {_GUIDE}."
 
 _LOOK_SECONDS = 1.0  # a server on localhost answers in milliseconds, or is not there
+_NAMED_SECONDS = 10.0  # a server that the user names may be far away, or just have started
 _TRY_SECONDS = 15.0  # for one token about an image of 32 × 32 pixels
 _MOST_MODELS = 32  # of one server
 _MOST_TRIES = 2  # models of one server that are asked about an image
@@ -108,7 +109,7 @@ async def _choose(upstream: str | None, model: str | None, skip_port: int | None
     named = upstream or os.environ.get(UPSTREAM_VARIABLE)
     if named:
         server = Upstream(named, api_key=os.environ.get(KEY_VARIABLE))
-        result = await _look(server, model, seconds=3 * _LOOK_SECONDS)
+        result = await _look(server, model, seconds=_NAMED_SECONDS)
         if isinstance(result, _Found):
             return _chosen(result, use_key=True)
         looked.append(f"{server.root} ({result})")
@@ -123,9 +124,8 @@ async def _choose(upstream: str | None, model: str | None, skip_port: int | None
     places = "; ".join(looked)
     if upstream or model:
         what = f"The model {model!r} was not found" if model else "No vision model was found"
-        message = (
-            f"{what}. Looked at: {places}. Give --model, and --engine openai to skip the look."
-        )
+        advice = "Give --engine openai and --model to use a model that was not found."
+        message = f"{what}. Looked at: {places}. {advice}"
         raise ConfigurationError(message)
     return EngineChoice("ocr", {}, (_OCR, f"Looked for: {places}.", _TO_DO))
 

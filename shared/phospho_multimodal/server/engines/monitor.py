@@ -56,8 +56,8 @@ logger = logging.getLogger(__name__)
 class UpstreamMonitor:
     """Looks at an upstream in the background, and knows the result of the last look.
 
-    Nothing is decided for good: a server that is restarted with another model, or that a proxy
-    answered for during its start, is looked at again.
+    No finding is permanent. The upstream may restart with another model, and a proxy may have
+    answered for it while it started.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class UpstreamMonitor:
         self._said: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Look once, and go on looking in the background."""
+        """Look once, and continue to look in the background."""
         looked = asyncio.Event()
         self._looking = asyncio.create_task(self._look_again_and_again(looked))
         with contextlib.suppress(asyncio.TimeoutError):
@@ -115,7 +115,7 @@ class UpstreamMonitor:
     async def wait_until_loaded(self, seconds: float) -> None:
         """Wait until the model is loaded, if its server loads it for a request only.
 
-        The load goes on when the wait ends: such a server stops loading a model when the client
+        The load continues when the wait ends. Such a server stops loading a model when the client
         that asked for it disconnects, and the next request would begin again.
 
         Raises:

@@ -64,8 +64,8 @@ logger = logging.getLogger(__name__)
 class OpenAIEngine:
     """Sends image and prompt to an OpenAI-compatible server, and returns its answer.
 
-    The image is sent as data, never as a URL, and as an upright JPEG or PNG: servers open no URLs
-    (Ollama), know few types (llama.cpp), and none of them applies the EXIF orientation.
+    The image is sent as data, never as a URL, and as an upright JPEG or PNG. Some servers open no
+    URLs (Ollama) or know few types (llama.cpp). None of them applies the EXIF orientation.
     """
 
     name = "openai"
@@ -139,7 +139,7 @@ class OpenAIEngine:
         return f"the model {self._model} on {title} ({self._upstream.root})"
 
     async def start(self) -> None:
-        """Look at the upstream; if it is not there yet, go on looking in the background."""
+        """Look at the upstream; if it is not there yet, look again in the background."""
         self._preparing = anyio.CapacityLimiter(_PREPARING)
         await self._monitor.start()
 
