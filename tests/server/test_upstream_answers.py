@@ -100,11 +100,15 @@ class TestAnAnswerInAnotherForm:
             assert ask(client).status_code == 503
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504, *range(520, 530)])
-def test_a_status_that_passes_by_itself_is_a_503(status):
-    with scripted("vllm", refused(status, retry_after="7")) as up, gateway(up.url) as client:
-        answer = ask(client)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+def test_a_status_that_passes_by_itself_is_a_503():
+    statuses = [408, 425, 429, 502, 503, 504, *range(520, 530)]
+    left = list(statuses)
+    with (
+        scripted("vllm", lambda _: refused(left.pop(0), retry_after="7")) as up,
+        gateway(up.url) as client,
+    ):
+        answers = [ask(client) for _ in statuses]
+    assert {(a.status_code, a.headers["retry-after"]) for a in answers} == {(503, "7")}
 
 
 class TestParametersThatAModelRejects:
@@ -119,8 +123,9 @@ class TestParametersThatAModelRejects:
             ("temperature", "temperature is deprecated for this model"),
         ],
     )
-    @pytest.mark.parametrize("status", [400, 422])
-    def test_it_is_sent_without_them_from_then_on(self, rejected, error, status, caplog):
+    def test_it_is_sent_without_them_from_then_on(self, rejected, error, caplog):
+        status = 422 if "Extra inputs" in error else 400
+
         def answer(asked):
             return refused(status, error) if rejected in asked.body else "A cat."
 
@@ -192,11 +197,16 @@ class TestMarkersInAPrompt:
         ],
     )
     def test_a_server_does_not_take_them_for_an_image_or_a_turn(self, marker):
+        prompt = f"What does {marker} mean? {marker}{marker}"
+        sent = plain_text(prompt)
+        assert marker not in sent
+        assert sent.replace(" ", "") == prompt.replace(" ", "")
+
+    def test_the_server_gets_the_prompt_without_them(self):
         with scripted("vllm") as up, gateway(up.url) as client:
-            assert ask(client, text=f"What does {marker} mean? {marker}{marker}").status_code == 200
+            assert ask(client, text="What does <image> mean?").status_code == 200
             (asked,) = up.asked
-        assert marker not in asked.text
-        assert asked.text.replace(" ", "") == f"Whatdoes{marker}mean?{marker}{marker}"
+        assert asked.text == "What does < image> mean?"
 
     @pytest.mark.parametrize(
         "prompt",
