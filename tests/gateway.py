@@ -40,9 +40,9 @@ def ask(
     return client.post("/v2/predict", json={"model": "phospho-multimodal", "inputs": [item]})
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Wait for a condition; only a fault lets it take longer than these seconds."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

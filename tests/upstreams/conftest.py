@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -54,9 +55,10 @@ class Server:
     def _lists(self) -> bool:
         headers = {"Authorization": f"Bearer {KEY}"}
         try:
-            return httpx.get(f"{self.url}/v1/models", headers=headers, timeout=5).status_code == 200
+            answer = httpx.get(f"{self.url}/v1/models", headers=headers, timeout=5)
         except httpx.HTTPError:
             return False
+        return answer.status_code == 200 and self.model in answer.text
 
     def kill(self) -> None:
         self.process.kill()
@@ -64,9 +66,11 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """Choose a port below those that the system gives to others: a server binds it much later."""
+    while True:
+        port = random.randrange(20000, 30000)  # noqa: S311 - no secret
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @pytest.fixture(scope="session")
