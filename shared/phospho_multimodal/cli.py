@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 try:
     import typer
     from rich.progress import Progress
     from rich.table import Column, Table
-    from rich.text import Text
 except ModuleNotFoundError as missing:
     _message = (
         f"The command line needs {missing.name!r}, which is not installed:"
@@ -24,6 +23,7 @@ from phospho_multimodal.batch.command import INTERRUPTED, run_batch
 from phospho_multimodal.client import PhosphoClient
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
+from phospho_multimodal.serve_command import run_server
 from phospho_multimodal.spending import USD_PER_IMAGE, Spending
 from phospho_multimodal.terminal import errors, output, plain
 
@@ -40,10 +40,10 @@ _AT_ONCE = 4  # pictures under way together
 
 BaseUrl = Annotated[
     str | None,
-    typer.Option(help="Where the endpoint is. [default: PHOSPHO_BASE_URL, else phospho's own]"),
+    typer.Option(help="Where the endpoint is. Default: PHOSPHO_BASE_URL, else phospho's own."),
 ]
 ApiKey = Annotated[
-    str | None, typer.Option(help="The key. [default: PHOSPHO_API_KEY]", show_default=False)
+    str | None, typer.Option(help="The key. Default: PHOSPHO_API_KEY.", show_default=False)
 ]
 
 
@@ -52,132 +52,11 @@ def main() -> None:
     app()
 
 
-@app.command()
-def serve(
-    *,
-    host: Annotated[str, typer.Option(help="The address to bind to.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")
-    ] = 8000,
-    engine: Annotated[
-        str, typer.Option(help="What answers: ocr, openai, transformers, echo.")
-    ] = "ocr",
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            show_default=False,
-            help="For openai: the URL of the OpenAI-compatible server that is asked. Its key, if it"
-            " wants one, is read from PHOSPHO_UPSTREAM_API_KEY.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            show_default=False,
-            help="For openai: the model's name there. For transformers: a model's folder, or its"
-            " name on the model hub.",
-        ),
-    ] = None,
-    dialect: Annotated[
-        str | None,
-        typer.Option(
-            show_default=False,
-            help="For openai: vllm, sglang, llama.cpp, lmstudio, ollama, generic."
-            " [default: found out]",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="For transformers: auto, cpu, cuda. [default: auto]"),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            show_default=False,
-            help="For transformers: auto, float32, bfloat16, float16. [default: auto]",
-        ),
-    ] = None,
-    max_batch: Annotated[
-        int | None,
-        typer.Option(
-            show_default=False,
-            help="For transformers: questions answered in one go. [default: 8]",
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PHOSPHO_SERVER_API_KEY",
-            show_default=False,
-            help="The key to ask for; off the loopback there has to be one.",
-        ),
-    ] = None,
-    no_billing: Annotated[
-        bool, typer.Option("--no-billing", help="Answer 402, as without a billing method.")
-    ] = False,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Open image URLs, with safeguards.")
-    ] = False,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes behind the one address, each with its engine.")
-    ] = 1,
-    at_once: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Requests that a process answers at once. [default: the engine's]",
-            show_default=False,
-        ),
-    ] = None,
-    queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait; the next is a 503.")
-    ] = 16,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="The largest picture.")] = 100,
-    access_log: Annotated[
-        Literal["plain", "json", "none"],
-        typer.Option(help="How requests are logged: never a prompt, a picture or a key."),
-    ] = "plain",
-) -> None:
-    """Serve the contract of phospho's endpoint from this machine."""
+@app.command("serve")
+@functools.wraps(run_server)
+def serve(**options: Any) -> None:
     with _failures_told():
-        # Here, because the server is an extra of its own that the other commands do without.
-        from phospho_multimodal.server.serve import base_url, bind, run  # noqa: PLC0415
-        from phospho_multimodal.server.workers import application, run_workers  # noqa: PLC0415
-
-        key = api_key or None  # an empty variable means none
-        listener = bind(host, port, api_key=key)
-        with contextlib.closing(listener):
-            engine_options = {
-                "upstream": upstream,
-                "model": model,
-                "dialect": dialect,
-                "device": device,
-                "dtype": dtype,
-                "max_batch": max_batch,
-            }
-            make = functools.partial(
-                application,
-                engine,
-                engine_options,
-                api_key=key,
-                billing=not no_billing,
-                allow_urls=allow_urls,
-                workers=at_once,
-                max_queue=queue,
-                max_megapixels=max_megapixels,
-                access_log=access_log == "json",
-            )
-            app_alone = make() if workers == 1 else None  # before it is said to serve
-            asks = "asking for its key" if key else "asking for no key"
-            output.print(
-                Text(f"Serving {base_url(listener)} with the engine {engine!r}, {asks}."),
-                soft_wrap=True,
-            )
-            plain = access_log == "plain"
-            if app_alone is not None:
-                run(app_alone, listener, access_log=plain)
-            else:
-                run_workers(make, listener, count=workers, access_log=plain)
+        run_server(**options)
 
 
 @app.command()

@@ -19,8 +19,9 @@ from fresh_python import in_fresh_python
 from live_server import serve
 from phospho_multimodal.cli import app
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question
+from phospho_multimodal.server.engines import Picture, Question, discovery
 from phospho_multimodal.server.engines.echo import EchoEngine
+from phospho_multimodal.server.engines.openai import UPSTREAM_VARIABLE
 
 CLI = [sys.executable, "-c", "from phospho_multimodal.cli import main; main()"]
 
@@ -40,6 +41,13 @@ class PaletteEngine:
         if pixel == (0, 0, 0):
             raise ValueError
         return self._answer.format(pixel=pixel)
+
+
+@pytest.fixture(autouse=True)
+def no_model_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine runs, the tests without one find none."""
+    monkeypatch.setattr(discovery, "LOCAL_SERVERS", {})
+    monkeypatch.delenv(UPSTREAM_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -278,6 +286,8 @@ class TestDemo:
         assert words(result).count('"images_billed": 1') == 2
         assert "LangChain: ChatPhospho" in words(result)
         assert "LlamaIndex: PhosphoMultiModal" in words(result)
+        assert "No vision model was found" in words(result)
+        assert "ollama pull" in words(result)
 
     @pytest.mark.long
     def test_it_takes_a_picture_of_ones_own(self, pictures):

@@ -4,7 +4,7 @@ import functools
 import inspect
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -79,6 +79,7 @@ def create_app(
     max_megapixels: int = 100,
     max_receive_seconds: float = MAX_RECEIVE_SECONDS,
     access_log: bool = False,
+    notice: Sequence[str] = (),
 ) -> FastAPI:
     """Make a server that speaks the contract.
 
@@ -94,6 +95,7 @@ def create_app(
         max_megapixels: The largest image; a larger one is a 422.
         max_receive_seconds: How long a request's body may take to arrive; longer is a 408.
         access_log: Whether to write a line of JSON for each request to the standard output.
+        notice: Lines about the choice of the engine, for the playground.
 
     Returns:
         The ASGI application.
@@ -101,8 +103,6 @@ def create_app(
     Raises:
         ConfigurationError: An option is out of range.
     """
-    if workers is None:
-        workers = getattr(engine, "at_once", AT_ONCE)
     _check_options(workers=workers, max_queue=max_queue)
     app = FastAPI(
         title="phospho-multimodal", version=__version__, lifespan=lambda _: running(engine)
@@ -113,8 +113,8 @@ def create_app(
     if access_log:
         app.add_middleware(AccessLog)
     failures.install(app)
-    add_playground(app)
-    queue = WorkQueue(workers=workers, max_waiting=max_queue)
+    add_playground(app, about=lambda: _about(engine, notice))
+    queue = WorkQueue(workers=lambda: _at_once(engine, workers), max_waiting=max_queue)
     intake = Intake(max_body_bytes=max_body_bytes, max_seconds=max_receive_seconds)
     read = functools.partial(read_image, max_megapixels=max_megapixels, allow_urls=allow_urls)
     predictions = _Predictions(engine, intake, queue, read, metrics)
@@ -218,8 +218,18 @@ class _Predictions:
             raise failures.prediction_failed() from None
 
 
-def _check_options(*, workers: int, max_queue: int) -> None:
-    if workers < 1 or max_queue < 0:
+def _at_once(engine: Engine, workers: int | None) -> int:
+    return workers or cast("int", getattr(engine, "at_once", AT_ONCE))
+
+
+def _about(engine: Engine, notice: Sequence[str]) -> list[str]:
+    """Say what answers, for the playground; the notice of its choice goes before."""
+    about = getattr(engine, "about", f"the engine {engine.name}")
+    return [*notice, f"Answers come from {about}."]
+
+
+def _check_options(*, workers: int | None, max_queue: int) -> None:
+    if (workers is not None and workers < 1) or max_queue < 0:
         message = f"It takes one worker at least ({workers}) and no negative queue ({max_queue})."
         raise ConfigurationError(message)
 

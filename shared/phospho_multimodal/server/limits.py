@@ -74,8 +74,13 @@ class Places:
 
     def __init__(self, workers: int) -> None:
         self._turns = anyio.CapacityLimiter(workers)
-        # A picture at the door may be 300 MB once it is decoded: few at a time.
-        self._readers = anyio.CapacityLimiter(min(workers, _READERS))
+        # A decoded image may take 300 MB of memory: few at a time.
+        self._readers = anyio.CapacityLimiter(_READERS)
+
+    def resize(self, workers: int) -> None:
+        """Let more or fewer requests work at the same time; those at work finish first."""
+        if workers != self._turns.total_tokens:
+            self._turns.total_tokens = workers
 
     async def on_thread(self, work: Callable[[], Answer]) -> Answer:
         """Run all of a request's work on a thread, in its turn."""
@@ -91,15 +96,18 @@ class Places:
 
 
 class WorkQueue:
-    """A fixed number of requests at work, and a fixed number waiting for their turn.
+    """A number of requests at work, and a fixed number waiting for their turn.
+
+    How many may be at work is asked before each request: an engine can learn it.
 
     Who waits can leave at any time. Work that has begun on a thread is finished, and its thread
     counts as taken until then, since a thread cannot be stopped from outside.
     """
 
-    def __init__(self, *, workers: int, max_waiting: int) -> None:
+    def __init__(self, *, workers: Callable[[], int], max_waiting: int) -> None:
         self._workers = workers
-        self._free = workers + max_waiting
+        self._max_waiting = max_waiting
+        self._held = 0
         self._places: Places | None = None
 
     async def run(self, request: Request, work: Callable[[Places], Awaitable[Answer]]) -> Answer:
@@ -118,16 +126,18 @@ class WorkQueue:
             ClientGoneError: The client hung up.
         """
         # Made here because a limiter belongs to an event loop, and an app is made before its own.
+        workers = self._workers()
         if self._places is None:
-            self._places = Places(self._workers)
+            self._places = Places(workers)
+        self._places.resize(workers)
         # A count of our own: the limiter's does not have those who are just about to wait.
-        if self._free == 0:
+        if self._held >= workers + self._max_waiting:
             raise failures.queue_full(_RETRY_AFTER)
-        self._free -= 1
+        self._held += 1
         try:
             return await _unless_gone(request, functools.partial(work, self._places))
         finally:
-            self._free += 1
+            self._held -= 1
 
 
 async def _unless_gone(request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:

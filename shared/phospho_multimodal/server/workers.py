@@ -1,5 +1,6 @@
 """Several processes behind one address, and one that watches over them."""
 
+import asyncio
 import contextlib
 import multiprocessing
 import multiprocessing.connection
@@ -38,8 +39,15 @@ def application(engine: str, engine_options: Mapping[str, Any], **options: Any) 
 
     Returns:
         The application.
+
+    Raises:
+        ConfigurationError: The engine cannot be made, or reports that it can never answer.
     """
-    return create_app(load_engine(engine, **engine_options), **options)
+    made = load_engine(engine, **engine_options)
+    check = getattr(made, "check", None)
+    if check is not None:
+        asyncio.run(check())
+    return create_app(made, **options)
 
 
 def run_workers(

@@ -115,7 +115,11 @@ class Engine(Protocol):
       before the first request and after the last. What takes long is begun in `start`, not
       finished there, and `state` tells when it is done. A failed start ends the server.
     - `state`: `"loading"` or `"ok"`, for `/health`; while it loads, questions are a 503.
-    - `at_once`: how many questions it is given at the same time, unless the user says.
+    - `at_once`: how many questions it is given at the same time, unless the user says. It may
+      change while the server runs.
+    - `about`: what answers, for people: "the model llava on Ollama".
+    - `async def check(self)`: awaited by the command line before the server starts. It raises a
+      ConfigurationError if the engine can never answer.
     """
 
     @property

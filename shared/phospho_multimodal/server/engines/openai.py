@@ -1,73 +1,74 @@
 """An engine that asks a vision model behind an OpenAI-compatible server.
 
-The server does the serving: vLLM, SGLang, llama.cpp, LM Studio, Ollama, or another. This one keeps
-the contract, and holds no state, so that any number of them can stand side by side.
+The server does the serving: vLLM, SGLang, llama.cpp, LM Studio, Ollama, or another. This engine
+speaks phospho's API, and holds no state, so that any number of gateways can stand side by side.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-import orjson
 
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.images.prepare import prepare_image
 from phospho_multimodal.server.engines import EngineBusy, EngineFailed
+from phospho_multimodal.server.engines.chat import chat_body, read_answer
+from phospho_multimodal.server.engines.concurrency import LearnedConcurrency
 from phospho_multimodal.server.engines.dialects import (
     DIALECTS,
-    Dialect,
     generation,
-    models,
-    of_models,
+    without_refused,
 )
+from phospho_multimodal.server.engines.inspection import (
+    get_models,
+    no_images,
+    read_facts,
+    recognize,
+)
+from phospho_multimodal.server.engines.model_facts import image_side
+from phospho_multimodal.server.engines.monitor import UpstreamMonitor
 from phospho_multimodal.server.engines.upstream import (
     KEY_VARIABLE,
+    PASSING,
     Upstream,
     no_answer,
     read_json,
 )
 
 if TYPE_CHECKING:
-    from phospho_multimodal.exchange import Reply
+    from typing import Any
+
     from phospho_multimodal.images.prepare import PreparedImage
     from phospho_multimodal.server.engines import Picture, Question, State
+    from phospho_multimodal.server.engines.upstream import Reply
 
-__all__ = ["ANSWER_SECONDS", "OpenAIEngine"]
+__all__ = ["ANSWER_SECONDS", "UPSTREAM_VARIABLE", "OpenAIEngine"]
 
 ANSWER_SECONDS = 55.0
 """How long the upstream may take: the contract's service gives up after 60 s."""
 
-_LOOK_SECONDS = 3.0  # for a list of models
-_LOOK_AGAIN = 2.0  # seconds between two looks at an upstream that is not there yet
-_LONGEST_SIDE = 4096  # pixels; no model looks at more, and some servers refuse to
-_PREPARING = 4  # pictures at once
-_MOST_NAMES = 10  # of an upstream's models, in a log
-_REFUSED = frozenset({401, 403})
+UPSTREAM_VARIABLE = "PHOSPHO_UPSTREAM"
+"""The environment variable with the upstream's URL, for a server that gets no `--upstream`."""
 
-_REASONS = ("stop", "length", "content_filter", "tool_calls")  # no set: what came may be a list
-
-_MARK = b"{picture}"
-_HERE = {"type": "image_url", "image_url": {"url": _MARK.decode()}}
+_PREPARING = 4  # images that are prepared at the same time
+_BAD_REQUEST = frozenset({400, 422})
 
 logger = logging.getLogger(__name__)
 
 
 class OpenAIEngine:
-    """Hands picture and question to an OpenAI-compatible server, and its answer back.
+    """Sends image and prompt to an OpenAI-compatible server, and returns its answer.
 
-    The picture goes as data, never as a URL, and as a JPEG or PNG that lies upright: servers open
-    no URLs (Ollama), know few types (llama.cpp), and none of them minds the EXIF orientation.
+    The image is sent as data, never as a URL, and as an upright JPEG or PNG. Some servers open no
+    URLs (Ollama) or know few types (llama.cpp). None of them applies the EXIF orientation.
     """
 
     name = "openai"
-    at_once = 64
 
     def __init__(
         self,
@@ -76,18 +77,25 @@ class OpenAIEngine:
         model: str | None = None,
         dialect: str | None = None,
         timeout: float = ANSWER_SECONDS,
+        max_image_side: int | None = None,
+        use_key: bool = True,
     ) -> None:
         """Take the address; the key is in `PHOSPHO_UPSTREAM_API_KEY`, if there is one.
 
         Args:
-            upstream: The server's URL, with `/v1` at its end or without.
+            upstream: The server's URL, with `/v1` at its end or without. Default:
+                `PHOSPHO_UPSTREAM`.
             model: The model's name there.
-            dialect: One of `DIALECTS`; `None` finds out when the engine is started.
-            timeout: Seconds for an answer.
+            dialect: One of `DIALECTS`. By default, it is recognized.
+            timeout: Seconds that the upstream may take for an answer.
+            max_image_side: Longest side of an image, in pixels. By default, it is chosen so that
+                the image fits into the context that the upstream reports.
+            use_key: Whether to send the key. A server that was found on localhost does not get it.
 
         Raises:
             ConfigurationError: One is missing, or cannot be used.
         """
+        upstream = upstream or os.environ.get(UPSTREAM_VARIABLE)
         if not upstream or not model:
             message = (
                 "The engine 'openai' needs --upstream, the URL of an OpenAI-compatible server, and"
@@ -98,36 +106,65 @@ class OpenAIEngine:
             known = ", ".join(DIALECTS)
             message = f"There is no dialect {dialect!r}. Choose one of: {known}."
             raise ConfigurationError(message)
-        self._upstream = Upstream(upstream, api_key=os.environ.get(KEY_VARIABLE))
+        _check_positive("timeout", timeout)
+        _check_positive("max_image_side", max_image_side)
+        self._api_key = os.environ.get(KEY_VARIABLE) if use_key else None
+        self._upstream = Upstream(upstream, api_key=self._api_key)
         self._model = model
+        self._dialect = dialect
         self._timeout = timeout
-        self._dialect: Dialect | None = None if dialect is None else DIALECTS[dialect]
+        self._max_image_side = max_image_side
+        self._monitor = UpstreamMonitor(
+            self._upstream, model, dialect, in_use=lambda: self._in_progress > 0
+        )
         self._preparing: anyio.CapacityLimiter | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._in_progress = 0
+        self._concurrency: dict[str, LearnedConcurrency] = {}
+        self._refused: dict[str, str | None] = {}  # by the model: field → the field instead
 
     @property
     def state(self) -> State:
-        """`loading` until the upstream was there and its dialect is known."""
-        return "loading" if self._dialect is None else "ok"
+        """`ok` while the upstream is there and its model is loaded."""
+        return "ok" if self._monitor.available else "loading"
+
+    @property
+    def at_once(self) -> int:
+        """How many requests the upstream gets at the same time: reported, or learned."""
+        return self._monitor.facts.at_once or self._learned().limit
+
+    @property
+    def about(self) -> str:
+        """Which model answers."""
+        title = self._monitor.dialect.title
+        return f"the model {self._model} on {title} ({self._upstream.root})"
 
     async def start(self) -> None:
-        """Look at the upstream; if it is not there yet, go on looking in the background."""
+        """Look at the upstream; if it is not there yet, look again in the background."""
         self._preparing = anyio.CapacityLimiter(_PREPARING)
-        if self._dialect is not None:
-            self._tell(self._dialect)
-            return
-        try:
-            await self._look()
-        except EngineBusy:
-            self._looking = asyncio.create_task(self._look_until_there())
+        await self._monitor.start()
 
     async def close(self) -> None:
-        """Let go of the connections."""
-        if self._looking is not None:
-            self._looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._looking
+        """Stop looking, and close the connections."""
+        await self._monitor.close()
         await self._upstream.close()
+
+    async def check(self) -> None:
+        """Look at the upstream once, without a server around this engine.
+
+        Raises:
+            ConfigurationError: The upstream reports that its model takes no images.
+        """
+        upstream = Upstream(self._upstream.base, api_key=self._api_key)
+        try:
+            listed = read_json(await get_models(upstream))
+            dialect = DIALECTS[self._dialect or await recognize(upstream, listed)]
+            found = await read_facts(upstream, dialect, listed, self._model)
+        except EngineBusy:
+            return  # it may come later
+        finally:
+            await upstream.close()
+        if found.takes_images is False:
+            raise ConfigurationError(no_images(self._model, dialect))
 
     async def describe(self, picture: Picture, question: Question) -> str:
         """Ask the upstream.
@@ -143,104 +180,88 @@ class OpenAIEngine:
             EngineBusy: The upstream is overloaded, late, or not there.
             EngineFailed: It refused, or what it said is no answer.
         """
-        if self._dialect is None:
+        monitor = self._monitor
+        if not monitor.available:
             raise EngineBusy
-        prepared = await anyio.to_thread.run_sync(_sendable, picture.data, limiter=self._preparing)
+        if monitor.facts.takes_images is False:
+            raise EngineFailed(no_images(self._model, monitor.dialect))
+        side = self._max_image_side
+        if side is None:
+            side = image_side(monitor.facts.context or monitor.dialect.context)
+        prepared = await anyio.to_thread.run_sync(
+            _sendable, picture.data, side, limiter=self._preparing
+        )
         del picture  # its pixels may be 300 MB, and the answer takes its time
-        fields = {"model": self._model, "stream": False}
-        fields |= generation(question.parameters, self._dialect)
-        image, text = prepared.to_base64(), question.text
-        pieces = _chat_body(fields, f"image/{prepared.format.lower()}", image, text)
-        reply = await self._upstream.post("/chat/completions", *pieces, seconds=self._timeout)
+        await monitor.wait_until_loaded(self._timeout)
+        self._in_progress += 1
+        try:
+            reply = await self._ask(prepared, question)
+            busy = self._in_progress
+        except EngineBusy as failure:
+            logger.warning("The upstream did not answer: %s.", failure)
+            monitor.unanswered(failure)
+            self._learned().overloaded()
+            raise
+        finally:
+            self._in_progress -= 1
+        hide = (question.text,)
         if no_answer(reply):
             # Looking for the prompt in it takes its time; base64 is never repeated anyhow.
-            failure = functools.partial(self._upstream.failure, reply, hide=(text,))
-            raise await anyio.to_thread.run_sync(failure, limiter=self._preparing)
-        return _content(reply)
+            failed = functools.partial(self._upstream.failure, reply, hide=hide)
+            raise await anyio.to_thread.run_sync(failed, limiter=self._preparing)
+        answer = read_answer(reply, functools.partial(self._upstream.quoted, hide=hide))
+        monitor.answered()
+        self._learned().answered(busy)
+        return answer
 
-    async def _look_until_there(self) -> None:
-        while self._dialect is None:
-            await asyncio.sleep(_LOOK_AGAIN)
-            with contextlib.suppress(EngineBusy):
-                await self._look()
+    async def _ask(self, image: PreparedImage, question: Question) -> Reply:
+        """Send the request, again without each parameter that the model rejects.
 
-    async def _look(self) -> None:
-        """Find out what the upstream is."""
-        upstream = self._upstream
-        reply = await upstream.get(f"{upstream.base}/models", seconds=_LOOK_SECONDS)
-        listed = None
-        if no_answer(reply):
-            failure = upstream.failure(reply)
-            if isinstance(failure, EngineBusy):  # llama.cpp's 503 while it loads its model
-                raise failure
-            if reply.status_code in _REFUSED:
-                logger.warning("%s. Set its key in %s.", failure, KEY_VARIABLE)
-        else:
-            listed = read_json(reply)
-        name = of_models(listed)
-        if name is None and await self._is_ollama():
-            name = "ollama"  # models of other namespaces are not owned by its library
-        dialect = DIALECTS[name or "generic"]
-        self._check_model(listed)
-        self._tell(dialect)
-        self._dialect = dialect
+        Raises:
+            EngineBusy: The upstream is overloaded, late, or not there.
+        """
+        base64, mime = image.to_base64(), f"image/{image.format.lower()}"
+        while True:
+            fields = self._fields(question)
+            pieces = chat_body(fields, mime, base64, question.text)
+            reply = await self._upstream.post("/chat/completions", *pieces, seconds=self._timeout)
+            if reply.status_code in PASSING:
+                raise self._upstream.failure(reply)
+            if reply.status_code not in _BAD_REQUEST or not self._leave_out(fields, reply):
+                return reply
 
-    async def _is_ollama(self) -> bool:
-        reply = await self._upstream.get(
-            f"{self._upstream.root}/api/version", seconds=_LOOK_SECONDS
-        )
-        version = read_json(reply)
-        return not no_answer(reply) and isinstance(version, dict) and "version" in version
+    def _fields(self, question: Question) -> dict[str, Any]:
+        fields = {"model": self._model, "stream": False}
+        for name, value in generation(question.parameters, self._monitor.dialect).items():
+            instead = self._refused.get(name, name)
+            if instead is not None:
+                fields[instead] = value
+        return fields
 
-    def _check_model(self, listed: object) -> None:
-        names = [str(model.get("id")) for model in models(listed)]
-        # Ollama lists llava:latest for llava.
-        if names and not {self._model, f"{self._model}:latest"} & set(names):
-            some = ", ".join(names[:_MOST_NAMES])
-            logger.warning("The upstream does not list the model %s, but: %s.", self._model, some)
+    def _leave_out(self, fields: dict[str, Any], reply: Reply) -> bool:
+        """Learn from an error which field the model rejects, and tell whether that is new."""
+        refused = without_refused(fields, reply.body.decode(errors="replace"))
+        if refused is None:
+            return False
+        name, instead = refused
+        self._refused[name] = instead
+        becomes = f"is sent as {instead}" if instead else "is not sent to it and has no effect"
+        logger.warning("The model %s rejects %s, which from now on %s.", self._model, name, becomes)
+        return True
 
-    def _tell(self, dialect: Dialect) -> None:
-        logger.info("The upstream %s is %s.", self._upstream.root, dialect.title)
-        if dialect.penalty is None:
-            logger.warning(
-                "The upstream is %s, which takes no repetition_penalty: that parameter is checked"
-                " and then has no effect. Another --dialect may know it.",
-                dialect.title,
-            )
+    def _learned(self) -> LearnedConcurrency:
+        dialect = self._monitor.dialect
+        if dialect.title not in self._concurrency:
+            learned = LearnedConcurrency(dialect.at_once, grows=dialect.learns)
+            self._concurrency[dialect.title] = learned
+        return self._concurrency[dialect.title]
 
 
-def _sendable(data: bytes) -> PreparedImage:
-    return prepare_image(data, max_image_side=_LONGEST_SIDE)
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        message = f"{name} must be greater than 0, got {value}."
+        raise ConfigurationError(message)
 
 
-def _chat_body(fields: dict[str, Any], mime: str, image: bytes, text: str) -> tuple[bytes, ...]:
-    """Write a chat request in pieces, so that the picture is not copied to stand in its place.
-
-    The picture comes first: models were trained with the question after it, and nothing of the
-    user's can be mistaken for its mark.
-    """
-    content = [_HERE, {"type": "text", "text": text}]
-    messages = {"messages": [{"role": "user", "content": content}]}
-    before, after = orjson.dumps(messages | fields).split(_MARK, 1)
-    return before, f"data:{mime};base64,".encode(), image, after
-
-
-def _content(reply: Reply) -> str:
-    """Take the answer out of a chat completion; what is wrong is told without its words."""
-    completion = read_json(reply)
-    try:
-        choice = completion["choices"][0]
-        content = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        message = "The upstream's 200 holds no choices[0].message.content."
-        raise EngineFailed(message) from None
-    if not isinstance(content, str) or not content.strip():
-        reason = choice.get("finish_reason")
-        # One of these alone is repeated: anything else could be the picture's or the prompt's.
-        known = reason if reason in _REASONS else "unknown"
-        message = (
-            f"The upstream's answer is empty (finish_reason: {known}). A model that thinks first"
-            " can use up max_new_tokens on it: serve one that does not, or turn that off."
-        )
-        raise EngineFailed(message)
-    return content.strip()
+def _sendable(data: bytes, longest_side: int) -> PreparedImage:
+    return prepare_image(data, max_image_side=longest_side)

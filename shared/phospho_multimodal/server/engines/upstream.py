@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import math
+import re
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,17 +24,54 @@ from phospho_multimodal.transport import AsyncConnectionPool, build_request, rea
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KEY_VARIABLE", "Upstream", "no_answer", "read_json"]
+__all__ = [
+    "KEY_VARIABLE",
+    "PASSING",
+    "Reply",
+    "Upstream",
+    "UpstreamAway",
+    "no_answer",
+    "read_json",
+]
 
 KEY_VARIABLE = "PHOSPHO_UPSTREAM_API_KEY"
 """The environment variable with the upstream's key: a command line can be read by others."""
 
-_PASSING = frozenset({408, 425, 429, 502, 503, 504})
+PASSING = frozenset({408, 425, 429, 502, 503, 504, *range(520, 530)})
+"""Statuses that pass by themselves; 520 to 529 are those of proxies, and 529 is "overloaded"."""
+
 _OK = 200
+_VERSION = re.compile(r"/v\d{1,2}(?:\.\d+)?(?:(?:alpha|beta|preview)\d*)?(?=/|$)", re.IGNORECASE)
+_ROUTE = re.compile(r"/(?:chat/completions|models)/*$")  # an address that was copied with its route
 _LONGEST_RETRY_AFTER = 60  # our clients fail at once above that
 _RETRY_AFTER = 2  # seconds, where the upstream does not say
 
 logger = logging.getLogger(__name__)
+
+
+class UpstreamAway(EngineBusy):
+    """The upstream gave no answer.
+
+    Attributes:
+        no_connection: Whether nothing listens there; otherwise the upstream was busy or slow.
+        timed_out: Whether the time for an answer was over.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: int = _RETRY_AFTER,
+        no_connection: bool = False,
+        timed_out: bool = False,
+    ) -> None:
+        super().__init__(retry_after)
+        self.reason = reason
+        self.timed_out = timed_out
+        self.no_connection = no_connection
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Upstream:
@@ -50,43 +89,47 @@ class Upstream:
         """
         self.root, self.base = _addresses(url)
         self._settings = Settings(base_url=self.base, api_key=_checked_key(api_key))
+        self.is_local = is_loopback(self._settings.host)
         self._pool = AsyncConnectionPool(self._settings)
-        if api_key and self.base.startswith("http:") and not is_loopback(self._settings.host):
+        if api_key and self.base.startswith("http:") and not self.is_local:
             logger.warning("The key for %s goes there over plain http.", self.root)
 
     def __repr__(self) -> str:
         return f"Upstream({self.root!r})"
 
-    async def get(self, url: str, *, seconds: float) -> Reply:
-        """Get something.
+    async def send(self, method: str, url: str, *pieces: bytes, seconds: float) -> Reply:
+        """Send one request.
 
         Args:
+            method: GET or POST.
             url: In full.
-            seconds: How long it may take.
+            *pieces: The body, as JSON.
+            seconds: How long the answer may take.
 
         Returns:
-            The answer, whatever its status.
+            The response, whatever its status.
 
         Raises:
-            EngineBusy: There was none.
+            UpstreamAway: There was none.
         """
-        return await self._exchange("GET", url, RequestBody(b""), seconds)
+        body = RequestBody(*(pieces or (b"",)))
+        failure = UpstreamAway(f"{self.root}: nothing within {seconds:g} s", timed_out=True)
+        with anyio.move_on_after(seconds):
+            try:
+                step = Send(method, url, self._headers(body), body, None)
+                request = build_request(step, Timeouts(read=seconds), None)
+                return await read_async_reply(await self._pool.handle_async_request(request))
+            except httpx.RequestError as lost:
+                refused = isinstance(lost, (httpx.ConnectError, httpx.ConnectTimeout))
+                reason = f"{self.root}: {type(lost).__name__}"
+                late = isinstance(lost, httpx.ReadTimeout)
+                failure = UpstreamAway(reason, no_connection=refused, timed_out=late)
+        # Outside the handler: httpx's error holds the request, and with it the key.
+        raise failure
 
     async def post(self, path: str, *pieces: bytes, seconds: float) -> Reply:
-        """Send JSON.
-
-        Args:
-            path: Below the address's `/v1`.
-            *pieces: The body.
-            seconds: How long it may take.
-
-        Returns:
-            The answer, whatever its status.
-
-        Raises:
-            EngineBusy: There was none.
-        """
-        return await self._exchange("POST", self.base + path, RequestBody(*pieces), seconds)
+        """Send JSON to a path below the base; the rest is as in `send`."""
+        return await self.send("POST", self.base + path, *pieces, seconds=seconds)
 
     async def close(self) -> None:
         """Close the idle connections."""
@@ -102,28 +145,15 @@ class Upstream:
         Returns:
             Busy, if it may pass by itself; otherwise what the upstream said.
         """
-        if reply.status_code in _PASSING:
-            logger.warning("The upstream %s answered %d.", self.root, reply.status_code)
-            return EngineBusy(_retry_after(reply))
-        secrets = (self._settings.api_key or "", *hide)
-        words = quote(reply.body.decode(errors="replace"), hide=secrets)
+        if reply.status_code in PASSING:
+            reason = f"{self.root} answered {reply.status_code}"
+            return UpstreamAway(reason, retry_after=_retry_after(reply))
+        words = self.quoted(reply.body.decode(errors="replace"), hide=hide)
         return EngineFailed(f"The upstream {self.root} answered {reply.status_code}: {words}")
 
-    async def _exchange(self, method: str, url: str, body: RequestBody, seconds: float) -> Reply:
-        reason = f"nothing within {seconds:g} s"
-        with anyio.move_on_after(seconds):
-            try:
-                step = Send(method, url, self._headers(body), body, None)
-                request = build_request(step, Timeouts(read=seconds), None)
-                return await read_async_reply(await self._pool.handle_async_request(request))
-            except httpx.RequestError as lost:
-                reason = type(lost).__name__
-        # Outside the handler: httpx's error holds the request, and with it the key.
-        raise self._away(reason)
-
-    def _away(self, reason: str) -> EngineBusy:
-        logger.warning("The upstream %s did not answer: %s.", self.root, reason)
-        return EngineBusy(_RETRY_AFTER)
+    def quoted(self, words: str, *, hide: Iterable[str] = ()) -> str:
+        """Shorten what the upstream says, without its key and what was sent."""
+        return quote(words, hide=(self._settings.api_key or "", *hide))
 
     def _headers(self, body: RequestBody) -> dict[str, str]:
         length = {"content-type": "application/json", "content-length": str(body.size)}
@@ -131,9 +161,9 @@ class Upstream:
 
 
 def read_json(reply: Reply) -> Any:
-    """Decode an answer's body, or give `None` if it is no JSON."""
+    """Decode a body, with a byte order mark or without, or give `None` if it is not JSON."""
     try:
-        return orjson.loads(reply.body)
+        return orjson.loads(reply.body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError:
         return None
 
@@ -144,7 +174,7 @@ def no_answer(reply: Reply) -> bool:
 
 
 def _addresses(url: str) -> tuple[str, str]:
-    """Give the server's address without `/v1` and with it."""
+    """Give the server's address, and the address below which its OpenAI routes are."""
     problem = None
     try:
         parts = urlsplit(url.strip().rstrip("/"))
@@ -161,8 +191,12 @@ def _addresses(url: str) -> tuple[str, str]:
         # The URL itself may hold a password.
         message = f"The address of the upstream (--upstream) cannot be used: {problem}."
         raise ConfigurationError(message)
-    root = parts.geturl().removesuffix("/v1")
-    return root, f"{root}/v1"
+    address = _ROUTE.sub("", parts.geturl())
+    path = urlsplit(address).path
+    version = _VERSION.search(path)
+    if version is None:
+        return address, f"{address}/v1"
+    return address.removesuffix(path) + path[: version.start()], address
 
 
 def _checked_key(api_key: str | None) -> str | None:

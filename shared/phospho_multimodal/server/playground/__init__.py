@@ -4,9 +4,11 @@ Plain files without outside assets and without a build step. The page is shown t
 browser sends no key when it opens one; asking needs the key like any other request.
 """
 
+from collections.abc import Callable
 from importlib import resources
 
 from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
 
 __all__ = ["add_playground"]
 
@@ -30,12 +32,18 @@ _HEADERS = {
 }
 
 
-def add_playground(app: FastAPI) -> None:
+def add_playground(app: FastAPI, *, about: Callable[[], list[str]]) -> None:
     """Give an app the page and its files.
 
     Args:
         app: The server's application.
+        about: Gives the lines that say which model answers.
     """
+
+    @app.get("/playground/about", include_in_schema=False)
+    async def tell() -> JSONResponse:
+        return JSONResponse({"lines": about()}, headers=_HEADERS)
+
     for path, (name, media_type) in _FILES.items():
         _add_file(app, path, name, media_type)
 

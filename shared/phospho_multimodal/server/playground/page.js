@@ -236,3 +236,14 @@ fetch("/health", { credentials: "omit" })
   .then((response) => response.json())
   .then(({ engine }) => { at("engine").textContent = engine; })
   .catch(() => { at("engine").textContent = "that did not say its name"; });
+
+fetch("/playground/about", { credentials: "omit" })
+  .then((response) => response.json())
+  .then(({ lines }) => {
+    at("about").replaceChildren(...lines.map((line) => {
+      const paragraph = document.createElement("p");
+      paragraph.textContent = line;
+      return paragraph;
+    }));
+  })
+  .catch(() => {}); // the engine's name is shown above
