@@ -117,6 +117,14 @@ def run_batch(
             "--retry-in-doubt", help="Ask again about what may have been billed unanswered."
         ),
     ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Work on a job that a process on another machine did not end properly. Make sure"
+            " that it has ended.",
+        ),
+    ] = False,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -184,6 +192,7 @@ def run_batch(
                 url_mode=url_mode,
                 retry_failed=retry_failed,
                 retry_in_doubt=retry_in_doubt,
+                take_over=take_over,
                 report=report,
                 confirm=confirm,
                 on_progress=display.show,

@@ -69,6 +69,7 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         spending: A ledger of your own, in place of these three.
         retry_failed: Ask again about what failed in an earlier run.
         retry_in_doubt: Ask again about what may have been billed without an answer.
+        take_over: Work on the job though a process on another machine did not end it properly.
         ray: The address of a Ray cluster to do it on, `auto` for the one that runs here (extra
             `ray`). Its nodes see the files under the same names, and `concurrency` is that of each.
         report: Write `_report.html` beside the results (extra `batch`).
@@ -91,6 +92,7 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     spending: Spending | None
     retry_failed: bool
     retry_in_doubt: bool
+    take_over: bool
     ray: str | None
     report: bool
     confirm: Callable[[Preflight], bool] | None
@@ -280,7 +282,9 @@ class _Run:
 
     async def _run(self) -> Summary:
         source = await asyncio.to_thread(self._open_source)
-        journal = await asyncio.to_thread(Journal, self._folder, self._job)
+        journal = await asyncio.to_thread(
+            Journal, self._folder, self._job, take_over=self._options.get("take_over", False)
+        )
         try:
             return await self._work(source, journal)
         finally:

@@ -14,13 +14,13 @@ import json
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from phospho_multimodal.batch.items import printable
 from phospho_multimodal.batch.job import Job
+from phospho_multimodal.batch.job_lock import JobLock
 from phospho_multimodal.batch.steps import Claim, Ended, Entry, LateWord, State, Step, Tally
 from phospho_multimodal.errors import ConfigurationError, PhosphoError, ReplyLostError
 from phospho_multimodal.processes import is_alive, name_of_process
@@ -54,6 +54,7 @@ _TABLES = [
 ]
 
 _LATE_WORDS = "late_words"
+_OWNER_TOKEN = "owner_token"  # noqa: S105 - it tells two owners apart, and opens nothing
 _PRICE = "usd_per_image"
 
 _LONGEST_SCHEME = 16  # of a URL; what is longer is a path
@@ -98,18 +99,15 @@ ORDER BY inputs.position
 """
 
 
-# Journals that are open in this process. One that was given up without being closed, by a task that
-# was cancelled while a thread opened it for one, is not among them.
-_at_work: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
-
-
 class Journal:
     """The journal of one job, kept by one process at a time; any thread may use it.
 
     It can lend it to another one of the same machine, for as long as it holds it itself.
     """
 
-    def __init__(self, folder: Path, job: Job, *, lent_by: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, job: Job, *, lent_by: str | None = None, take_over: bool = False
+    ) -> None:
         """Open the journal of a job, or begin it.
 
         Args:
@@ -117,43 +115,53 @@ class Journal:
             job: What is asked.
             lent_by: The `owner` of a journal that is open elsewhere and lends it: no further run
                 is counted, and nothing can be written once somebody else is at the job.
+            take_over: Whether to open it though a process on another machine left its record.
 
         Raises:
             ConfigurationError: The folder cannot be written, another process is at this job, or
                 the file is the journal of another one.
         """
         self.path = folder / JOURNAL_NAME
-        self._place = str(self.path.resolve())
         self.owner = lent_by or name_of_process()
-        self._lent = lent_by is not None
         self._lock = threading.Lock()
         self._taken: set[bytes] = set()  # pictures that somebody in this process is asking about
+        self._job_lock: JobLock | None = None
         with self._told():
             folder.mkdir(parents=True, exist_ok=True)
-            self._database = open_database(self.path, _TABLES)
+            if lent_by is None:  # before the database is touched: its log is of one machine
+                self._job_lock = JobLock(folder, take_over=take_over)
+                self._token = self._job_lock.token
             try:
-                # A kill cannot tear it either way; this is for the machine that dies: what is noted
-                # as sent is on the disk before it is sent.
-                self._database.execute("PRAGMA synchronous = FULL")
-                self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-                with transaction(self._database):
-                    self._take_over(job)
+                self._open(job)
             except BaseException:
-                self._database.close()
+                if self._job_lock is not None:
+                    self._job_lock.release()
                 raise
         self.run = int(self.fact("runs") or 0)
 
+    def _open(self, job: Job) -> None:
+        self._database = open_database(self.path, _TABLES)
+        try:
+            # A kill cannot tear it either way; this is for the machine that dies: what is noted
+            # as sent is on the disk before it is sent.
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            with transaction(self._database):
+                self._take_over(job)
+        except BaseException:
+            self._database.close()
+            raise
+
     def close(self) -> None:
         """Let another process have it."""
-        # Where that cannot be noted, this process knows it, and others when this process has ended.
-        with self._lock, contextlib.suppress(sqlite3.Error):
-            if _at_work.get(self._place) is self:
-                del _at_work[self._place]
+        with self._lock, contextlib.suppress(sqlite3.Error, OSError):
             try:
-                if not self._lent:
-                    self._database.execute("DELETE FROM facts WHERE name = 'owner'")
+                if self._job_lock is not None:
+                    self._disown(self._token)
             finally:
                 self._database.close()
+                if self._job_lock is not None:
+                    self._job_lock.release()
 
     # --- facts ---------------------------------------------------------------------------------
 
@@ -577,10 +585,11 @@ class Journal:
         facts = dict(self._database.execute("SELECT name, value FROM facts").fetchall())
         told = json.dumps(job.to_dict(), sort_keys=True)
         if facts.get("job", told) != told:
-            message = f"{self.path} is the journal of another job. Choose another folder."
+            message = f"{self.path} is the journal of another job. Nothing was sent. Move it away."
             raise ConfigurationError(message)
-        if self._lent:
-            self._check_lender(self._database)
+        if self._job_lock is None:
+            self._token = facts.get(_OWNER_TOKEN, "")
+            self._check_owner(self._database)
         else:
             self._own(facts, told)
         self._database.execute(
@@ -591,19 +600,24 @@ class Journal:
 
     def _own(self, facts: Mapping[str, str], told: str) -> None:
         owner = facts.get("owner")
-        given_up = owner == name_of_process() and self._place not in _at_work
-        if owner is not None and is_alive(owner) and not given_up:
+        # A version that took no lock left only its process id.
+        unlocked = owner is not None and _OWNER_TOKEN not in facts
+        if unlocked and owner != name_of_process() and is_alive(str(owner)):
             message = (
-                f"Another process ({owner.partition(':')[0]}) is at this job, in"
-                f" {self.path.parent}. Wait for it, or stop it."
+                f"Another process ({str(owner).partition(':')[0]}) is at this job, in"
+                f" {self.path.parent}. Nothing was sent. Wait for it, or stop it."
             )
             raise ConfigurationError(message)
         runs = str(int(facts.get("runs", "0")) + 1)
+        values = {"job": told, "owner": self.owner, _OWNER_TOKEN: self._token, "runs": runs}
         self._database.executemany(
-            "INSERT OR REPLACE INTO facts VALUES (?, ?)",
-            [("job", told), ("owner", self.owner), ("runs", runs)],
+            "INSERT OR REPLACE INTO facts VALUES (?, ?)", list(values.items())
         )
-        _at_work[self._place] = self
+
+    def _disown(self, token: str) -> None:
+        """Forget the owner, unless somebody else has become it."""
+        if self._fact(self._database, _OWNER_TOKEN) == token:
+            self._database.execute("DELETE FROM facts WHERE name IN ('owner', ?)", (_OWNER_TOKEN,))
 
     def _claimed(self, database: sqlite3.Connection, claim: Claim) -> int:
         state = claim.write(database)
@@ -623,9 +637,10 @@ class Journal:
         states = (State.DESCRIBED, State.IN_DOUBT)
         return self._database.execute(select, (picture, *states)).fetchone() is not None
 
-    def _check_lender(self, database: sqlite3.Connection) -> None:
-        """Look whether the journal is still the lender's; a write that follows is fenced by it."""
-        if self._fact(database, "owner") != self.owner:
+    def _check_owner(self, database: sqlite3.Connection) -> None:
+        """Check that nobody took the job over; a write that follows is fenced by that."""
+        facts = [self._fact(database, name) for name in ("owner", _OWNER_TOKEN)]
+        if facts != [self.owner, self._token]:
             message = (
                 f"Another process is at the job in {self.path.parent} now. Nothing more is sent"
                 " for this run."
@@ -667,8 +682,7 @@ class Journal:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._told(), transaction(self._database):
-            if self._lent:
-                self._check_lender(self._database)
+            self._check_owner(self._database)
             yield self._database
 
     @contextlib.contextmanager
