@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,61 @@ class TestBeforeAnythingIsPaid:
         pairs = [("a", numbered(1)), ("b", numbered(2)), ("a", numbered(3))]
         with pytest.raises(ConfigurationError, match=r"\ba\b"):
             batch(pairs, tmp_path / "out", base_url=server.base_url)
+        assert server.questions == []
+
+
+class TestOutputs:
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "s3://bucket/captions",
+            "gs://bucket",
+            "az://container/x",
+            "file:///tmp/captions",
+            "hdfs://name:9000/x",
+            Path("s3://bucket/captions"),
+            Path("https://host/x"),
+        ],
+        ids=str,
+    )
+    def test_a_url_is_no_folder_for_results(self, endpoint, batch, tmp_path, monkeypatch, place):
+        monkeypatch.chdir(tmp_path)
+        server = endpoint()
+        with pytest.raises(ConfigurationError, match="local folder"):
+            batch([numbered(1)], place, base_url=server.base_url)
+        assert server.requests == []
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["captions:v1", "a:b:c", "s3:bucket", "100%", "{x}", "a b?"])
+    @pytest.mark.skipif(sys.platform == "win32", reason="no folder has such a name there")
+    def test_a_folder_may_have_an_odd_name(self, endpoint, batch, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        server = endpoint()
+        summary = batch([numbered(1)], Path(name), base_url=server.base_url)
+        assert summary.described == 1
+        assert [part.is_file() for part in summary.parts] == [True]
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize(
+        "name",
+        ["part-00000", "_manifest.json", "_manifest.json.new", "_report.html", "_part-00000"],
+    )
+    def test_every_output_is_opened_before_anything_is_paid(self, endpoint, batch, tmp_path, name):
+        server, out = endpoint(), tmp_path / "out"
+        options = {"base_url": server.base_url}
+        folder = batch([numbered(1)], out, confirm=lambda _: False, **options).folder
+        suffix = {"part-00000": f".{batch.results}", "_part-00000": f".{batch.results}.new"}
+        (folder / "_manifest.json").unlink()
+        (folder / f"{name}{suffix.get(name, '')}").mkdir()
+        with pytest.raises(ConfigurationError, match=name):
+            batch([numbered(1)], out, **options)
+        assert server.questions == []
+
+    def test_a_file_is_no_folder_for_results(self, endpoint, batch, tmp_path):
+        server = endpoint()
+        (tmp_path / "out").touch()
+        with pytest.raises(ConfigurationError, match="out"):
+            batch([numbered(1)], tmp_path / "out", base_url=server.base_url)
         assert server.questions == []
 
 

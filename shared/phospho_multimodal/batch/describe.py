@@ -36,6 +36,7 @@ from phospho_multimodal.batch.reporting import check_report, report_on
 from phospho_multimodal.batch.results import Results, ResultsFormat, check_format
 from phospho_multimodal.batch.sources import Source, open_source
 from phospho_multimodal.batch.steps import State, states_to_ask_again
+from phospho_multimodal.batch.termination import as_interrupt
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange import Exchange
@@ -109,8 +110,9 @@ def describe_many(
 ) -> Summary:
     """Ask the same about many pictures, and write a row for each; see `adescribe_many`.
 
-    Ctrl-C finishes what is under way, keeps it, and then goes on its way as `KeyboardInterrupt`; a
-    second one does not wait.
+    Ctrl-C, SIGTERM and SIGHUP let the requests in progress finish and keep their answers. Then
+    `KeyboardInterrupt` is raised. A second Ctrl-C does not wait. Python delivers signals only to
+    the main thread, and a handler of your own stays in place.
 
     Args:
         source: The inputs.
@@ -139,7 +141,10 @@ def describe_many(
         return await adescribe_many(source, out, prompt, **options)
 
     # On a thread of its own: here may be an event loop already, in a notebook for one.
-    with ThreadPoolExecutor(1, thread_name_prefix="phospho-batch") as thread:
+    with (
+        as_interrupt(interrupted),
+        ThreadPoolExecutor(1, thread_name_prefix="phospho-batch") as thread,
+    ):
         job = thread.submit(lambda: asyncio.run(run()))
         job.add_done_callback(lambda _: here.end())
         try:

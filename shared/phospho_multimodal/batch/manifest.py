@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from phospho_multimodal._version import __version__
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.results import Results
+from phospho_multimodal.batch.results import MANIFEST_NAME, Results
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.spending import Spending
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["MANIFEST_NAME", "Summary", "write_manifest"]
-
-MANIFEST_NAME = "_manifest.json"
 
 _SECONDS = "seconds"
 _LISTED = 100  # ids in doubt that the manifest names; the results have them all

@@ -8,12 +8,10 @@ from typing import Any
 
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.manifest import Summary
-from phospho_multimodal.batch.results import Results
+from phospho_multimodal.batch.results import REPORT_NAME, Results
 from phospho_multimodal.batch.sources import Item, Source
 
 __all__ = ["REPORT_NAME", "check_report", "report_on"]
-
-REPORT_NAME = "_report.html"
 
 
 def check_report() -> None:
