@@ -237,21 +237,16 @@ class TestOutputs:
         assert server.questions == []
 
 
-@pytest.mark.parametrize("kind", ["folder", "table"])
-def test_what_another_source_calls_the_same_is_told_before_it_is_paid(
-    endpoint, batch, tmp_path, kind
+def test_a_table_that_calls_two_images_the_same_is_told_before_it_is_paid(
+    endpoint, batch, tmp_path
 ):
     server = endpoint()
-    if kind == "folder":
-        sources = [fill(tmp_path / "one", [1, 2]), fill(tmp_path / "two", [2, 3])]
-    else:
-        rows = [{"image": data_url(numbered(n)), "key": "twice"} for n in (1, 2)]
-        sources = [fill(tmp_path / "one", [1]), write_csv(tmp_path / "rows.csv", rows)]
-    batch(sources[0], tmp_path / "out", base_url=server.base_url)
+    rows = [{"image": data_url(numbered(n)), "key": "twice"} for n in (1, 2)]
+    table = write_csv(tmp_path / "rows.csv", rows)
+    batch(fill(tmp_path / "one", [1]), tmp_path / "out", base_url=server.base_url)
     server.asked.clear()
-    options = {} if kind == "folder" else {"id_column": "key"}
-    with pytest.raises(ConfigurationError):
-        batch(sources[1], tmp_path / "out", base_url=server.base_url, **options)
+    with pytest.raises(ConfigurationError, match="twice"):
+        batch(table, tmp_path / "out", base_url=server.base_url, id_column="key")
     assert not server.asked
 
 

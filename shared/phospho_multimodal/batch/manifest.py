@@ -83,6 +83,11 @@ class Summary:
         return int(self.manifest["statuses"]["pending"])
 
     @property
+    def removed(self) -> int:
+        """Inputs among these that the source does not hold any more; their rows say so."""
+        return int(self.manifest.get("removed", 0))
+
+    @property
     def images_billed(self) -> int:
         """What was paid."""
         return int(self.manifest["images_billed"])
@@ -104,6 +109,7 @@ class Summary:
 
     def __str__(self) -> str:
         told = self.manifest
+        gone = f"{self.removed:,} rows of removed inputs are kept\n" if self.removed else ""
         rest = f", {self.pending:,} not asked yet" if self.pending else ""
         return (
             f"{self.inputs:,} inputs: {self.described:,} described, {self.failed:,} failed,"
@@ -112,7 +118,7 @@ class Summary:
             f" {self.images_in_doubt:,} in doubt, ${told['cost_in_doubt_usd']:,.2f};"
             f" saved by asking once about the same picture: {told['duplicates']:,} images,"
             f" ${told['saved_by_deduplication_usd']:,.2f}\n"
-            f"Results in {self.folder}"
+            f"{gone}Results in {self.folder}"
         )
 
 
@@ -143,6 +149,7 @@ def write_manifest(
     Raises:
         ConfigurationError: Something cannot be written.
     """
+    journal.keep_replaced()
     parts = results.write_rest()
     tally = journal.tally()
     price = spending.usd_per_image
@@ -166,6 +173,7 @@ def write_manifest(
         },
         "error_classes": journal.error_classes(),
         "in_doubt": journal.in_doubt(_LISTED),
+        "removed": journal.count_removed(),
         "distinct_pictures": tally.pictures,
         "duplicates": duplicates,
         "images_billed": tally.images_billed,

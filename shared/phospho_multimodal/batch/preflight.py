@@ -145,7 +145,7 @@ def count_inputs(
         journal.add(chunk)
         if stopped():
             return
-    journal.forget_the_missing()
+    journal.end_counting()
     _digest_files(source, journal, stopped)
 
 

@@ -48,6 +48,7 @@ COLUMNS = {
     "prompt_id": "string",
     "model": "string",
     "time": "string",
+    "removed": "bool_",
 }
 """The columns of a row and their types, by their names in Arrow."""
 
@@ -103,7 +104,7 @@ class Results:
             ConfigurationError: The results, the manifest or the report cannot be written.
         """
         self._check_outputs()
-        self._journal.price(str(self._price))
+        self._journal.check_parts(str(self._price), " ".join(COLUMNS))
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
             path = self._folder / name
@@ -143,6 +144,10 @@ class Results:
             Name, rows, bytes and sha256 of every part there is now.
         """
         there = {number: part for number, *part in self._journal.parts()}
+        names = {self._name(number) for number in range(self._parts())}
+        for left in self._folder.glob(f"part-*.{self._kind}"):
+            if left.name not in names:  # its last rows were struck out
+                left.unlink()
         listed = []
         for number in range(self._parts()):
             part: Sequence[Any] | None = there.get(number)
@@ -212,6 +217,7 @@ class Results:
             "prompt_id": self._job.prompt_id,
             "model": self._job.asking.model,
             "time": time,
+            "removed": bool(raw["removed"]),
         }
 
     def _name(self, number: int) -> str:
