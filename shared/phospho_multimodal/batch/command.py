@@ -117,6 +117,14 @@ def run_batch(
             "--retry-in-doubt", help="Ask again about what may have been billed unanswered."
         ),
     ] = False,
+    max_outage: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to wait for an endpoint that limits the rate or cannot be reached."
+            " [default: 600]",
+            show_default=False,
+        ),
+    ] = None,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -163,6 +171,7 @@ def run_batch(
             "repetition_penalty": repetition_penalty,
             "max_image_side": max_image_side,
             "timeout": timeout,
+            "max_outage": max_outage,
             "base_url": base_url,
             "api_key": api_key,
             "ray": ray,

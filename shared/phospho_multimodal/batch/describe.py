@@ -15,6 +15,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
+from phospho_multimodal.batch.circuit_breaker import (
+    MAX_OUTAGE,
+    CircuitBreaker,
+    check_max_outage,
+)
 from phospho_multimodal.batch.commits import GroupCommit
 from phospho_multimodal.batch.endings import to_the_end
 from phospho_multimodal.batch.engine import Engine, Stop
@@ -70,6 +75,10 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         spending: A ledger of your own, in place of these three.
         retry_failed: Ask again about what failed in an earlier run.
         retry_in_doubt: Ask again about what may have been billed without an answer.
+        max_outage: Seconds without an answer after which the job ends, while the endpoint limits
+            the rate (429), is not ready (503) or cannot be reached; 600 by default. Until then
+            the job waits, for as long as `Retry-After` says or up to a minute each time. The rows
+            stay pending.
         take_over: Work on the job though a process on another machine did not end it properly.
         ray: The address of a Ray cluster to do it on, `auto` for the one that runs here (extra
             `ray`). Its nodes see the files under the same names, and `concurrency` is that of each.
@@ -93,6 +102,7 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     spending: Spending | None
     retry_failed: bool
     retry_in_doubt: bool
+    max_outage: float
     take_over: bool
     ray: str | None
     report: bool
@@ -227,8 +237,9 @@ async def adescribe_many(
 
     Raises:
         PhosphoError: What would end every further question in the same way (a key that is not
-            taken, no billing method, no such endpoint, the cap), or the last of 50 failures
-            without one answer. What was done until then is kept, and `Summary.read` tells it.
+            taken, no billing method, no such endpoint, the cap), an outage that is longer than
+            `max_outage`, or the last of 50 failures without one answer. What was done until then is
+            kept, and `Summary.read` tells it.
         ImportError: An extra is missing.
     """
     run = _Run(source, Path(out), prompt, options)
@@ -243,6 +254,7 @@ class _Run:
         self._options = options
         self._interrupted = options.get("interrupted") or threading.Event()
         self._concurrency = _checked_concurrency(options)
+        self._max_outage = check_max_outage(options.get("max_outage", MAX_OUTAGE))
         self._spending()  # made again with what was spent; a wrong figure is told by now
         self._kind: ResultsFormat = options.get("results", "parquet")
         check_format(self._kind)
@@ -432,7 +444,7 @@ class _Run:
             preparation=Preparation(
                 source, journal, self._job, self._settings, lambda: stop() is not None
             ),
-            asker=Asker(shared, client, self._job, commits, level),
+            asker=Asker(shared, client, self._job, commits, level, keeps_refused=True),
             level=level,
             journal=journal,
             results=results,
@@ -441,6 +453,7 @@ class _Run:
             ceiling=self._ceiling,
             fetches=self._settings.url_mode == "fetch",
             stop=self._stop,
+            breaker=CircuitBreaker(self._max_outage),
         )
         try:
             await engine.run()
@@ -475,3 +488,6 @@ def _check_over_ray(options: BatchOptions) -> None:
         if options.get(name) is not None:
             message = f"Over Ray, {name}= stays behind on this machine. Leave it out."
             raise ConfigurationError(message)
+    if "max_outage" in options:
+        message = "Over Ray, a batch does not wait for its endpoint: leave max_outage= out."
+        raise ConfigurationError(message)
