@@ -5,13 +5,14 @@ from __future__ import annotations
 import lzma
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from typing_extensions import Self
 
-from phospho_multimodal.batch.items import Item, is_picture, printable
+from phospho_multimodal.batch.items import Item, count_skipped, is_picture, printable
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.source import MAX_IMAGE_BYTES
 
@@ -51,19 +52,47 @@ class Archives:
         """Look at nothing yet.
 
         Args:
-            shards: Each archive, and what stands before the ids of its members, which are then
-                without their suffix, as the keys of webdataset; `None` leaves their names whole.
+            shards: Each archive, and what stands before the ids of its members, which are then the
+                keys of webdataset: names up to the first dot. `None` leaves their names whole.
             name: For messages.
         """
         self.name = name
+        self.skipped: Counter[str] = Counter()
         self._shards = shards
 
     def __iter__(self) -> Iterator[Item]:
+        self.skipped.clear()
+        ids = _Ids()
+        last = None
         for prefix, path in self._shards:
-            yield from _members(prefix, path)
+            if prefix != last:  # `a.tar` and `a.tar.gz` share one
+                ids, last = _Ids(), prefix
+            for item in _members(prefix, path, self.skipped):
+                yield ids.checked(item)
 
 
-def _members(prefix: str | None, path: Path) -> Iterator[Item]:
+class _Ids:
+    """The ids of one archive: the second image with an id is a row that failed, and no more."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()  # 64 bits of each: an archive may have a million members
+
+    def checked(self, item: Item) -> Item:
+        name, number = item.id, 1
+        while hash(name) in self._seen:
+            number += 1
+            name = f"{item.id} (same id {number})"
+        self._seen.add(hash(name))
+        if number == 1:
+            return item
+        message = (
+            f"The id {item.id!r} is that of an earlier image in this archive. Nothing was sent for"
+            f" this one, {item.source}. Give it another name."
+        )
+        return Item(name, item.source, None, None, ImageError(message))
+
+
+def _members(prefix: str | None, path: Path, skipped: Counter[str]) -> Iterator[Item]:
     last = ""
     try:
         file = path.open("rb")
@@ -78,6 +107,8 @@ def _members(prefix: str | None, path: Path) -> Iterator[Item]:
                     last = member.name
                     if member.isreg() and _is_wanted(last):
                         yield _item(prefix, path, archive, member)
+                    elif member.isreg():
+                        count_skipped(skipped, last)
         except _UNREADABLE as failure:
             yield _rest(prefix, path, last, failure)
 
@@ -98,7 +129,8 @@ def _item(
     name = printable(member.name.removeprefix("./"))
     source = f"{printable(str(path))}::{printable(member.name)}"
     if prefix is not None:
-        name = f"{prefix}/{PurePosixPath(name).with_suffix('')}"
+        folder, slash, file = name.rpartition("/")
+        name = f"{prefix}/{folder}{slash}{file.partition('.')[0]}"
     stamp = f"{member.size}-{member.mtime}-{member.offset_data}"
     if member.size > MAX_IMAGE_BYTES:
         message = (

@@ -8,12 +8,19 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import TypeAlias
 
-from phospho_multimodal.batch.items import Item, file_item, is_picture, printable
+from phospho_multimodal.batch.items import (
+    Item,
+    count_skipped,
+    file_item,
+    is_picture,
+    printable,
+)
 from phospho_multimodal.batch.sorting import sorted_names
 from phospho_multimodal.errors import ConfigurationError
 
@@ -46,10 +53,12 @@ class Files:
             name: For messages.
         """
         self.name = name
+        self.skipped: Counter[str] = Counter()
         self._base = base
         self._patterns = _open_ended(patterns)
 
     def __iter__(self) -> Iterator[Item]:
+        self.skipped.clear()
         for relative in self.paths():
             path = self._base / relative
             yield file_item(printable(relative), path, str(path))
@@ -90,8 +99,14 @@ class Files:
                         if below:
                             folders[entry.name + "/"] = below
                             yield entry.name + "/"
+                        else:
+                            self.skipped[_why_not_entered(entry)] += 1
                     elif _wants(rest, entry.name):
                         yield entry.name
+                    elif is_picture(entry.name) and not entry.name.startswith("."):
+                        self.skipped["images that the pattern does not name"] += 1
+                    else:
+                        count_skipped(self.skipped, entry.name)
         except OSError as failure:
             message = f"The folder {self._base / relative} cannot be read: {failure.strerror}."
             raise ConfigurationError(message) from None
@@ -175,6 +190,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: a file that cannot be read
         return False
+
+
+def _why_not_entered(entry: os.DirEntry[str]) -> str:
+    if entry.name.startswith("."):
+        return "hidden folders"
+    return "linked folders" if entry.is_symlink() else "folders that were not searched"
 
 
 def _open_ended(patterns: Iterable[tuple[str, ...]]) -> _Rest:
