@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from describing_many import described, fill, numbered
+from describing_many import described, fill, numbered, slow
 from fault_server import reset, status
-from phospho_multimodal.batch import Progress, Summary, describe_many
+from phospho_multimodal.batch import Preflight, Progress, Summary, describe_many
 from phospho_multimodal.batch.items import NoInputsError
 from phospho_multimodal.batch.progress_reporter import ProgressReporter
 from phospho_multimodal.cli import app
@@ -162,6 +162,65 @@ def test_a_source_that_became_empty_removes_nothing(endpoint, tmp_path):
     photos.rmdir()
     (tmp_path / "unmounted").rename(photos)
     assert describe_many(photos, tmp_path / "out", **options).removed == 0
+
+
+def test_a_price_is_no_promise_where_files_may_be_broken(endpoint, tmp_path):
+    photos = fill(tmp_path / "photos", 1)
+    for number in range(10):
+        (photos / f"broken{number}.png").write_bytes(b"x" * (number + 1))
+    told: list[Preflight] = []
+    summary = describe_many(
+        photos,
+        tmp_path / "out",
+        base_url=endpoint().base_url,
+        results="jsonl",
+        confirm=lambda preflight: not told.append(preflight),
+    )
+    assert float(told[0].usd_from) <= summary.cost_usd <= float(told[0].usd_to)
+    assert "less where files are broken" in str(told[0])
+
+
+def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("phospho_multimodal.batch.describe._NOTE_EVERY", 0.01)
+    source: Any = [numbered(number) for number in range(30)]
+    options: Any = {"base_url": endpoint(slow(0.02)).base_url, "results": "jsonl"}
+
+    def killed(*_args: Any, **_options: Any) -> None:  # before anything is written at the end
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("phospho_multimodal.batch.describe.write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            describe_many(source, tmp_path / "out", **options, concurrency=1)
+    summary = describe_many(source, tmp_path / "out", **options)
+    assert summary.manifest["seconds"] > 0.5
+
+
+@pytest.mark.parametrize("results", ["jsonl", "parquet"])
+def test_a_folder_of_results_is_a_dataset(endpoint, tmp_path, results):
+    options: Any = {"base_url": endpoint().base_url, "results": results}
+    folder = describe_many(fill(tmp_path / "photos", 3), tmp_path / "out", **options).folder
+    card = folder / "README.md"
+    assert card.exists() == (results == "jsonl")
+    if results == "jsonl":
+        assert 'data_files: "part-*.jsonl"' in card.read_text()
+    assert pq.read_table(folder).num_rows == 3 if results == "parquet" else True
+
+
+def test_a_report_looks_for_images_in_a_few_passes(endpoint, tmp_path):
+    class Counted(list[Any]):
+        passes = 0
+
+        def __iter__(self) -> Any:
+            Counted.passes += 1
+            return super().__iter__()
+
+    pairs = [(f"{number:03d}", numbered(number)) for number in range(80)]
+    options: Any = {"base_url": endpoint().base_url, "results": "jsonl"}
+    describe_many(Counted(pairs), tmp_path / "out", **options)
+    Counted.passes = 0
+    describe_many(Counted(pairs[1::2]), tmp_path / "out", **options, report=True)
+    assert Counted.passes <= 6
 
 
 def test_what_is_left_out_is_said_before_anything_is_paid(endpoint, run, tmp_path):

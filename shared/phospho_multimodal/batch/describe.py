@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
@@ -26,7 +27,7 @@ from phospho_multimodal.batch.engine import Engine, Stop
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.level import AUTO_CEILING, Level
-from phospho_multimodal.batch.manifest import Summary, write_manifest
+from phospho_multimodal.batch.manifest import WORKED, Summary, write_manifest
 from phospho_multimodal.batch.preflight import (
     RATE,
     Preflight,
@@ -51,6 +52,8 @@ from phospho_multimodal.spending import USD_PER_IMAGE, Spending
 if TYPE_CHECKING:
     import httpx
     from typing_extensions import Unpack
+
+_NOTE_EVERY = 1.0  # seconds
 
 __all__ = ["BatchOptions", "adescribe_many", "describe_many"]
 
@@ -327,12 +330,13 @@ class _Run:
                 again=self._again,
             )
             goes_on = await self._goes_on(preflight)
-            began = time.monotonic()
+            worked = _WorkingTime(journal)
             error = None
             if goes_on:
                 if self._again:  # not before: who says no keeps the rows that there are
                     await asyncio.to_thread(journal.ask_again, *self._again)
-                error = await self._ask_all(source, journal, results, shared, client)
+                async with worked.noted():
+                    error = await self._ask_all(source, journal, results, shared, client)
         summary = await asyncio.to_thread(
             write_manifest,
             self._folder,
@@ -341,7 +345,7 @@ class _Run:
             results,
             spending,
             kind=self._kind,
-            seconds=time.monotonic() - began,
+            seconds=worked.seconds,
         )
         if self._options.get("report"):
             await asyncio.to_thread(report_on, summary, source, journal, results)
@@ -459,6 +463,34 @@ class _Run:
             await engine.run()
         finally:
             await to_the_end(commits.close)  # what it was told may be paid
+
+
+class _WorkingTime:
+    """How long all runs have worked, noted every second: a kill loses no more than that."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._before = float(journal.fact(WORKED) or 0)
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    @contextlib.asynccontextmanager
+    async def noted(self) -> AsyncIterator[None]:
+        noting = asyncio.ensure_future(self._note())
+        try:
+            yield
+        finally:
+            noting.cancel()
+            await asyncio.wait([noting])
+
+    async def _note(self) -> None:
+        while True:
+            await asyncio.sleep(_NOTE_EVERY)
+            with contextlib.suppress(ConfigurationError):  # who asks next is told
+                await asyncio.to_thread(self._journal.note, WORKED, str(self.seconds))
 
 
 def _check_names(options: BatchOptions) -> None:

@@ -78,7 +78,12 @@ class Preflight:
 
     @property
     def usd_from(self) -> Decimal:
-        """The list price if every distinct picture is answered at the first attempt."""
+        """The lowest price: any image that was not sent yet may be broken, or known already."""
+        return self._usd(0)
+
+    @property
+    def usd_expected(self) -> Decimal:
+        """The list price if every distinct file is an image and is answered at once."""
         return self._usd(self.pictures)
 
     @property
@@ -89,7 +94,10 @@ class Preflight:
 
     def __str__(self) -> str:
         before = f"{self.described:,} described, {self.failed:,} failed, {self.in_doubt:,} in doubt"
-        price = f"${self.usd_from:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image"
+        price = (
+            f"${self.usd_expected:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image;"
+            " less where files are broken or known already"
+        )
         time = "not known before the first answers"
         if self.seconds is not None:
             time = f"about {duration(self.seconds)}, by {self.seconds_from}"
