@@ -55,6 +55,20 @@ def run_batch(
             show_default=False,
         ),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A pattern of file or folder names to leave out; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Look into folders that are links.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Describe only the first N inputs.", show_default=False),
+    ] = None,
     results: Annotated[
         Literal["parquet", "jsonl"], typer.Option("--format", help="What results are written as.")
     ] = "parquet",
@@ -168,6 +182,8 @@ def run_batch(
             "column": column,
             "id_column": id_column,
             "root": root,
+            "exclude": exclude,
+            "limit": limit,
             "max_usd": max_usd,
             "max_images": max_images,
             "usd_per_image": usd_per_image,
@@ -212,6 +228,7 @@ def run_batch(
                 results=results,
                 concurrency=number_at_once,
                 url_mode=url_mode,
+                follow_links=follow_links,
                 retry_failed=retry_failed,
                 retry_in_doubt=retry_in_doubt,
                 take_over=take_over,

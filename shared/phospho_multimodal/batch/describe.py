@@ -40,7 +40,7 @@ from phospho_multimodal.batch.progress import Progress, Watch
 from phospho_multimodal.batch.questions import Asker
 from phospho_multimodal.batch.reporting import check_report, report_on
 from phospho_multimodal.batch.results import Results, ResultsFormat, check_format
-from phospho_multimodal.batch.sources import Source, open_source
+from phospho_multimodal.batch.sources import Limited, Source, open_source
 from phospho_multimodal.batch.steps import State, states_to_ask_again
 from phospho_multimodal.batch.termination import as_interrupt
 from phospho_multimodal.conversation import DEFAULT_PROMPT
@@ -68,6 +68,11 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         id_column: The table's column of ids; without it, they are the numbers of the rows.
         root: What a table's relative paths are relative to; without it, the table's folder.
         recursive: Whether to go into the folders of a folder; it does.
+        exclude: Patterns of file and folder names that a folder or a pattern leaves out. Hidden
+            files and the folders in which a NAS keeps thumbnails are always left out.
+        follow_links: Whether to look into folders that are links; it does not.
+        limit: How many inputs are described at most, to try a prompt. The same call without it
+            describes the others.
         stop: Strings at which an answer is cut.
         results: `parquet` (the default, extra `batch`) or `jsonl`.
         concurrency: Requests under way at once; `auto` finds out how many the endpoint answers
@@ -96,6 +101,9 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     id_column: str | None
     root: Path | None
     recursive: bool
+    exclude: Sequence[str]
+    follow_links: bool
+    limit: int | None
     stop: Sequence[str] | None
     results: ResultsFormat
     concurrency: int | Literal["auto"]
@@ -286,7 +294,10 @@ class _Run:
             id_column=options.get("id_column"),
             root=options.get("root"),
             recursive=options.get("recursive", True),
+            exclude=options.get("exclude") or (),
+            follow_links=options.get("follow_links", False),
         )
+        self._limit = options.get("limit")
 
     async def run(self) -> Summary:
         """Do all of it."""
@@ -302,6 +313,8 @@ class _Run:
 
     async def _run(self) -> Summary:
         source = await asyncio.to_thread(self._open_source)
+        if self._limit is not None:
+            source = Limited(source, self._limit)
         journal = await asyncio.to_thread(
             Journal, self._folder, self._job, take_over=self._options.get("take_over", False)
         )

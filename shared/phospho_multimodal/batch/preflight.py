@@ -17,7 +17,7 @@ from phospho_multimodal.batch.figures import duration
 from phospho_multimodal.batch.items import NoInputsError, describe_skipped
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.signed_urls import without_signature
-from phospho_multimodal.batch.sources import Item, Source
+from phospho_multimodal.batch.sources import Item, Limited, Source
 from phospho_multimodal.batch.steps import Entry, State
 from phospho_multimodal.batch.tables import TABLE_SUFFIXES
 from phospho_multimodal.checkup import EndpointStatus
@@ -164,7 +164,8 @@ def count_inputs(
             return
     if not found:  # all inputs of an earlier run would count as removed
         raise _nothing_found(source)
-    journal.end_counting()
+    if not isinstance(source, Limited):  # what follows the limit was not removed
+        journal.end_counting()
     _digest_files(source, journal, stopped)
 
 

@@ -25,7 +25,7 @@ from phospho_multimodal.batch.records import Records, column_names, is_record
 from phospho_multimodal.batch.tables import TABLE_SUFFIXES, Table
 from phospho_multimodal.errors import ConfigurationError
 
-__all__ = ["Item", "Source", "open_source"]
+__all__ = ["Item", "Limited", "Source", "open_source"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
 
@@ -37,6 +37,8 @@ def open_source(
     id_column: str | None = None,
     root: Path | None = None,
     recursive: bool = True,
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
     stdin: TextIO | None = None,
 ) -> Source:
     """Tell what was handed over, and open it.
@@ -51,6 +53,8 @@ def open_source(
         id_column: The table's column of ids; without it they are numbers from 0.
         root: What the paths of a table, of standard input or of a list are relative to.
         recursive: Whether to look into the folders of a folder.
+        exclude: Patterns of file and folder names that a folder or a pattern leaves out.
+        follow_links: Whether to look into folders that are links.
         stdin: Instead of `sys.stdin`.
 
     Returns:
@@ -62,6 +66,10 @@ def open_source(
         ImportError: Parquet without pyarrow.
     """
     options = {"column": column, "id_column": id_column, "root": root}
+    walk: dict[str, Any] = {"exclude": exclude, "follow_links": follow_links}
+    if isinstance(exclude, str):
+        message = "exclude must be a list of patterns, got a text. Nothing was sent."
+        raise ConfigurationError(message)
     if not isinstance(source, (str, os.PathLike)):
         return _collection(source, options)
     text = os.fspath(source)
@@ -74,7 +82,7 @@ def open_source(
         raise ConfigurationError(message)
     if path.is_dir():
         _refuse(options, *options)
-        return Files(path, [("**",) if recursive else ("*",)], f"folder {path}")
+        return Files(path, [("**",) if recursive else ("*",)], f"folder {path}", **walk)
     if path.exists():
         return _file_source(path, options)
     patterns = expand_braces(text)
@@ -82,7 +90,7 @@ def open_source(
     if not is_pattern:
         message = f"There is no {path}."
         raise ConfigurationError(message)
-    return _pattern_source(text, patterns, options)
+    return _pattern_source(text, patterns, options, walk)
 
 
 def _collection(source: Any, options: Mapping[str, Any]) -> Source:
@@ -154,7 +162,12 @@ def _file_source(path: Path, options: Mapping[str, Any]) -> Source:
     raise ConfigurationError(message)
 
 
-def _pattern_source(pattern: str, patterns: Sequence[str], options: Mapping[str, Any]) -> Source:
+def _pattern_source(
+    pattern: str,
+    patterns: Sequence[str],
+    options: Mapping[str, Any],
+    walk: Mapping[str, Any],
+) -> Source:
     split = [split_pattern(text) for text in patterns]
     base = _common([fixed for fixed, _ in split])
     if not base.is_dir():
@@ -164,7 +177,7 @@ def _pattern_source(pattern: str, patterns: Sequence[str], options: Mapping[str,
     if kinds == {""}:
         _refuse(options, *options)
         below = [(*fixed.relative_to(base).parts, *parts) for fixed, parts in split]
-        return Files(base, below, f"pattern {pattern}")
+        return Files(base, below, f"pattern {pattern}", **walk)
     if len(kinds) > 1:
         message = f"{pattern} names things of several kinds. Take them one after the other."
         raise ConfigurationError(message)
@@ -224,6 +237,31 @@ class _Tables:
 
     def __iter__(self) -> Iterator[Item]:
         return itertools.chain.from_iterable(self._tables)
+
+
+class Limited:
+    """The first inputs of a source, to try a prompt on."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        """Look at nothing yet.
+
+        Args:
+            source: The inputs.
+            limit: How many of them at most.
+
+        Raises:
+            ConfigurationError: The limit is not 1 or greater.
+        """
+        if limit < 1:
+            message = f"limit must be 1 or greater, got {limit!r}. Nothing was sent."
+            raise ConfigurationError(message)
+        self.name = f"the first {limit:,} of {source.name}"
+        self.skipped = source.skipped
+        self._source = source
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Item]:
+        return itertools.islice(self._source, self._limit)
 
 
 class _Listed:
