@@ -78,6 +78,23 @@ def test_a_limit_describes_the_first_and_the_next_run_the_others(endpoint, tmp_p
             describe_many(photos, out, limit=limit, **options)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_csv_may_have_another_separator(tmp_path, separator, quote, mark):
+    rows = [["id", "image"], ["a", "x;y,z|1.png" if quote else "x.png"], ["b", "y.png"]]
+    lines = [separator.join(f"{quote}{cell}{quote}" for cell in row) for row in rows]
+    (tmp_path / "t.csv").write_text(mark + "\r\n".join(lines), encoding="utf-8")
+    one, two = open_source(tmp_path / "t.csv", id_column="id")
+    assert [(item.id, item.source) for item in (one, two)] == [tuple(row) for row in rows[1:]]
+
+
+def test_a_csv_of_one_column_has_commas(tmp_path):
+    (tmp_path / "t.csv").write_text("image\na;b.png\n")
+    (item,) = open_source(tmp_path / "t.csv")
+    assert item.source == "a;b.png"
+
+
 def test_the_command_passes_them_on(endpoint, tmp_path):
     server, photos = endpoint(), fill(tmp_path / "photos", 5)
     fill(tmp_path / "disk", [7])
