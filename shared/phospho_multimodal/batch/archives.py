@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import lzma
+import sqlite3
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,27 +64,39 @@ class Archives:
 
     def __iter__(self) -> Iterator[Item]:
         self.skipped.clear()
-        ids = _Ids()
-        last = None
-        for prefix, path in self._shards:
-            if prefix != last:  # `a.tar` and `a.tar.gz` share one
-                ids, last = _Ids(), prefix
-            for item in _members(prefix, path, self.skipped):
-                yield ids.checked(item)
+        with closing(_Ids()) as ids:
+            last = None
+            for prefix, path in self._shards:
+                if prefix != last:  # `a.tar` and `a.tar.gz` share one
+                    ids.forget()
+                    last = prefix
+                for item in _members(prefix, path, self.skipped):
+                    yield ids.checked(item)
 
 
 class _Ids:
     """The ids of one archive: the second image with an id is a row that failed, and no more."""
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()  # 64 bits of each: an archive may have a million members
+        # A temporary file of SQLite's own: an archive may have a million members.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("BEGIN")
+
+    def forget(self) -> None:
+        """Begin another archive."""
+        self._database.execute("DELETE FROM ids")
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._database.close()
 
     def checked(self, item: Item) -> Item:
+        """Pass an image on, or stand in for the second one with its id."""
         name, number = item.id, 1
-        while hash(name) in self._seen:
+        while not self._is_new(name):
             number += 1
             name = f"{item.id} (same id {number})"
-        self._seen.add(hash(name))
         if number == 1:
             return item
         message = (
@@ -90,6 +104,10 @@ class _Ids:
             f" this one, {item.source}. Give it another name."
         )
         return Item(name, item.source, None, None, ImageError(message))
+
+    def _is_new(self, name: str) -> bool:
+        added = self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (name,))
+        return added.rowcount == 1
 
 
 def _members(prefix: str | None, path: Path, skipped: Counter[str]) -> Iterator[Item]:
