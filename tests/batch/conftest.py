@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from phospho_multimodal import retry
+from phospho_multimodal.batch import circuit_breaker
 
 pytest.register_assert_rewrite("describing_many")
 from describing_many import BATCHES, Batch, Endpoint  # noqa: E402 - rewritten as it is imported
@@ -37,3 +38,4 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back off by milliseconds; the real figures are tested where they are decided."""
     monkeypatch.setattr(retry, "_FIRST_DELAY", 0.002)
     monkeypatch.setattr(retry, "_LONGEST_DELAY", 0.01)
+    monkeypatch.setattr(circuit_breaker, "_FIRST_DELAY", 0.002)

@@ -85,6 +85,7 @@ def test_a_name_of_a_file_tells_the_terminal_nothing(endpoint, command, photos):
     min(photos.iterdir()).rename(photos / "0\x1b]0;title\x07.png")
     server = endpoint(reset())
     result = command(server, "--yes")
+    assert result.exit_code == 4
     assert "In doubt: 0\N{REPLACEMENT CHARACTER}]0;title" in words(result)
     assert "\x1b" not in result.output
 
@@ -139,7 +140,7 @@ def test_pipes_and_an_empty_file_are_rows_and_nobody_waits_for_them(endpoint, ph
     process = subprocess.run(  # noqa: S603 - our own code
         [*CLI, str(photos), *options, "--yes"], capture_output=True, timeout=60, check=False
     )
-    assert process.returncode == 0, process.stderr
+    assert process.returncode == 3, process.stderr
     rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
     assert len(rows) == 9
     for name, said in zip(names, ["empty", "not a file", "not a file"], strict=True):
@@ -154,8 +155,9 @@ def test_pipes_and_an_empty_file_are_rows_and_nobody_waits_for_them(endpoint, ph
 def test_rows_in_doubt_and_failures_are_told_with_what_to_do(endpoint, command, tmp_path):
     server = endpoint(of={0: [reset()], 2: [reset()], 3: [status(422)]})
     result = command(server, "--yes")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     said = words(result)
+    assert said.endswith("2 of 6 inputs are described: 1 failed, 3 in doubt. (exit code 3)")
     assert "In doubt: 00000.png, 00002.png, copy.png." in said
     assert "--retry-in-doubt" in said
     assert "Failed: 1 InvalidRequestError. --retry-failed asks again." in said
@@ -225,7 +227,7 @@ def test_a_dash_reads_standard_input(endpoint, command, photos, tmp_path, form):
     gap = "\n\n" if form == "blank lines" else "\n"
     lines = gap.join([str(photos / "00001.png"), str(photos / "nowhere.png"), "copy.png"])
     result = command(server, "--yes", "--root", str(photos), source="-", stdin=lines + "\n")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     rows = read_rows(tmp_path / "out")
     assert [row["description"] for row in rows] == [answer_to(1), None, answer_to(2)]
     assert rows[1]["error_class"] == "ImageError"
@@ -253,7 +255,7 @@ def test_a_table_with_its_columns(endpoint, command, photos, tmp_path):
 def test_a_report_is_a_page(endpoint, command, tmp_path):
     server = endpoint(of={1: [status(422)]})
     result = command(server, "--yes", "--report")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     page = (folder_of(tmp_path / "out") / "_report.html").read_text(encoding="utf-8")
     for part in ("<html", answer_to(4), "InvalidRequestError"):
         assert part in page

@@ -37,8 +37,10 @@ OK = answer_to(1)
 FAULTS: dict[str, tuple[list[Any], str, str | None, int, int, int]] = {
     "429, then an answer": ([status(429)], "described", None, 2, 0, 1),
     "503 twice, then an answer": ([status(503)] * 2, "described", None, 3, 0, 1),
-    "503 for good": ([status(503)] * 3, "failed", "ServiceError", 3, 0, 0),
-    "429 for good": ([status(429)] * 3, "failed", "RateLimitedError", 3, 0, 0),
+    "503 beyond all retries": ([status(503)] * 7, "described", None, 8, 0, 1),
+    "429 beyond all retries": ([status(429)] * 7, "described", None, 8, 0, 1),
+    "429, then 502": ([status(429)] * 4 + [status(502)], "in_doubt", "ServiceError", 5, 1, 0),
+    "429, then 422": ([status(429)] * 4 + [status(422)], "failed", "InvalidRequestError", 5, 0, 0),
     "500, then an answer": ([status(500)], "described", None, 2, 0, 1),
     "500 twice": ([status(500)] * 2, "failed", "ServiceError", 2, 0, 0),
     "502": ([status(502)], "in_doubt", "ServiceError", 1, 1, 0),
@@ -121,7 +123,7 @@ class TestFaults:
 
     def test_fifty_failures_without_an_answer_end_the_job(self, endpoint, batch, tmp_path):
         photos, out = fill(tmp_path / "photos", 120), tmp_path / "out"
-        server = endpoint(status(503))
+        server = endpoint(status(500))
         with pytest.raises(ServiceError):
             batch(photos, out, base_url=server.base_url)
         failed = read_manifest(out)["statuses"]["failed"]

@@ -51,7 +51,7 @@ class TestPace:
         told: list[Progress] = []
         storm = [slow(0.01, status(code))] * 3 + [slow(0.01)]
         server = endpoint(*[slow(0.01)] * 300, *storm * 60)
-        source = [numbered(n) for n in range(500)]
+        source = [numbered(n) for n in range(340)]
         describe_many(
             source,
             tmp_path / "out",

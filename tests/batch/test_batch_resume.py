@@ -140,6 +140,57 @@ class TestStopping:
         assert set(server.asked.values()) == {1}
         check_books(server, out)
 
+    @pytest.mark.parametrize("names", [["SIGTERM"], ["SIGHUP"], ["SIGTERM", "SIGHUP", "SIGTERM"]])
+    def test_preemption_is_a_ctrl_c_and_a_second_signal_does_not_cut_it_short(
+        self, endpoint, photos, out, names
+    ):
+        server = endpoint(*[described()] * 8, slow(0.2))
+        numbers = [getattr(signal, name) for name in names]
+
+        def preempt() -> None:
+            server.wait_for_requests(12)
+            for number in numbers:
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+        watcher = threading.Thread(target=preempt)
+        watcher.start()
+        with pytest.raises(KeyboardInterrupt):
+            describe_many(
+                photos,
+                out,
+                "What is this?",
+                base_url=server.base_url,
+                results="jsonl",
+                concurrency=4,
+            )
+        watcher.join()
+        assert {signal.getsignal(number) for number in numbers} == {signal.SIG_DFL}
+        assert len(read_rows(out)) == server.billed < 40
+        assert read_manifest(out)["images_in_doubt"] == 0
+        check_books(server, out)
+        assert go_on(server, photos, out).described == 40
+        assert set(server.asked.values()) == {1}
+
+    @pytest.mark.parametrize("handler", ["own", "ignored"])
+    def test_a_handler_of_the_program_stays(self, endpoint, photos, out, handler):
+        heard: list[int] = []
+        own: Any = signal.SIG_IGN if handler == "ignored" else lambda *told: heard.append(told[0])
+        server = endpoint(*[described()] * 8, slow(0.02))
+        before = signal.signal(signal.SIGHUP, own)
+
+        def tell() -> None:
+            server.wait_for_requests(12)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGHUP)
+
+        watcher = threading.Thread(target=tell)
+        watcher.start()
+        try:
+            assert go_on(server, photos, out).described == 40
+        finally:
+            watcher.join()
+            signal.signal(signal.SIGHUP, before)
+        assert heard == ([] if handler == "ignored" else [signal.SIGHUP])
+
     def test_a_cancelled_task_keeps_what_is_done(self, endpoint, photos, out):
         server = endpoint(*[described()] * 10, slow(0.3))
         options: dict[str, Any] = {
@@ -192,11 +243,12 @@ class TestStopping:
 
 @pytest.mark.long
 class TestKills:
-    def test_sigint_ends_the_command_well_with_130(self, endpoint, photos, out, command):
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+    def test_a_signal_ends_the_command_well_with_130(self, endpoint, photos, out, command, name):
         server = endpoint(*[described()] * 10, slow(0.1))
         process = command(server)
         server.wait_for_requests(3 + 12)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         assert process.wait(20) == 130
         rows = read_rows(out)
         assert 10 <= len(rows) < 40

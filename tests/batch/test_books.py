@@ -457,16 +457,14 @@ async def test_new_books_find_what_the_old_ones_left_under_way_in_doubt(make: Ma
     assert office.money() == (0, 1)
 
 
-async def test_books_whose_job_somebody_else_took_over_permit_nothing(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-):
+async def test_books_whose_job_somebody_else_took_over_permit_nothing(make: Make):
     office = make()
     await office.hello("w1")
     question = await office.send("w1", CAT)
     assert await office.books.claim("w1", "q2", Claim(DOG)) is Word.GO
     # The driver was killed, and the same command runs again, while this is still there.
-    monkeypatch.setattr("phospho_multimodal.batch.journal.is_alive", lambda _: False)
-    monkeypatch.setattr("phospho_multimodal.batch.journal.name_of_process", lambda: "1:1")
+    assert office.driver._job_lock is not None
+    office.driver._job_lock.release()
     heir = Journal(office.folder, JOB)
     assert heir.tally().images_in_doubt == 1
     with pytest.raises(ConfigurationError, match="Another process"):

@@ -46,6 +46,7 @@ COLUMNS = [
     ("prompt_id", "string", str),
     ("model", "string", str),
     ("time", "string", str),
+    ("removed", "bool", bool),
 ]
 NEVER_NULL = {
     "id",
@@ -56,6 +57,7 @@ NEVER_NULL = {
     "images_in_doubt",
     "prompt_id",
     "model",
+    "removed",
 }
 
 
@@ -197,14 +199,6 @@ class TestRows:
         assert [row["sha256"] for row in rows] == [None] * 3
         assert [row["duplicate_of"] for row in rows] == [None, "1", None]
         assert sum(row["cost_usd"] for row in rows) == pytest.approx(0.02)
-
-    def test_nothing_at_all_is_a_job_too(self, endpoint, batch, tmp_path):
-        (tmp_path / "photos").mkdir()
-        server = endpoint()
-        summary = batch(tmp_path / "photos", tmp_path / "out", base_url=server.base_url)
-        assert (summary.inputs, summary.described, summary.pending) == (0, 0, 0)
-        assert read_rows(summary) == []
-        check_books(server, summary)
 
     def test_what_is_asked_is_prompt_model_and_parameters(self, endpoint, batch, tmp_path):
         server = endpoint()

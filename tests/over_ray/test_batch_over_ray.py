@@ -190,7 +190,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     second = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, timeout=90, check=False, env=os.environ
     )
-    assert second.returncode == 0, second.stderr
+    assert second.returncode == 3, second.stderr  # four are broken
     summary = Summary.read(next(out.iterdir()))
     assert "200 inputs" in second.stdout
     assert (summary.failed, summary.pending) == (4, 0)

@@ -219,13 +219,13 @@ def test_the_cap_holds_to_the_image_over_all_workers_and_runs(serve: Serve, out:
 
 def test_the_rate_is_that_of_all_workers_together(serve: Serve, out: Path):
     base_url = serve(seconds=0.2)
-    with open_accounts(out, base_url=base_url, requests_per_second=10) as accounts:
-        describe(rows_of(40), accounts)
-    times = sorted(look(base_url, "times"))
-    assert len(times) == 40
-    for second in range(4):
-        until = times[0] + second + 1
-        assert sum(moment < until for moment in times) <= 10 * (second + 2) + 1
+    with open_accounts(out, base_url=base_url, requests_per_second=20) as accounts:
+        describe(rows_of(120), accounts)
+    times = look(base_url, "times")
+    assert len(times) == 120
+    # Twenty at the same time, then five seconds. If each of two workers had the whole rate, it
+    # would be two seconds. What lies between is for a busy machine, where the first one is late.
+    assert max(times) - min(times) >= 3
 
 
 def test_a_fatal_error_ends_the_job_as_itself_once_what_is_under_way_is_told(

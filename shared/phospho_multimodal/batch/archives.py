@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import lzma
+import sqlite3
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from typing_extensions import Self
 
-from phospho_multimodal.batch.items import Item, is_picture, printable
+from phospho_multimodal.batch.items import Item, count_skipped, is_picture, printable
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.source import MAX_IMAGE_BYTES
 
@@ -51,19 +54,63 @@ class Archives:
         """Look at nothing yet.
 
         Args:
-            shards: Each archive, and what stands before the ids of its members, which are then
-                without their suffix, as the keys of webdataset; `None` leaves their names whole.
+            shards: Each archive, and what stands before the ids of its members, which are then the
+                keys of webdataset: names up to the first dot. `None` leaves their names whole.
             name: For messages.
         """
         self.name = name
+        self.skipped: Counter[str] = Counter()
         self._shards = shards
 
     def __iter__(self) -> Iterator[Item]:
-        for prefix, path in self._shards:
-            yield from _members(prefix, path)
+        self.skipped.clear()
+        with closing(_Ids()) as ids:
+            last = None
+            for prefix, path in self._shards:
+                if prefix != last:  # `a.tar` and `a.tar.gz` share one
+                    ids.forget()
+                    last = prefix
+                for item in _members(prefix, path, self.skipped):
+                    yield ids.checked(item)
 
 
-def _members(prefix: str | None, path: Path) -> Iterator[Item]:
+class _Ids:
+    """The ids of one archive: the second image with an id is a row that failed, and no more."""
+
+    def __init__(self) -> None:
+        # A temporary file of SQLite's own: an archive may have a million members.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("BEGIN")
+
+    def forget(self) -> None:
+        """Begin another archive."""
+        self._database.execute("DELETE FROM ids")
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._database.close()
+
+    def checked(self, item: Item) -> Item:
+        """Pass an image on, or stand in for the second one with its id."""
+        name, number = item.id, 1
+        while not self._is_new(name):
+            number += 1
+            name = f"{item.id} (same id {number})"
+        if number == 1:
+            return item
+        message = (
+            f"The id {item.id!r} is that of an earlier image in this archive. Nothing was sent for"
+            f" this one, {item.source}. Give it another name."
+        )
+        return Item(name, item.source, None, None, ImageError(message))
+
+    def _is_new(self, name: str) -> bool:
+        added = self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (name,))
+        return added.rowcount == 1
+
+
+def _members(prefix: str | None, path: Path, skipped: Counter[str]) -> Iterator[Item]:
     last = ""
     try:
         file = path.open("rb")
@@ -78,6 +125,8 @@ def _members(prefix: str | None, path: Path) -> Iterator[Item]:
                     last = member.name
                     if member.isreg() and _is_wanted(last):
                         yield _item(prefix, path, archive, member)
+                    elif member.isreg():
+                        count_skipped(skipped, last)
         except _UNREADABLE as failure:
             yield _rest(prefix, path, last, failure)
 
@@ -98,7 +147,8 @@ def _item(
     name = printable(member.name.removeprefix("./"))
     source = f"{printable(str(path))}::{printable(member.name)}"
     if prefix is not None:
-        name = f"{prefix}/{PurePosixPath(name).with_suffix('')}"
+        folder, slash, file = name.rpartition("/")
+        name = f"{prefix}/{folder}{slash}{file.partition('.')[0]}"
     stamp = f"{member.size}-{member.mtime}-{member.offset_data}"
     if member.size > MAX_IMAGE_BYTES:
         message = (

@@ -1,32 +1,31 @@
 """`phospho-multimodal batch`: the command line of a job."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.progress import Progress as Bar
-from typing_extensions import Self
 
 from phospho_multimodal.batch.describe import describe_many
 from phospho_multimodal.batch.manifest import Summary
+from phospho_multimodal.batch.outcome import (
+    ExitCode,
+    as_json,
+    describe_outcome,
+    exit_code_of,
+    last_line,
+)
 from phospho_multimodal.batch.preflight import Preflight
-from phospho_multimodal.batch.progress import Progress
+from phospho_multimodal.batch.progress_reporter import ProgressReporter
 from phospho_multimodal.conversation import DEFAULT_PROMPT
+from phospho_multimodal.errors import PhosphoError
 from phospho_multimodal.terminal import errors, output, plain
 from phospho_multimodal.wire import DEFAULT_MODEL
 
 __all__ = ["INTERRUPTED", "run_batch"]
 
-_LISTED = 20  # ids of rows in doubt that are printed
-INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
+INTERRUPTED = int(ExitCode.INTERRUPTED)  # what a shell calls the end by Ctrl-C
 
 
 def run_batch(
@@ -55,6 +54,20 @@ def run_batch(
             help="What relative paths in a table are relative to. [default: its folder]",
             show_default=False,
         ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A pattern of file or folder names to leave out; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Look into folders that are links.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Describe only the first N inputs.", show_default=False),
     ] = None,
     results: Annotated[
         Literal["parquet", "jsonl"], typer.Option("--format", help="What results are written as.")
@@ -124,6 +137,22 @@ def run_batch(
             "--retry-in-doubt", help="Ask again about what may have been billed unanswered."
         ),
     ] = False,
+    max_outage: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to wait for an endpoint that limits the rate or cannot be reached."
+            " [default: 600]",
+            show_default=False,
+        ),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Work on a job that a process on another machine did not end properly. Make sure"
+            " that it has ended.",
+        ),
+    ] = False,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -137,11 +166,19 @@ def run_batch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what it would cost, and stop there.")
     ] = False,
+    as_json_: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, for a program.")
+    ] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write _report.html beside the results.")
     ] = False,
 ) -> None:
-    """Ask the same about any number of pictures; the same command goes on after a stop."""
+    """Ask the same about any number of pictures; the same command goes on after a stop.
+
+    The exit code is 0 if all inputs are described, 3 if some failed, are in doubt or were not
+    asked, 4 if nothing was found or described, 130 after an interruption, and 1 after any other
+    error.
+    """
     if not (yes or dry_run) and (source == "-" or not sys.stdin.isatty()):
         errors.print("Nobody can be asked whether to go on: pass --yes, or --dry-run.")
         raise typer.Exit(1)
@@ -152,6 +189,8 @@ def run_batch(
             "column": column,
             "id_column": id_column,
             "root": root,
+            "exclude": exclude,
+            "limit": limit,
             "max_usd": max_usd,
             "max_images": max_images,
             "usd_per_image": usd_per_image,
@@ -163,6 +202,7 @@ def run_batch(
             "max_image_side": max_image_side,
             "max_tiles": max_tiles,
             "timeout": timeout,
+            "max_outage": max_outage,
             "base_url": base_url,
             "api_key": api_key,
             "ray": ray,
@@ -173,15 +213,21 @@ def run_batch(
     # What is neither a number nor auto is refused where all settings are.
     number_at_once: Any = int(concurrency) if concurrency.isdecimal() else concurrency
 
-    def confirm(preflight: Preflight) -> bool:
-        output.print(plain(str(preflight)))
-        if dry_run:
-            return False
-        return yes or not preflight.pending or typer.confirm("Go on?")
+    console = errors if as_json_ else output  # standard output is for the program then
+    asked = _Asked()
 
-    with _Display() as display:
+    def confirm(preflight: Preflight) -> bool:
+        console.print(plain(str(preflight)), soft_wrap=True)
+        asked.folder = preflight.folder
+        asked.goes_on = not dry_run and (
+            yes or not preflight.pending or typer.confirm("Go on?", err=as_json_)
+        )
+        return asked.goes_on
+
+    result: Summary | BaseException
+    with ProgressReporter(errors) as reporter:
         try:
-            summary = describe_many(
+            result = describe_many(
                 source,
                 out,
                 prompt,
@@ -191,76 +237,39 @@ def run_batch(
                 concurrency=number_at_once,
                 detail=detail,
                 url_mode=url_mode,
+                follow_links=follow_links,
                 retry_failed=retry_failed,
                 retry_in_doubt=retry_in_doubt,
+                take_over=take_over,
                 report=report,
                 confirm=confirm,
-                on_progress=display.show,
+                on_progress=reporter.show,
             )
-        except KeyboardInterrupt:
-            display.stop()
-            errors.print("Stopped. What was done is kept; the same command goes on from there.")
-            raise typer.Exit(INTERRUPTED) from None
-    _tell(summary)
+        except (KeyboardInterrupt, PhosphoError, ImportError) as failure:
+            result = failure
+    raise typer.Exit(_tell(result, asked, as_json_=as_json_))
 
 
-def _tell(summary: Summary) -> None:
-    output.print(plain(str(summary)))
-    ids = summary.manifest["in_doubt"]
-    if ids:
-        more = "" if summary.in_doubt <= _LISTED else f" and {summary.in_doubt - _LISTED:,} more"
-        told = f"In doubt: {', '.join(ids[:_LISTED])}{more}. They may have been billed;"
-        output.print(plain(f"{told} --retry-in-doubt asks again."))
-    if summary.failed:
-        classes = summary.manifest["error_classes"].items()
-        told = ", ".join(f"{count:,} {name}" for name, count in classes)
-        output.print(plain(f"Failed: {told}. --retry-failed asks again."))
+@dataclass
+class _Asked:
+    """What was answered when the price was shown."""
+
+    goes_on: bool = True
+    folder: Path | None = None
 
 
-class _Display:
-    """A line that says how far it is; it appears with the first news."""
-
-    def __init__(self) -> None:
-        self._bar = Bar(
-            SpinnerColumn(),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            console=errors,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=None, facts="")
-        self._started = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the line away."""
-        if self._started:
-            self._bar.stop()
-            self._started = False
-
-    def show(self, progress: Progress) -> None:
-        """Show how far it is."""
-        if not self._started:
-            self._bar.start()
-            self._started = True
-        left = progress.seconds_left
-        facts = (
-            f"{progress.inputs_per_second:,.1f}/s · ${progress.usd_spent:,.2f} spent,"
-            f" ${progress.usd_saved:,.2f} saved · {progress.failed:,} failed,"
-            f" {progress.in_doubt:,} in doubt · {progress.in_flight} of {progress.limit} at once"
-            + ("" if left is None else f" · {_duration(left)} left")
-        )
-        self._bar.update(self._task, completed=progress.done, total=progress.inputs, facts=facts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+def _tell(result: Summary | BaseException, asked: _Asked, *, as_json_: bool) -> int:
+    """Print what a job came to, and return the exit code."""
+    code = exit_code_of(result)
+    line = last_line(result)
+    if not asked.goes_on and isinstance(result, Summary):
+        code, line = ExitCode.ALL_DESCRIBED, "Nothing was sent. (exit code 0)"
+    if as_json_:
+        typer.echo(as_json(result, code, asked.folder))
+    if isinstance(result, Summary):
+        console = errors if as_json_ else output
+        console.print(plain(describe_outcome(result)), soft_wrap=True)
+        console.print(plain(line), soft_wrap=True)
+    else:
+        errors.print(plain(line), style="red", soft_wrap=True)
+    return code

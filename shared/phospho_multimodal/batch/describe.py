@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
@@ -15,13 +16,18 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
+from phospho_multimodal.batch.circuit_breaker import (
+    MAX_OUTAGE,
+    CircuitBreaker,
+    check_max_outage,
+)
 from phospho_multimodal.batch.commits import GroupCommit
 from phospho_multimodal.batch.endings import to_the_end
 from phospho_multimodal.batch.engine import Engine, Stop
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.level import AUTO_CEILING, Level
-from phospho_multimodal.batch.manifest import Summary, write_manifest
+from phospho_multimodal.batch.manifest import WORKED, Summary, write_manifest
 from phospho_multimodal.batch.preflight import (
     RATE,
     Preflight,
@@ -34,8 +40,9 @@ from phospho_multimodal.batch.progress import Progress, Watch
 from phospho_multimodal.batch.questions import Asker
 from phospho_multimodal.batch.reporting import check_report, report_on
 from phospho_multimodal.batch.results import Results, ResultsFormat, check_format
-from phospho_multimodal.batch.sources import Source, open_source
+from phospho_multimodal.batch.sources import Limited, Source, open_source
 from phospho_multimodal.batch.steps import State, states_to_ask_again
+from phospho_multimodal.batch.termination import as_interrupt
 from phospho_multimodal.batch.tiles import TiledSource
 from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import ConfigurationError
@@ -46,6 +53,8 @@ from phospho_multimodal.spending import USD_PER_IMAGE, Spending
 if TYPE_CHECKING:
     import httpx
     from typing_extensions import Unpack
+
+_NOTE_EVERY = 1.0  # seconds
 
 __all__ = ["BatchOptions", "adescribe_many", "describe_many"]
 
@@ -60,6 +69,11 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         id_column: The table's column of ids; without it, they are the numbers of the rows.
         root: What a table's relative paths are relative to; without it, the table's folder.
         recursive: Whether to go into the folders of a folder; it does.
+        exclude: Patterns of file and folder names that a folder or a pattern leaves out. Hidden
+            files and the folders in which a NAS keeps thumbnails are always left out.
+        follow_links: Whether to look into folders that are links; it does not.
+        limit: How many inputs are described at most, to try a prompt. The same call without it
+            describes the others.
         stop: Strings at which an answer is cut.
         results: `parquet` (the default, extra `batch`) or `jsonl`.
         concurrency: Requests under way at once; `auto` finds out how many the endpoint answers
@@ -70,6 +84,11 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         spending: A ledger of your own, in place of these three.
         retry_failed: Ask again about what failed in an earlier run.
         retry_in_doubt: Ask again about what may have been billed without an answer.
+        max_outage: Seconds without an answer after which the job ends, while the endpoint limits
+            the rate (429), is not ready (503) or cannot be reached; 600 by default. Until then
+            the job waits, for as long as `Retry-After` says or up to a minute each time. The rows
+            stay pending.
+        take_over: Work on the job though a process on another machine did not end it properly.
         ray: The address of a Ray cluster to do it on, `auto` for the one that runs here (extra
             `ray`). Its nodes see the files under the same names, and `concurrency` is that of each.
         report: Write `_report.html` beside the results (extra `batch`).
@@ -83,6 +102,9 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     id_column: str | None
     root: Path | None
     recursive: bool
+    exclude: Sequence[str]
+    follow_links: bool
+    limit: int | None
     stop: Sequence[str] | None
     results: ResultsFormat
     concurrency: int | Literal["auto"]
@@ -92,6 +114,8 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     spending: Spending | None
     retry_failed: bool
     retry_in_doubt: bool
+    max_outage: float
+    take_over: bool
     ray: str | None
     report: bool
     confirm: Callable[[Preflight], bool] | None
@@ -108,8 +132,9 @@ def describe_many(
 ) -> Summary:
     """Ask the same about many pictures, and write a row for each; see `adescribe_many`.
 
-    Ctrl-C finishes what is under way, keeps it, and then goes on its way as `KeyboardInterrupt`; a
-    second one does not wait.
+    Ctrl-C, SIGTERM and SIGHUP let the requests in progress finish and keep their answers. Then
+    `KeyboardInterrupt` is raised. A second Ctrl-C does not wait. Python delivers signals only to
+    the main thread, and a handler of your own stays in place.
 
     Args:
         source: The inputs.
@@ -138,7 +163,10 @@ def describe_many(
         return await adescribe_many(source, out, prompt, **options)
 
     # On a thread of its own: here may be an event loop already, in a notebook for one.
-    with ThreadPoolExecutor(1, thread_name_prefix="phospho-batch") as thread:
+    with (
+        as_interrupt(interrupted),
+        ThreadPoolExecutor(1, thread_name_prefix="phospho-batch") as thread,
+    ):
         job = thread.submit(lambda: asyncio.run(run()))
         job.add_done_callback(lambda _: here.end())
         try:
@@ -221,8 +249,9 @@ async def adescribe_many(
 
     Raises:
         PhosphoError: What would end every further question in the same way (a key that is not
-            taken, no billing method, no such endpoint, the cap), or the last of 50 failures
-            without one answer. What was done until then is kept, and `Summary.read` tells it.
+            taken, no billing method, no such endpoint, the cap), an outage that is longer than
+            `max_outage`, or the last of 50 failures without one answer. What was done until then is
+            kept, and `Summary.read` tells it.
         ImportError: An extra is missing.
     """
     run = _Run(source, Path(out), prompt, options)
@@ -237,6 +266,7 @@ class _Run:
         self._options = options
         self._interrupted = options.get("interrupted") or threading.Event()
         self._concurrency = _checked_concurrency(options)
+        self._max_outage = check_max_outage(options.get("max_outage", MAX_OUTAGE))
         self._spending()  # made again with what was spent; a wrong figure is told by now
         self._kind: ResultsFormat = options.get("results", "parquet")
         check_format(self._kind)
@@ -265,7 +295,10 @@ class _Run:
             id_column=options.get("id_column"),
             root=options.get("root"),
             recursive=options.get("recursive", True),
+            exclude=options.get("exclude") or (),
+            follow_links=options.get("follow_links", False),
         )
+        self._limit = options.get("limit")
 
     async def run(self) -> Summary:
         """Do all of it."""
@@ -281,9 +314,13 @@ class _Run:
 
     async def _run(self) -> Summary:
         source = await asyncio.to_thread(self._open_source)
+        if self._limit is not None:
+            source = Limited(source, self._limit)
         if self._settings.detail == "tiles":
             source = TiledSource(source, self._settings)
-        journal = await asyncio.to_thread(Journal, self._folder, self._job)
+        journal = await asyncio.to_thread(
+            Journal, self._folder, self._job, take_over=self._options.get("take_over", False)
+        )
         try:
             return await self._work(source, journal)
         finally:
@@ -309,12 +346,13 @@ class _Run:
                 again=self._again,
             )
             goes_on = await self._goes_on(preflight)
-            began = time.monotonic()
+            worked = _WorkingTime(journal)
             error = None
             if goes_on:
                 if self._again:  # not before: who says no keeps the rows that there are
                     await asyncio.to_thread(journal.ask_again, *self._again)
-                error = await self._ask_all(source, journal, results, shared, client)
+                async with worked.noted():
+                    error = await self._ask_all(source, journal, results, shared, client)
         summary = await asyncio.to_thread(
             write_manifest,
             self._folder,
@@ -323,7 +361,7 @@ class _Run:
             results,
             spending,
             kind=self._kind,
-            seconds=time.monotonic() - began,
+            seconds=worked.seconds,
         )
         if self._options.get("report"):
             await asyncio.to_thread(report_on, summary, source, journal, results)
@@ -426,7 +464,7 @@ class _Run:
             preparation=Preparation(
                 source, journal, self._job, self._settings, lambda: stop() is not None
             ),
-            asker=Asker(shared, client, self._job, commits, level),
+            asker=Asker(shared, client, self._job, commits, level, keeps_refused=True),
             level=level,
             journal=journal,
             results=results,
@@ -435,11 +473,40 @@ class _Run:
             ceiling=self._ceiling,
             fetches=self._settings.url_mode == "fetch",
             stop=self._stop,
+            breaker=CircuitBreaker(self._max_outage),
         )
         try:
             await engine.run()
         finally:
             await to_the_end(commits.close)  # what it was told may be paid
+
+
+class _WorkingTime:
+    """How long all runs have worked, noted every second: a kill loses no more than that."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._before = float(journal.fact(WORKED) or 0)
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    @contextlib.asynccontextmanager
+    async def noted(self) -> AsyncIterator[None]:
+        noting = asyncio.ensure_future(self._note())
+        try:
+            yield
+        finally:
+            noting.cancel()
+            await asyncio.wait([noting])
+
+    async def _note(self) -> None:
+        while True:
+            await asyncio.sleep(_NOTE_EVERY)
+            with contextlib.suppress(ConfigurationError):  # who asks next is told
+                await asyncio.to_thread(self._journal.note, WORKED, str(self.seconds))
 
 
 def _check_names(options: BatchOptions) -> None:
@@ -469,3 +536,6 @@ def _check_over_ray(options: BatchOptions) -> None:
         if options.get(name) is not None:
             message = f"Over Ray, {name}= stays behind on this machine. Leave it out."
             raise ConfigurationError(message)
+    if "max_outage" in options:
+        message = "Over Ray, a batch does not wait for its endpoint: leave max_outage= out."
+        raise ConfigurationError(message)

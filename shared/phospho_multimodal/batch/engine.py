@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from phospho_multimodal.batch.circuit_breaker import CircuitBreaker, is_refusal
 from phospho_multimodal.batch.endings import to_the_end
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.level import Level
@@ -27,6 +29,7 @@ from phospho_multimodal.batch.sources import Item
 from phospho_multimodal.batch.steps import State
 from phospho_multimodal.errors import (
     PhosphoError,
+    ServiceError,
     SpendingLimitError,
 )
 from phospho_multimodal.spending import Spending
@@ -36,6 +39,7 @@ __all__ = ["Engine", "Stop"]
 _MOST_HELD = 128 * 1024 * 1024  # bytes of pictures that wait for their turn or their answer
 _PARTS_EVERY = 1.0  # seconds
 _LOOK_AGAIN = 0.5  # seconds, while money that is set aside may come free
+_MOST_REFUSALS = 10  # of one question (503), while the endpoint answers other ones
 _FETCHING = 16  # threads that wait for other people's servers
 
 
@@ -55,6 +59,7 @@ class Engine:
         ceiling: int,
         fetches: bool,
         stop: Stop,
+        breaker: CircuitBreaker,
     ) -> None:
         """Put together what a run needs.
 
@@ -69,7 +74,9 @@ class Engine:
             ceiling: What the level may rise to.
             fetches: Whether making ready waits for other servers.
             stop: Why nothing more shall be sent, once there is a reason.
+            breaker: What holds questions back while the endpoint refuses them.
         """
+        self._breaker = breaker
         self._preparation = preparation
         self._asker = asker
         self._level = level
@@ -110,7 +117,7 @@ class Engine:
                 await to_the_end(reader.shutdown)
             finally:
                 await to_the_end(threads.shutdown)
-        self._watch.show(self._level.in_flight, self._level.limit, at_once=True)
+        self._show(at_once=True)
         if self._failure is not None:
             raise self._failure
 
@@ -195,14 +202,18 @@ class Engine:
 
     async def _answer_one(self, question: Question) -> None:
         while True:
-            ended, inputs, error = await self._asker.ask(question, self._stop, self._stop.because)
-            if ended.state is not State.PENDING:
-                self._settled.set()  # a refusal is no news: those that wait would wake each other
-                self._watch.count_ended(ended.state, inputs)
-                outage = self._outage.note(error)
-                if outage is not None:
-                    self._stop.because(outage)
+            await self._breaker.wait(self._stop)
+            if self._stop() is not None:
                 break
+            started = time.monotonic()
+            ended, inputs, error = await self._asker.ask(question, self._stop, self._stop.because)
+            if ended.state is State.PENDING and is_refusal(error):
+                if await self._goes_on(question, error, started):
+                    continue
+                return
+            if ended.state is not State.PENDING:
+                self._count_ended(ended.state, inputs, error)
+                return
             if not isinstance(error, SpendingLimitError) or self._is_spent():
                 self._stop.because(error)
                 break
@@ -210,9 +221,46 @@ class Engine:
             self._settled.clear()
             with contextlib.suppress(asyncio.TimeoutError):  # or of somebody else's, elsewhere
                 await asyncio.wait_for(self._settled.wait(), _LOOK_AGAIN)
-        if ended.state is State.PENDING:
-            self._journal.give_back([question.picture])
-        self._watch.show(self._level.in_flight, self._level.limit)
+        self._journal.give_back([question.picture])
+        self._show()
+
+    async def _goes_on(self, question: Question, error: Any, started: float) -> bool:
+        """Tell whether a question that was refused is asked again; if not, it has ended."""
+        self._settled.set()  # its money is free
+        over = None
+        if self._stop() is None:
+            over = self._breaker.note_refusal(error, started)
+        if over is not None:
+            self._stop.because(over)
+        if isinstance(error, ServiceError) and self._breaker.answers > question.answers_before:
+            # The endpoint answers others. Once that is an accident; in the end it is the image.
+            question.refusals += 1
+            question.answers_before = self._breaker.answers
+            if question.refusals >= _MOST_REFUSALS:
+                ended, inputs = await self._asker.fail(question, error)
+                self._count_ended(ended.state, inputs, None)
+                return False
+        question.renew()
+        self._show()
+        return True
+
+    def _count_ended(self, state: State, inputs: int, error: PhosphoError | None) -> None:
+        self._settled.set()  # a refusal is no news: those that wait would wake each other
+        self._watch.count_ended(state, inputs)
+        if state is not State.IN_DOUBT:
+            self._breaker.note_answer()
+        outage = self._outage.note(error)
+        if outage is not None:
+            self._stop.because(outage)
+        self._show()
+
+    def _show(self, *, at_once: bool = False) -> None:
+        self._watch.show(
+            self._level.in_flight,
+            self._level.limit,
+            at_once=at_once,
+            waits_for=self._breaker.waits_for,
+        )
 
     def _is_spent(self) -> bool:
         return not self._spending.snapshot().images_left
@@ -231,7 +279,7 @@ class Engine:
                 await asyncio.wait_for(self._over.wait(), _PARTS_EVERY)
             with self._ending_well():
                 await asyncio.to_thread(self._results.write_finished)
-            self._watch.show(self._level.in_flight, self._level.limit)
+            self._show()
 
 
 class Stop:

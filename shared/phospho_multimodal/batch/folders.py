@@ -8,22 +8,35 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import TypeAlias
 
-from phospho_multimodal.batch.items import Item, file_item, is_picture, printable
+from phospho_multimodal.batch.items import (
+    Item,
+    count_skipped,
+    file_item,
+    is_picture,
+    printable,
+)
 from phospho_multimodal.batch.sorting import sorted_names
 from phospho_multimodal.errors import ConfigurationError
 
-__all__ = ["Files", "expand_braces", "has_wildcard", "split_pattern"]
+__all__ = ["EXCLUDED", "Files", "expand_braces", "has_wildcard", "split_pattern"]
 
 _WILDCARD = re.compile(r"[*?[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})(?:\.\.(\d{1,9}))?")
 _MOST_PATTERNS = 100_000
 _ANY_DEPTH = "**"
+
+EXCLUDED = (
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # Synology and QNAP
+    *("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"),
+)
+"""Folders that a NAS or a system fills with thumbnails and with what was deleted."""
 
 # What is left to match of each pattern, at some depth.
 _Rest: TypeAlias = frozenset[tuple[str, ...]]
@@ -36,7 +49,15 @@ class Files:
     a link is entered where a pattern names its level, and never by `**`.
     """
 
-    def __init__(self, base: Path, patterns: Iterable[tuple[str, ...]], name: str) -> None:
+    def __init__(
+        self,
+        base: Path,
+        patterns: Iterable[tuple[str, ...]],
+        name: str,
+        *,
+        exclude: Sequence[str] = (),
+        follow_links: bool = False,
+    ) -> None:
         """Look at nothing yet.
 
         Args:
@@ -44,12 +65,19 @@ class Files:
             patterns: Each by its parts below the folder. If the last part does not say which
                 suffix is wanted, files with the suffix of a picture are.
             name: For messages.
+            exclude: Patterns of names, or of paths below the folder, that are left out, files and
+                folders, besides those that a NAS or a system fills with copies (`EXCLUDED`).
+            follow_links: Whether `**` enters folders that are links.
         """
         self.name = name
+        self._exclude = (*EXCLUDED, *exclude)
+        self._follow_links = follow_links
+        self.skipped: Counter[str] = Counter()
         self._base = base
         self._patterns = _open_ended(patterns)
 
     def __iter__(self) -> Iterator[Item]:
+        self.skipped.clear()
         for relative in self.paths():
             path = self._base / relative
             yield file_item(printable(relative), path, str(path))
@@ -85,16 +113,39 @@ class Files:
         try:
             with os.scandir(self._base / relative) as entries:
                 for entry in entries:
-                    if _is_folder(entry):
-                        below = _below(rest, entry.name, linked=entry.is_symlink())
+                    if self._is_excluded(relative, entry.name):
+                        self.skipped["excluded names"] += 1
+                    elif _is_folder(entry):
+                        below = _below(rest, entry.name, linked=self._is_barred(entry))
                         if below:
                             folders[entry.name + "/"] = below
                             yield entry.name + "/"
+                        else:
+                            self.skipped[_why_not_entered(entry)] += 1
                     elif _wants(rest, entry.name):
                         yield entry.name
+                    elif is_picture(entry.name) and not entry.name.startswith("."):
+                        self.skipped["images that the pattern does not name"] += 1
+                    else:
+                        count_skipped(self.skipped, entry.name)
         except OSError as failure:
             message = f"The folder {self._base / relative} cannot be read: {failure.strerror}."
             raise ConfigurationError(message) from None
+
+    def _is_excluded(self, relative: str, name: str) -> bool:
+        return any(
+            fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(relative + name, pattern)
+            for pattern in self._exclude
+        )
+
+    def _is_barred(self, entry: os.DirEntry[str]) -> bool:
+        """Tell whether `**` stops at a folder: a link, or one that leads in a circle."""
+        if not entry.is_symlink():
+            return False
+        path = Path(entry.path)
+        passed = {folder.resolve() for folder in path.parents}
+        target = path.resolve()
+        return not self._follow_links or target in passed or target in path.parent.resolve().parents
 
 
 def has_wildcard(text: str) -> bool:
@@ -175,6 +226,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: a file that cannot be read
         return False
+
+
+def _why_not_entered(entry: os.DirEntry[str]) -> str:
+    if entry.name.startswith("."):
+        return "hidden folders"
+    return "linked folders" if entry.is_symlink() else "folders that were not searched"
 
 
 def _open_ended(patterns: Iterable[tuple[str, ...]]) -> _Rest:

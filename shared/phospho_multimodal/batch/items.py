@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import pybase64
 
-from phospho_multimodal.errors import ImageError, PhosphoError
+from phospho_multimodal.errors import ConfigurationError, ImageError, PhosphoError
 from phospho_multimodal.images.headers import sniff
 from phospho_multimodal.images.source import ImageInput, image_source
 
 __all__ = [
     "Item",
+    "NoInputsError",
     "Source",
+    "count_skipped",
+    "describe_skipped",
     "file_item",
     "is_picture",
     "make_item",
@@ -36,6 +40,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64}")
 _URL_SAFE = str.maketrans("-_", "+/")
 _BASE64_OF_PICTURES = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"})
 _LONGEST_PATH = 4096
+_REASONS_SHOWN = 6
+_MOST_REASONS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +80,46 @@ class Source(Protocol):
     name: str
     """For messages: `folder photos`."""
 
+    skipped: Counter[str]
+    """What the last pass left out, and how often, by the reason: `.txt files`."""
+
     def __iter__(self) -> Iterator[Item]:
         """Make the items anew, in the same order."""
         ...
+
+
+class NoInputsError(ConfigurationError):
+    """The source holds nothing that could be an image."""
+
+
+def describe_skipped(skipped: Counter[str]) -> str:
+    """List what a source left out: `12 .txt files, 1 hidden file`.
+
+    Args:
+        skipped: The reasons, and how often each applies.
+
+    Returns:
+        The commonest ones; an empty text if nothing was left out.
+    """
+    told = [f"{count:,} {reason}" for reason, count in skipped.most_common(_REASONS_SHOWN)]
+    others = sum(skipped.values()) - sum(count for _, count in skipped.most_common(_REASONS_SHOWN))
+    return ", ".join([*told, f"{others:,} others"] if others else told)
+
+
+def count_skipped(skipped: Counter[str], name: str) -> None:
+    """Count a file that is left out, by its suffix.
+
+    Args:
+        skipped: Where it is counted.
+        name: Of the file, or its path.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    reason = "hidden files" if PurePosixPath(name).name.startswith(".") else f"{suffix} files"
+    if not suffix and reason != "hidden files":
+        reason = "files without a suffix"
+    if reason not in skipped and len(skipped) >= _MOST_REASONS:
+        reason = "other files"
+    skipped[reason] += 1
 
 
 def is_picture(name: str) -> bool:
@@ -139,10 +182,12 @@ def make_item(name: str, value: object, root: Path | None = None) -> Item:
     """
     source = ""
     if isinstance(value, Mapping):
+        if not {"bytes", "path"} & value.keys():
+            return _failed(name, "", "There is no image: the mapping has neither bytes nor path.")
         source, value = _unwrap(value)
     if isinstance(value, str):
         return _text_item(name, value, root)
-    if value is None or value == b"":
+    if value is None or (isinstance(value, (bytes, bytearray)) and not value):
         return _failed(name, source, "There is no picture: the value is empty.")
     if isinstance(value, os.PathLike):
         return _path_item(name, os.fspath(value), root)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phospho_multimodal.batch.signed_urls import without_signature
+from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.prediction import Asking
 from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
@@ -20,6 +22,7 @@ __all__ = ["DIGEST_BYTES", "Job", "picture_key"]
 DIGEST_BYTES = 32
 """How long the key of a picture is; that of a URL which is passed on is longer."""
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]")  # a path has one of two slashes left
 _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
 
 
@@ -75,7 +78,25 @@ class Job:
         return hashlib.sha256(told.encode()).hexdigest()[:_NAME_LENGTH]
 
     def folder(self, out: Path) -> Path:
-        """Where this job keeps everything, inside the folder for results."""
+        """Name the folder in which this job keeps everything.
+
+        Args:
+            out: The folder for results.
+
+        Returns:
+            Its place inside that folder.
+
+        Raises:
+            ConfigurationError: `out` is a URL, or what is left of one in a path.
+        """
+        url = _URL.match(str(out))
+        if url is not None:
+            message = (
+                f"The results go to a folder on this machine, and {str(out)!r} names a place in"
+                f" {url[1]!r}. Nothing was sent. Choose a local folder, and copy it when the job is"
+                " done."
+            )
+            raise ConfigurationError(message)
         return out / f"job-{self.prompt_id}"
 
     def to_dict(self) -> dict[str, Any]:

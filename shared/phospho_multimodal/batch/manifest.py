@@ -12,18 +12,28 @@ from typing import TYPE_CHECKING, Any
 from phospho_multimodal._version import __version__
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.results import Results
+from phospho_multimodal.batch.results import MANIFEST_NAME, Results
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.spending import Spending
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MANIFEST_NAME", "Summary", "write_manifest"]
+__all__ = ["MANIFEST_NAME", "WORKED", "Summary", "write_manifest"]
 
-MANIFEST_NAME = "_manifest.json"
+WORKED = "seconds"
+"""The name under which the journal keeps how long all runs have worked."""
 
-_SECONDS = "seconds"
+_CARD_NAME = "README.md"
+_CARD = """\
+---
+configs:
+- config_name: default
+  data_files: "part-*.{kind}"
+---
+
+Descriptions written by phospho-multimodal. `datasets.load_dataset` and `pyarrow` read this folder.
+"""
 _LISTED = 100  # ids in doubt that the manifest names; the results have them all
 
 
@@ -85,6 +95,11 @@ class Summary:
         return int(self.manifest["statuses"]["pending"])
 
     @property
+    def removed(self) -> int:
+        """Inputs among these that the source does not hold any more; their rows say so."""
+        return int(self.manifest.get("removed", 0))
+
+    @property
     def images_billed(self) -> int:
         """What was paid."""
         return int(self.manifest["images_billed"])
@@ -106,6 +121,7 @@ class Summary:
 
     def __str__(self) -> str:
         told = self.manifest
+        gone = f"{self.removed:,} rows of removed inputs are kept\n" if self.removed else ""
         rest = f", {self.pending:,} not asked yet" if self.pending else ""
         return (
             f"{self.inputs:,} inputs: {self.described:,} described, {self.failed:,} failed,"
@@ -114,7 +130,7 @@ class Summary:
             f" {self.images_in_doubt:,} in doubt, ${told['cost_in_doubt_usd']:,.2f};"
             f" saved by asking once about the same picture: {told['duplicates']:,} images,"
             f" ${told['saved_by_deduplication_usd']:,.2f}\n"
-            f"Results in {self.folder}"
+            f"{gone}Results in {self.folder}"
         )
 
 
@@ -137,7 +153,7 @@ def write_manifest(
         results: Its rows; those of unfinished parts are written, too.
         spending: For the price.
         kind: What the results are written as.
-        seconds: What this run took.
+        seconds: What all runs took together.
 
     Returns:
         The same, for the caller.
@@ -145,11 +161,11 @@ def write_manifest(
     Raises:
         ConfigurationError: Something cannot be written.
     """
+    journal.keep_replaced()
     parts = results.write_rest()
     tally = journal.tally()
     price = spending.usd_per_image
-    worked = float(journal.fact(_SECONDS) or 0) + seconds
-    journal.note(_SECONDS, str(worked))
+    journal.note(WORKED, str(seconds))
     began = journal.fact("began") or _now()
     journal.note("began", began)
     duplicates = journal.duplicates()
@@ -168,6 +184,7 @@ def write_manifest(
         },
         "error_classes": journal.error_classes(),
         "in_doubt": journal.in_doubt(_LISTED),
+        "removed": journal.count_removed(),
         "distinct_pictures": tally.pictures,
         "duplicates": duplicates,
         "images_billed": tally.images_billed,
@@ -177,18 +194,23 @@ def write_manifest(
         "cost_in_doubt_usd": float(tally.images_in_doubt * price),
         "saved_by_deduplication_usd": float(duplicates * price),
         "attempts": tally.attempts,
-        "seconds": round(worked, 3),
+        "seconds": round(seconds, 3),
         "runs": journal.run,
         "results": {"format": kind, "parts": parts, "digest": results.digest()},
     }
-    _write(folder / MANIFEST_NAME, manifest)
+    _write(folder / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    # Without it, a reader of datasets takes the manifest for one of the files with rows.
+    if parts and kind == "jsonl":
+        _write(folder / _CARD_NAME, _CARD.format(kind=kind))
+    else:  # pyarrow reads a folder of Parquet whole, and would stumble over a text
+        (folder / _CARD_NAME).unlink(missing_ok=True)
     return Summary(folder, manifest)
 
 
-def _write(path: Path, manifest: Mapping[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
     try:
-        new.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(text, encoding="utf-8")
         new.replace(path)
     except OSError as failure:
         message = f"The manifest {path} cannot be written: {failure.strerror or failure}."

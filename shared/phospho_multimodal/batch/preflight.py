@@ -11,12 +11,15 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
+from phospho_multimodal.batch.archives import ARCHIVE_SUFFIXES
 from phospho_multimodal.batch.digests import digest_file
 from phospho_multimodal.batch.figures import duration
+from phospho_multimodal.batch.items import NoInputsError, describe_skipped
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.signed_urls import without_signature
-from phospho_multimodal.batch.sources import Item, Source
+from phospho_multimodal.batch.sources import Item, Limited, Source
 from phospho_multimodal.batch.steps import Entry, State
+from phospho_multimodal.batch.tables import TABLE_SUFFIXES
 from phospho_multimodal.checkup import EndpointStatus
 from phospho_multimodal.errors import AuthenticationError, ConfigurationError, ImageError
 from phospho_multimodal.images.source import ImageInput, check_file, image_source
@@ -50,6 +53,7 @@ class Preflight:
         seconds_from: What tells: `an earlier run` or `the rate`.
         base_url: Where it is asked.
         models: Those that the endpoint lists.
+        skipped: What the source left out, and why.
     """
 
     folder: Path
@@ -65,6 +69,7 @@ class Preflight:
     seconds_from: str
     base_url: str
     models: tuple[str, ...] = ()
+    skipped: str = ""
 
     @property
     def pending(self) -> int:
@@ -73,7 +78,12 @@ class Preflight:
 
     @property
     def usd_from(self) -> Decimal:
-        """The list price if every distinct picture is answered at the first attempt."""
+        """The lowest price: any image that was not sent yet may be broken, or known already."""
+        return self._usd(0)
+
+    @property
+    def usd_expected(self) -> Decimal:
+        """The list price if every distinct file is an image and is answered at once."""
         return self._usd(self.pictures)
 
     @property
@@ -84,7 +94,10 @@ class Preflight:
 
     def __str__(self) -> str:
         before = f"{self.described:,} described, {self.failed:,} failed, {self.in_doubt:,} in doubt"
-        price = f"${self.usd_from:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image"
+        price = (
+            f"${self.usd_expected:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image;"
+            " less where files are broken or known already"
+        )
         time = "not known before the first answers"
         if self.seconds is not None:
             time = f"about {duration(self.seconds)}, by {self.seconds_from}"
@@ -92,6 +105,7 @@ class Preflight:
             "Results": self.folder,
             "Endpoint": f"{self.base_url}: answers, and does not refuse the key",
             "Inputs": f"{self.inputs:,}, {self.source}",
+            **({"Left out": self.skipped} if self.skipped else {}),
             "Done before": before,
             "Left": f"{self.pending:,} inputs, {self.pictures:,} distinct files",
             "Price": price,
@@ -137,16 +151,37 @@ def count_inputs(
         stopped: Whether somebody wants that to end; the next run notes the rest.
 
     Raises:
+        NoInputsError: There is none.
         ConfigurationError: Two inputs have the same id, or the journal cannot be written.
     """
     # What is held is what is noted: an item may be a picture of fifty megabytes.
     entries = map(_entry, source)
+    found = 0
     while chunk := list(islice(entries, _TOGETHER)):
+        found += len(chunk)
         journal.add(chunk)
         if stopped():
             return
-    journal.forget_the_missing()
+    if not found:  # all inputs of an earlier run would count as removed
+        raise _nothing_found(source)
+    if not isinstance(source, Limited):  # what follows the limit was not removed
+        journal.end_counting()
     _digest_files(source, journal, stopped)
+
+
+def _nothing_found(source: Source) -> NoInputsError:
+    skipped = describe_skipped(source.skipped)
+    message = f"There is no image in: {source.name}. Nothing was sent."
+    if skipped:
+        message += f" Left out: {skipped}."
+    kinds = [
+        suffix
+        for suffix in (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)
+        if f"{suffix} files" in source.skipped
+    ]
+    if kinds:
+        message += f" Tables and archives of a folder are named by a pattern: 'folder/*{kinds[0]}'."
+    return NoInputsError(message)
 
 
 def look_ahead(
@@ -188,6 +223,7 @@ def look_ahead(
         seconds_from=by,
         base_url=status.base_url,
         models=tuple(status.models),
+        skipped=describe_skipped(source.skipped),
     )
 
 

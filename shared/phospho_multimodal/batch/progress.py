@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from phospho_multimodal.batch.steps import State, Tally
@@ -37,6 +37,7 @@ class Progress:
         usd_spent: Dollars billed by all runs.
         usd_in_doubt: Dollars that may have been billed.
         usd_saved: Dollars that duplicates would have cost, in this run.
+        waits_for: What the job waits for, in words, while the endpoint refuses all requests.
     """
 
     inputs: int
@@ -51,6 +52,7 @@ class Progress:
     usd_spent: Decimal
     usd_in_doubt: Decimal
     usd_saved: Decimal
+    waits_for: str | None = None
 
     @property
     def done(self) -> int:
@@ -116,13 +118,15 @@ class Watch:
         self._done = self._before + Counter(done)
         self._duplicates, self._answers, self._money = duplicates, answers, money
 
-    def show(self, in_flight: int, limit: int, *, at_once: bool = False) -> None:
+    def show(
+        self, in_flight: int, limit: int, *, at_once: bool = False, waits_for: str | None = None
+    ) -> None:
         """Tell how far it is, unless that was told just now."""
         now = time.monotonic()
         if self._tell is None or (not at_once and now - self._told < _TICK):
             return
         self._told = now
-        progress = self._progress(now, in_flight, limit)
+        progress = replace(self._progress(now, in_flight, limit), waits_for=waits_for)
         try:
             self._tell(progress)
         except Exception:

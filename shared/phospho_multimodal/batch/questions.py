@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from phospho_multimodal.async_client import AsyncPhosphoClient
+from phospho_multimodal.batch.circuit_breaker import is_refusal
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.level import Level
 from phospho_multimodal.batch.steps import AttemptFailed, Ended, Sending, State
@@ -42,15 +43,23 @@ class Question:
     Attributes:
         picture: What it is known by.
         call: What is sent.
+        refusals: How often it was refused while the endpoint answered other questions.
+        answers_before: How many answers the endpoint had given when that was last looked at.
     """
 
     picture: bytes
     call: Call
+    refusals: int = 0
+    answers_before: int = 0
 
     @property
     def size(self) -> int:
         """What it holds in memory, in bytes."""
         return sum(map(len, self.call.body))
+
+    def renew(self) -> None:
+        """Make it ready to be asked again, with all of its retries."""
+        self.call = replace(self.call, attempts=0, service_errors=0)
 
 
 class Asker:
@@ -63,6 +72,8 @@ class Asker:
         job: Job,
         commits: Notes,
         level: Level,
+        *,
+        keeps_refused: bool = False,
     ) -> None:
         """Tell how.
 
@@ -72,7 +83,10 @@ class Asker:
             job: What is asked.
             commits: Where each step is noted.
             level: How many may be in flight.
+            keeps_refused: Whether a question that the endpoint refused for reasons of its own ends
+                as `PENDING`, for a caller that asks it again; see `is_refusal`.
         """
+        self._keeps_refused = keeps_refused
         self._shared = shared
         self._client = client
         self._job = job
@@ -116,6 +130,8 @@ class Asker:
                 # next one: the question waits.
                 failure = SpendingLimitError(f"No retry is allowed: {self._shared.spending}.")
                 return self._ended(picture, State.PENDING, call, way), 0, failure
+            if self._keeps_refused and not error.images_in_doubt and is_refusal(error):
+                return await self._refused(picture, call, way), 0, failure
             state = _state_of(error, stopping() is not None)
             _stop_all(error, stop)
             ended = self._ended(picture, state, call, way, error=error)
@@ -132,6 +148,30 @@ class Asker:
             text = cut_at_stop(description, self._job.asking.stop)
             ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
         return ended, await self._commits.note(ended), failure
+
+    async def _refused(self, picture: bytes, call: Call, way: _Way) -> Ended:
+        """Note that nothing is on its way any more; the picture stays taken by its question."""
+        attempts, in_doubt = way.news(call)
+        if attempts:
+            await self._commits.note(AttemptFailed(picture, in_doubt))
+        return self._ended(picture, State.PENDING, call, way)
+
+    async def fail(self, question: Question, error: PhosphoError) -> tuple[Ended, int]:
+        """Note that a question is not asked any more.
+
+        Args:
+            question: What was asked; nothing of it is on its way.
+            error: Why.
+
+        Returns:
+            How it ended, and how many inputs have their row by that.
+
+        Raises:
+            ConfigurationError: The journal cannot be written.
+        """
+        picture = question.picture
+        ended = Ended(picture, State.FAILED, error=error, attempts=0, ended=time.time())
+        return ended, await self._commits.note(ended)
 
     async def _perform(
         self,

@@ -8,12 +8,12 @@ from typing import Any
 
 from phospho_multimodal.batch.journal import Journal
 from phospho_multimodal.batch.manifest import Summary
-from phospho_multimodal.batch.results import Results
+from phospho_multimodal.batch.results import REPORT_NAME, Results
 from phospho_multimodal.batch.sources import Item, Source
 
-__all__ = ["REPORT_NAME", "check_report", "report_on"]
+_MOST_PASSES = 4  # each may read a million inputs; images that are gone since would cost one each
 
-REPORT_NAME = "_report.html"
+__all__ = ["REPORT_NAME", "check_report", "report_on"]
 
 
 def check_report() -> None:
@@ -59,11 +59,14 @@ class _Pictures:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._items: Iterator[Item] = iter(())
+        self._passes = 0
 
     def thumbnail(self, row: Mapping[str, Any]) -> bytes | None:
         """Make a small picture of a row's input, if it is still there."""
         from phospho_multimodal.batch.report import make_thumbnail  # noqa: PLC0415 - see above
 
+        if row["removed"]:  # a search would go through all inputs
+            return None
         item = self._find(row["id"])
         if item is None or item.image is None:
             return None
@@ -74,5 +77,8 @@ class _Pictures:
             for item in self._items:
                 if item.id == name:
                     return item
+            if self._passes == _MOST_PASSES:
+                break
             self._items = iter(self._source)
+            self._passes += 1
         return None

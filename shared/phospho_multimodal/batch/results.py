@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,10 @@ from phospho_multimodal.errors import ConfigurationError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COLUMNS", "Results", "ResultsFormat", "check_format"]
+__all__ = ["COLUMNS", "MANIFEST_NAME", "REPORT_NAME", "Results", "ResultsFormat", "check_format"]
+
+MANIFEST_NAME = "_manifest.json"
+REPORT_NAME = "_report.html"
 
 ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
@@ -44,6 +48,7 @@ COLUMNS = {
     "prompt_id": "string",
     "model": "string",
     "time": "string",
+    "removed": "bool_",
 }
 """The columns of a row and their types, by their names in Arrow."""
 
@@ -87,14 +92,19 @@ class Results:
         self._price = usd_per_image
 
     def check(self) -> list[str]:
-        """Look whether every part that was written is still there, whole.
+        """Look whether results can be written, and every part that was written is still whole.
 
-        One that is missing, torn, changed, of another format or at another price is written anew.
+        A part that is missing, torn, changed, of another format or at another price is written
+        again.
 
         Returns:
             The names of those.
+
+        Raises:
+            ConfigurationError: The results, the manifest or the report cannot be written.
         """
-        self._journal.price(str(self._price))
+        self._check_outputs()
+        self._journal.check_parts(str(self._price), " ".join(COLUMNS))
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
             path = self._folder / name
@@ -134,6 +144,10 @@ class Results:
             Name, rows, bytes and sha256 of every part there is now.
         """
         there = {number: part for number, *part in self._journal.parts()}
+        names = {self._name(number) for number in range(self._parts())}
+        for left in self._folder.glob(f"part-*.{self._kind}"):
+            if left.name not in names:  # its last rows were struck out
+                left.unlink()
         listed = []
         for number in range(self._parts()):
             part: Sequence[Any] | None = there.get(number)
@@ -160,6 +174,18 @@ class Results:
         for row in self.rows():
             digest.update(orjson.dumps([row[column] for column in _DIGESTED]) + b"\n")
         return digest.hexdigest()
+
+    def _check_outputs(self) -> None:
+        """Open every output once before anything is paid for."""
+        for number in range(self._parts() + 1):
+            _check_replaceable(self._folder / self._name(number))
+        for name in (MANIFEST_NAME, f"{MANIFEST_NAME}.new", REPORT_NAME):
+            _check_replaceable(self._folder / name)
+        probe = self._folder / f"_{self._name(0)}.new"
+        with _writing(probe):
+            self._fill(probe, [])
+            _flushed(probe)
+            probe.unlink()
 
     def _parts(self) -> int:
         return -(-self._journal.last_position() // PART_ROWS)
@@ -191,6 +217,7 @@ class Results:
             "prompt_id": self._job.prompt_id,
             "model": self._job.asking.model,
             "time": time,
+            "removed": bool(raw["removed"]),
         }
 
     def _name(self, number: int) -> str:
@@ -200,17 +227,28 @@ class Results:
         name = self._name(number)
         path = self._folder / name
         new = self._folder / f"_{name}.new"
-        try:
-            if self._kind == "parquet":
-                _write_parquet(new, rows)
-            else:
-                _write_jsonl(new, rows)
+        with _writing(path):
+            self._fill(new, rows)
             size, sha256 = _flushed(new)
             new.replace(path)
-        except OSError as failure:
-            message = f"The results {path} cannot be written: {failure.strerror or failure}."
-            raise ConfigurationError(message) from None
         return name, len(rows), size, sha256
+
+    def _fill(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        if self._kind == "parquet":
+            _write_parquet(path, rows)
+        else:
+            _write_jsonl(path, rows)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Report an output that cannot be written in the words of the system."""
+    try:
+        yield
+    except (OSError, ValueError) as failure:  # ValueError: pyarrow's own errors
+        reason = getattr(failure, "strerror", None) or failure
+        message = f"The results {path} cannot be written: {reason}."
+        raise ConfigurationError(message) from None
 
 
 def check_format(kind: str) -> None:
@@ -242,6 +280,12 @@ def _pyarrow() -> Any:
     return pa
 
 
+def _check_replaceable(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        message = f"The results need the name {path}, which is a folder. Nothing was sent. Move it."
+        raise ConfigurationError(message)
+
+
 def _range(number: int) -> tuple[int, int]:
     return number * PART_ROWS + 1, (number + 1) * PART_ROWS
 
@@ -255,7 +299,8 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     schema = _schema()
-    pq.write_table(_pyarrow().Table.from_pylist(rows, schema=schema), path)
+    with path.open("wb") as file:  # pyarrow takes a path with a colon in it for a URL
+        pq.write_table(_pyarrow().Table.from_pylist(rows, schema=schema), file)
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -9,19 +9,23 @@ import shutil
 import sys
 import tempfile
 import weakref
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from glob import escape
+from numbers import Number
 from pathlib import Path
 from typing import Any, TextIO
 
 from phospho_multimodal.batch.archives import ARCHIVE_SUFFIXES, Archives
 from phospho_multimodal.batch.folders import Files, expand_braces, has_wildcard, split_pattern
 from phospho_multimodal.batch.items import Item, Source, is_picture, make_item, printable
+from phospho_multimodal.batch.records import Records, column_names, is_record
 from phospho_multimodal.batch.tables import TABLE_SUFFIXES, Table
 from phospho_multimodal.errors import ConfigurationError
 
-__all__ = ["Item", "Source", "open_source"]
+__all__ = ["Item", "Limited", "Source", "open_source"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
 
@@ -33,6 +37,8 @@ def open_source(
     id_column: str | None = None,
     root: Path | None = None,
     recursive: bool = True,
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
     stdin: TextIO | None = None,
 ) -> Source:
     """Tell what was handed over, and open it.
@@ -42,10 +48,13 @@ def open_source(
             `.gz`, or `.parquet`); a tar archive; a text that is a pattern of any of these, with
             `*`, `?`, `[…]`, `**`, `{000..012}` or `{a,b}`; `-` for standard input, with a path or
             URL a line; or a list of images or of (id, image) pairs, where a text is a path or URL.
-        column: The table's column of pictures.
+        column: The table's column of pictures; the field of a data frame, a dataset or a list of
+            mappings, which need it.
         id_column: The table's column of ids; without it they are numbers from 0.
         root: What the paths of a table, of standard input or of a list are relative to.
         recursive: Whether to look into the folders of a folder.
+        exclude: Patterns of file and folder names that a folder or a pattern leaves out.
+        follow_links: Whether to look into folders that are links.
         stdin: Instead of `sys.stdin`.
 
     Returns:
@@ -57,9 +66,12 @@ def open_source(
         ImportError: Parquet without pyarrow.
     """
     options = {"column": column, "id_column": id_column, "root": root}
+    walk: dict[str, Any] = {"exclude": exclude, "follow_links": follow_links}
+    if isinstance(exclude, str):
+        message = "exclude must be a list of patterns, got a text. Nothing was sent."
+        raise ConfigurationError(message)
     if not isinstance(source, (str, os.PathLike)):
-        _refuse(options, "column", "id_column")
-        return _Listed(source, root)
+        return _collection(source, options)
     text = os.fspath(source)
     if text == "-":
         _refuse(options, "column", "id_column")
@@ -70,7 +82,7 @@ def open_source(
         raise ConfigurationError(message)
     if path.is_dir():
         _refuse(options, *options)
-        return Files(path, [("**",) if recursive else ("*",)], f"folder {path}")
+        return Files(path, [("**",) if recursive else ("*",)], f"folder {path}", **walk)
     if path.exists():
         return _file_source(path, options)
     patterns = expand_braces(text)
@@ -78,7 +90,52 @@ def open_source(
     if not is_pattern:
         message = f"There is no {path}."
         raise ConfigurationError(message)
-    return _pattern_source(text, patterns, options)
+    return _pattern_source(text, patterns, options, walk)
+
+
+def _collection(source: Any, options: Mapping[str, Any]) -> Source:
+    """Open what is in memory; what could only fail in every row is rejected."""
+    what = type(source).__name__
+    if column_names(source) is not None:
+        return Records(source, **options)
+    if isinstance(source, array) or (_is_array(source) and not _holds_objects(source)):
+        raise _array_error(what)
+    listed = _Listed(source, options["root"])
+    first = listed.first
+    if not isinstance(source, Mapping) and (
+        is_record(first) or (isinstance(first, Mapping) and options["column"] is not None)
+    ):
+        return Records(source, **options)
+    if _is_array(first):
+        what = f"{what} of {type(first).__name__}"
+        raise _array_error(what)
+    if column_names(first) is not None or is_record(first):
+        message = (
+            f"The {what} holds a {type(first).__name__}, which is no image. Nothing was sent. Rows"
+            " with fields are a list of mappings or a data frame, with column=."
+        )
+        raise ConfigurationError(message)
+    _refuse(options, "column", "id_column")
+    return listed
+
+
+def _is_array(value: object) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, str)
+
+
+def _array_error(what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"A {what} is no list of images. Nothing was sent. Pass a list of PIL images:"
+        " PIL.Image.fromarray(array)."
+    )
+
+
+def _holds_objects(values: Any) -> bool:
+    """Tell whether an array or a series holds one path or object after another, not numbers."""
+    if len(values.shape) != 1:
+        return False
+    first = next(iter(values), None)
+    return isinstance(first, str) or not (isinstance(first, Number) or hasattr(first, "shape"))
 
 
 def _refuse(options: Mapping[str, Any], *names: str) -> None:
@@ -105,7 +162,12 @@ def _file_source(path: Path, options: Mapping[str, Any]) -> Source:
     raise ConfigurationError(message)
 
 
-def _pattern_source(pattern: str, patterns: Sequence[str], options: Mapping[str, Any]) -> Source:
+def _pattern_source(
+    pattern: str,
+    patterns: Sequence[str],
+    options: Mapping[str, Any],
+    walk: Mapping[str, Any],
+) -> Source:
     split = [split_pattern(text) for text in patterns]
     base = _common([fixed for fixed, _ in split])
     if not base.is_dir():
@@ -115,7 +177,7 @@ def _pattern_source(pattern: str, patterns: Sequence[str], options: Mapping[str,
     if kinds == {""}:
         _refuse(options, *options)
         below = [(*fixed.relative_to(base).parts, *parts) for fixed, parts in split]
-        return Files(base, below, f"pattern {pattern}")
+        return Files(base, below, f"pattern {pattern}", **walk)
     if len(kinds) > 1:
         message = f"{pattern} names things of several kinds. Take them one after the other."
         raise ConfigurationError(message)
@@ -170,10 +232,36 @@ class _Tables:
 
     def __init__(self, tables: Sequence[Table], name: str) -> None:
         self.name = name
+        self.skipped: Counter[str] = Counter()
         self._tables = tables
 
     def __iter__(self) -> Iterator[Item]:
         return itertools.chain.from_iterable(self._tables)
+
+
+class Limited:
+    """The first inputs of a source, to try a prompt on."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        """Look at nothing yet.
+
+        Args:
+            source: The inputs.
+            limit: How many of them at most.
+
+        Raises:
+            ConfigurationError: The limit is not 1 or greater.
+        """
+        if limit < 1:
+            message = f"limit must be 1 or greater, got {limit!r}. Nothing was sent."
+            raise ConfigurationError(message)
+        self.name = f"the first {limit:,} of {source.name}"
+        self.skipped = source.skipped
+        self._source = source
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Item]:
+        return itertools.islice(self._source, self._limit)
 
 
 class _Listed:
@@ -191,8 +279,10 @@ class _Listed:
             message = f"A {what} can be iterated only once, and twice is needed: hand over a list."
             raise ConfigurationError(message)
         self.name = f"{what} of images"
+        self.skipped: Counter[str] = Counter()
         self._images = images
         self._root = root
+        self.first = _first_of(images)
 
     def __iter__(self) -> Iterator[Item]:
         images = self._images.items() if isinstance(self._images, Mapping) else self._images
@@ -203,11 +293,19 @@ class _Listed:
             yield make_item(name, image, self._root)
 
 
+def _first_of(images: Iterable[Any]) -> Any:
+    """Look at the first image, without a pass through those that have a place."""
+    if isinstance(images, Sequence):
+        return images[0] if images else None
+    return next(iter(images.values() if isinstance(images, Mapping) else images), None)
+
+
 class _Lines:
     """A path or URL a line. What came is kept in a file without a name: it comes only once."""
 
     def __init__(self, stdin: TextIO, root: Path | None) -> None:
         self.name = "standard input"
+        self.skipped: Counter[str] = Counter()
         self._root = root
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
         weakref.finalize(self, self._file.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -73,6 +74,7 @@ class Table:
             ImportError: Parquet without pyarrow.
         """
         self.name = f"table {path}"
+        self.skipped: Counter[str] = Counter()
         self._path = path
         self._root = path.parent if root is None else root
         self._prefix = prefix

@@ -16,6 +16,7 @@ from phospho_multimodal.images.source import MAX_IMAGE_BYTES
 __all__ = ["CsvRows", "JsonRows"]
 
 _LONGEST = MAX_IMAGE_BYTES * 3 // 2  # a picture as a data: URL, with room to spare
+_LONGEST_HEADER = 100_000  # characters
 _ROWS_TO_LEARN_FROM = 100
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -25,7 +26,7 @@ class CsvRows:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._separator = "\t" if ".tsv" in path.name.lower()[-7:] else ","
+        self._tabs = ".tsv" in path.name.lower()[-7:]
 
     def columns(self) -> list[str]:
         """Read the names of the columns."""
@@ -69,7 +70,16 @@ class CsvRows:
         # The module's limit is one for the process, and too low for a data: URL: raised, never
         # lowered, so that nobody else's table breaks.
         csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
-        return csv.reader(text, delimiter=self._separator)
+        return csv.reader(text, delimiter=self._separator())
+
+    def _separator(self) -> str:
+        """Choose by the first line: Excel writes semicolons where a comma is a decimal point."""
+        if self._tabs:
+            return "\t"
+        with self._text() as text:
+            header = text.readline(_LONGEST_HEADER)
+        others = [separator for separator in ";\t|" if separator in header]
+        return others[0] if others and "," not in header else ","
 
 
 class JsonRows:

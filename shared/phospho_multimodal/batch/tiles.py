@@ -29,6 +29,7 @@ class TiledSource:
             settings: Of the client: the size of tiles, and how many there may be.
         """
         self.name = f"{source.name}, in tiles"
+        self.skipped = source.skipped
         self._source = source
         self._settings = settings
 

@@ -22,7 +22,9 @@ from phospho_multimodal.ray.worker import Outcome, Worker
 __all__ = ["ADDED", "DescribeImages"]
 
 ADDED = {
-    name: kind for name, kind in COLUMNS.items() if name not in {"id", "source", "duplicate_of"}
+    name: kind
+    for name, kind in COLUMNS.items()
+    if name not in {"id", "source", "duplicate_of", "removed"}
 }
 """The columns that are added, and their types, by their names in Arrow."""
 
