@@ -25,7 +25,7 @@ PIP := $(RUN) pip install -qq --disable-pip-version-check
 # uv links files of its cache by default, and nltk refuses to read a file that has several names.
 INSTALL := $(if $(shell command -v uv),UV_LINK_MODE=copy uv pip install -q --python .venv/bin/python,$(PIP))
 
-# One worker a core. A long test is worth more than its share: `make test` leaves it out.
+# `make test` leaves out the tests that are marked `long`.
 PYTEST := $(RUN) pytest --numprocesses auto --dist worksteal
 TEST_ALL := $(RUN) pytest --override-ini 'norecursedirs=.*'
 

@@ -25,6 +25,11 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run more workers than there are cores, because many tests wait for a server."""
+    return (os.cpu_count() or 1) + 2
+
+
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c() -> None:
     """Take Ctrl-C, and let children take it: a shell has its background jobs ignore it."""
