@@ -33,7 +33,7 @@ from phospho_multimodal.images.source import MAX_IMAGE_BYTES, image_source
 from pictures import draw, encoded
 
 NAMES = ["a.jpg", "b/c.png", "b/d.jpg", "e.webp"]
-MANY = 40_000
+MANY = 15_000
 
 
 @pytest.fixture
@@ -703,13 +703,20 @@ def test_any_id_comes_through_a_table(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def peak_of(source: Any) -> tuple[int, int]:
-    gc.collect()
-    tracemalloc.start()
-    try:
-        count = sum(1 for _ in source)
-        return count, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    """Count the inputs, and find the least peak of three passes in bytes.
+
+    What threads of other tests allocate meanwhile is traced too, and does not come three times.
+    """
+    peaks = []
+    for _ in range(3):
+        gc.collect()
+        tracemalloc.start()
+        try:
+            count = sum(1 for _ in source)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return count, min(peaks)
 
 
 @pytest.mark.long
