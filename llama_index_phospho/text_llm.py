@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self, override
 
 from llama_index_phospho.configuration import PhosphoConfiguration
-from phospho_multimodal import MissingImageError, Prediction
+from phospho_multimodal import MissingImageError
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
     from llama_index_phospho import content, results, structured_output, tool_calls
-    from phospho_multimodal import conversation, tool_replies
+    from phospho_multimodal import conversation, prediction, tool_replies
     from phospho_multimodal.conversation import Turn
     from phospho_multimodal.tool_protocol import ToolProtocol
 else:
@@ -36,6 +36,7 @@ else:
     structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
     conversation = ModuleOnDemand("phospho_multimodal.conversation")
+    prediction = ModuleOnDemand("phospho_multimodal.prediction")
     tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
 
 __all__ = ["TextLLM", "WithTextLLM", "check_for_image"]
@@ -244,8 +245,8 @@ class _Asked:
     def read(self, response: ChatResponse, *, streamed: bool = False) -> ChatResponse:
         if self.protocol is None:
             return response
-        prediction = Prediction(response.message.content or "", cast("Any", response.raw))
-        answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
+        answered = prediction.Prediction(response.message.content or "", cast("Any", response.raw))
+        answer = tool_replies.read_answer(answered, self.protocol, self.turns)
         return results.chat_response(answer, streamed=streamed)
 
 
