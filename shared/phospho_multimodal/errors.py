@@ -224,7 +224,7 @@ def class_for_status(status_code: int) -> type[APIStatusError]:
 
 _GATEWAY_FAILED = (
     "A gateway answered in place of the service, which may have billed the image, so the request"
-    " is not retried; retry_lost_replies=True allows that."
+    " is retried only with retry_lost_replies=True."
 )
 _WHAT_TO_DO: dict[int, str] = {
     400: "Check the model name and the parameters. Nothing was billed.",

@@ -454,7 +454,7 @@ def _transport_failure(
     if sent:
         return ReplyLostError(
             f"The request was sent to {settings.base_url}, but its answer was lost ({reason})."
-            " It may have been billed, so it is not retried; retry_lost_replies=True allows that."
+            " It may have been billed, so it is retried only with retry_lost_replies=True."
         )
     return ConnectionFailedError(
         f"The request did not reach {settings.base_url} ({reason}). Nothing was billed. Check the"
