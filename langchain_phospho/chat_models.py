@@ -15,20 +15,20 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
 from langchain_phospho.batching import Batches
-from langchain_phospho.configuration import PARAMETERS, PhosphoConfiguration
 from langchain_phospho.errors import langchain_errors
+from langchain_phospho.fields import PARAMETERS, PhosphoConfiguration
 from langchain_phospho.token_counts import TokenCounts
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.endpoint import CONTEXT_WINDOW, DEFAULT_MODEL, MAX_NEW_TOKENS
+from phospho_multimodal.contract import CONTEXT_WINDOW, DEFAULT_MODEL, MAX_NEW_TOKENS
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
     from langchain_core import tools as langchain_tools
 
     from langchain_phospho import results, structured_output, tool_calls
-    from phospho_multimodal import tool_replies
-    from phospho_multimodal.tool_protocol import ToolProtocol
-    from phospho_multimodal.tool_replies import Answer
+    from phospho_multimodal.tools import parsing as tool_replies
+    from phospho_multimodal.tools.parsing import Answer
+    from phospho_multimodal.tools.prompt import ToolProtocol
 else:
     # For a hint alone: `with_fallbacks` has LangChain resolve those of the method that is called,
     # so that all they name has to be found at run time.
@@ -36,7 +36,7 @@ else:
     results = ModuleOnDemand("langchain_phospho.results")
     structured_output = ModuleOnDemand("langchain_phospho.structured_output")
     tool_calls = ModuleOnDemand("langchain_phospho.tool_calls")
-    tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
+    tool_replies = ModuleOnDemand("phospho_multimodal.tools.parsing")
 
 __all__ = ["ChatPhospho"]
 

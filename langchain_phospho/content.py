@@ -17,8 +17,8 @@ from langchain_core.messages import (
 )
 
 from phospho_multimodal import UnsupportedContentError
-from phospho_multimodal.content_blocks import checked_turn, read_content, shortened
-from phospho_multimodal.conversation import Role, Turn, count_older_turns
+from phospho_multimodal.messages.content_blocks import checked_turn, read_content, shortened
+from phospho_multimodal.messages.conversation import Role, Turn, count_older_turns
 
 __all__ = ["read_messages"]
 

@@ -10,10 +10,10 @@ from langchain_core.documents.base import Blob
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
-from langchain_phospho.eyes import Eyes, Look, answered
-from langchain_phospho.pictures import require_chat_phospho
+from langchain_phospho.image_describer import Eyes, Look, answered
+from langchain_phospho.message_images import require_chat_phospho
 from phospho_multimodal import PhosphoError
-from phospho_multimodal.images.arrays import NPY_MAGIC, image_from_npy
+from phospho_multimodal.images.numpy_arrays import NPY_MAGIC, image_from_npy
 from phospho_multimodal.images.source import ImageSource, image_source
 
 __all__ = ["PhosphoImageBlobParser"]

@@ -24,8 +24,8 @@ from pydantic import Field, SkipValidation
 from typing_extensions import NotRequired, TypedDict
 
 from langchain_phospho.chat_models import ChatPhospho
-from langchain_phospho.eyes import NOT_FOR_AGENTS, Eyes, Look, Sight, answered
-from langchain_phospho.pictures import (
+from langchain_phospho.image_describer import NOT_FOR_AGENTS, Eyes, Look, Sight, answered
+from langchain_phospho.message_images import (
     opened,
     require_chat_phospho,
     shown_pictures,
@@ -38,7 +38,7 @@ from langchain_phospho.tools import (
     image_number,
 )
 from phospho_multimodal import PhosphoError
-from phospho_multimodal.fence import fenced, single_line
+from phospho_multimodal.messages.untrusted_text import fenced, single_line
 
 __all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
 

@@ -6,8 +6,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from phospho_multimodal.loose_json import to_compact_json
-from phospho_multimodal.tool_replies import Answer
+from phospho_multimodal.tools.json_objects import to_compact_json
+from phospho_multimodal.tools.parsing import Answer
 
 __all__ = ["chat_chunk", "chat_result"]
 

@@ -16,9 +16,9 @@ from langchain_phospho.batching import Batches
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.tool_calls import RETURN_INVALID_CALLS, openai_function
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.answer_objects import find_answer, select_answer
-from phospho_multimodal.loose_json import find_json_objects, to_compact_json
-from phospho_multimodal.tool_arguments import find_properties
+from phospho_multimodal.tools.answer_objects import find_answer, select_answer
+from phospho_multimodal.tools.json_objects import find_json_objects, to_compact_json
+from phospho_multimodal.tools.schema import find_properties
 
 __all__ = ["Method", "StructuredOutput"]
 

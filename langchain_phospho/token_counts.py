@@ -9,7 +9,7 @@ from langchain_phospho.errors import langchain_errors
 from phospho_multimodal import ConfigurationError
 
 if TYPE_CHECKING:
-    from langchain_phospho.configuration import PhosphoConfiguration as _Model
+    from langchain_phospho.fields import PhosphoConfiguration as _Model
 else:
     _Model = object  # pydantic takes two milliseconds for each class of its own
 

@@ -14,9 +14,9 @@ from pydantic.v1 import BaseModel as BaseModelV1
 
 from langchain_phospho.content import read_messages
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.conversation import ToolCall, Turn
-from phospho_multimodal.schema_text import inline_references
-from phospho_multimodal.tool_protocol import ToolProtocol
+from phospho_multimodal.messages.conversation import ToolCall, Turn
+from phospho_multimodal.tools.prompt import ToolProtocol
+from phospho_multimodal.tools.schema_text import inline_references
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool

@@ -17,12 +17,12 @@ from pydantic import BaseModel, Field, SkipValidation
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import PhosphoModelError, langchain_errors
-from langchain_phospho.eyes import NOT_FOR_AGENTS
-from langchain_phospho.pictures import message_about, opened, prepared, shown_pictures
+from langchain_phospho.image_describer import NOT_FOR_AGENTS
+from langchain_phospho.message_images import message_about, opened, prepared, shown_pictures
 from phospho_multimodal import ConfigurationError, PhosphoError
-from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
+from phospho_multimodal.messages.untrusted_text import fenced
 
 __all__ = [
     "INTERNAL_CALL",

@@ -29,9 +29,15 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 
 from phospho_multimodal import ConfigurationError, ImageError, UnsupportedContentError
-from phospho_multimodal.content_blocks import checked_turn, read_content
-from phospho_multimodal.conversation import Part, Role, Turn, count_older_turns, omitted_part
 from phospho_multimodal.images.source import ImageSource, image_source
+from phospho_multimodal.messages.content_blocks import checked_turn, read_content
+from phospho_multimodal.messages.conversation import (
+    Part,
+    Role,
+    Turn,
+    count_older_turns,
+    omitted_part,
+)
 
 __all__ = ["has_image", "is_image_block", "message_turns", "prompt_turns", "stored_base64"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode
 
-from llama_index_phospho.description_store import Description
+from llama_index_phospho.description_cache import Description
 
 __all__ = ["DESCRIPTION_KEY", "DescriptionMetadata", "hide"]
 

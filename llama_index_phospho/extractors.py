@@ -20,8 +20,8 @@ from llama_index.core.utils import get_tqdm_iterable
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import Self, override
 
+from llama_index_phospho.description_cache import DescriptionStore
 from llama_index_phospho.description_metadata import DESCRIPTION_KEY, DescriptionMetadata, hide
-from llama_index_phospho.description_store import DescriptionStore
 from llama_index_phospho.image_nodes import (
     READ_AS_TEXT,
     as_image_node,

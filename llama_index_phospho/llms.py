@@ -18,11 +18,11 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from llama_index_phospho.configuration import PARAMETERS
+from llama_index_phospho.fields import PARAMETERS
 from llama_index_phospho.programs import WithPrograms
 from llama_index_phospho.text_llm import check_for_image
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.image_policy import ImagePolicy
+from phospho_multimodal.messages.image_policy import ImagePolicy
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
         synthesizers,
         tool_calls,
     )
-    from phospho_multimodal import Prediction, tool_replies
-    from phospho_multimodal.conversation import Turn
+    from phospho_multimodal import Prediction
     from phospho_multimodal.images import source
-    from phospho_multimodal.tool_protocol import ToolProtocol
+    from phospho_multimodal.messages.conversation import Turn
+    from phospho_multimodal.tools import parsing as tool_replies
+    from phospho_multimodal.tools.prompt import ToolProtocol
 else:
     content = ModuleOnDemand("llama_index_phospho.content")
     results = ModuleOnDemand("llama_index_phospho.results")
@@ -47,7 +48,7 @@ else:
     structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
     synthesizers = ModuleOnDemand("llama_index_phospho.synthesizers")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
-    tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
+    tool_replies = ModuleOnDemand("phospho_multimodal.tools.parsing")
 
 __all__ = ["Phospho"]
 

@@ -14,14 +14,14 @@ from typing import Any, TypeAlias, TypeVar
 from llama_index.core.base.llms.types import BaseContentBlock, CompletionResponse, ImageBlock
 from llama_index.core.schema import BaseNode
 
-from llama_index_phospho.configuration import PARAMETERS
 from llama_index_phospho.content import prompt_turns
-from llama_index_phospho.description_store import Description, DescriptionStore
+from llama_index_phospho.description_cache import Description, DescriptionStore
+from llama_index_phospho.fields import PARAMETERS
 from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ImageError, PhosphoError, UnexpectedReplyError
-from phospho_multimodal.batch.signed_urls import without_signature
-from phospho_multimodal.images.fetch import fetch_image
+from phospho_multimodal.batch.sources.signed_urls import without_signature
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
+from phospho_multimodal.images.safe_fetch import fetch_image
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.settings import checked_parameters
 

@@ -10,9 +10,9 @@ from llama_index.core.base.llms.types import (
 )
 
 from phospho_multimodal import Prediction
-from phospho_multimodal.conversation import ToolCall
-from phospho_multimodal.loose_json import to_compact_json
-from phospho_multimodal.tool_replies import Answer
+from phospho_multimodal.messages.conversation import ToolCall
+from phospho_multimodal.tools.json_objects import to_compact_json
+from phospho_multimodal.tools.parsing import Answer
 
 __all__ = ["chat_response", "completion_response"]
 

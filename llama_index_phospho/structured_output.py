@@ -10,8 +10,8 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.output_parsers.pydantic import PYDANTIC_FORMAT_TMPL
 
 from phospho_multimodal import ConfigurationError, NoToolCallError, Prediction
-from phospho_multimodal.answer_objects import find_answer
-from phospho_multimodal.schema_text import inline_references
+from phospho_multimodal.tools.answer_objects import find_answer
+from phospho_multimodal.tools.schema_text import inline_references
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse

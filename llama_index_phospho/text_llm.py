@@ -18,7 +18,7 @@ from llama_index.core.llms.llm import LLM
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self, override
 
-from llama_index_phospho.configuration import PhosphoConfiguration
+from llama_index_phospho.fields import PhosphoConfiguration
 from phospho_multimodal import MissingImageError
 from phospho_multimodal.on_demand import ModuleOnDemand
 
@@ -27,17 +27,19 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
     from llama_index_phospho import content, results, structured_output, tool_calls
-    from phospho_multimodal import conversation, prediction, tool_replies
-    from phospho_multimodal.conversation import Turn
-    from phospho_multimodal.tool_protocol import ToolProtocol
+    from phospho_multimodal.exchange import prediction
+    from phospho_multimodal.messages import conversation
+    from phospho_multimodal.messages.conversation import Turn
+    from phospho_multimodal.tools import parsing as tool_replies
+    from phospho_multimodal.tools.prompt import ToolProtocol
 else:
     content = ModuleOnDemand("llama_index_phospho.content")
     results = ModuleOnDemand("llama_index_phospho.results")
     structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
     tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
-    conversation = ModuleOnDemand("phospho_multimodal.conversation")
-    prediction = ModuleOnDemand("phospho_multimodal.prediction")
-    tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
+    conversation = ModuleOnDemand("phospho_multimodal.messages.conversation")
+    prediction = ModuleOnDemand("phospho_multimodal.exchange.prediction")
+    tool_replies = ModuleOnDemand("phospho_multimodal.tools.parsing")
 
 __all__ = ["TextLLM", "WithTextLLM", "check_for_image"]
 

@@ -9,9 +9,9 @@ from llama_index.core.llms.llm import ToolSelection
 
 from llama_index_phospho.content import message_turns
 from phospho_multimodal import NoToolCallError
-from phospho_multimodal.conversation import ToolCall, Turn
-from phospho_multimodal.schema_text import inline_references
-from phospho_multimodal.tool_protocol import ToolProtocol
+from phospho_multimodal.messages.conversation import ToolCall, Turn
+from phospho_multimodal.tools.prompt import ToolProtocol
+from phospho_multimodal.tools.schema_text import inline_references
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool

@@ -11,12 +11,12 @@ from typing_extensions import override
 from llama_index_phospho.content import prompt_turns
 from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ConfigurationError, ImageError, PhosphoError
-from phospho_multimodal.conversation import DEFAULT_PROMPT
 from phospho_multimodal.errors import FATAL_ERRORS
-from phospho_multimodal.fence import fenced
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.prepare import storable_image
 from phospho_multimodal.images.source import ImageSource, image_source
+from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
+from phospho_multimodal.messages.untrusted_text import fenced
 
 __all__ = ["PhosphoToolSpec"]
 

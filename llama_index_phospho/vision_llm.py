@@ -28,12 +28,12 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import override
 
 from llama_index_phospho.content import has_image, is_image_block
-from llama_index_phospho.description_store import DescriptionStore
+from llama_index_phospho.description_cache import DescriptionStore
 from llama_index_phospho.llms import Phospho
 from llama_index_phospho.paid_once import Ask, PaidOnce, Steps, arun_steps, run_steps
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
-from phospho_multimodal.fence import fenced, single_line
+from phospho_multimodal.messages.untrusted_text import fenced, single_line
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection

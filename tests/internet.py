@@ -17,8 +17,8 @@ import pytest
 from fetch_corpus import NAMES
 
 from fault_server import Behaviour, Connection, FaultServer, Received
-from phospho_multimodal.images import fetch
-from phospho_multimodal.images.fetch import Fetcher
+from phospho_multimodal.images import safe_fetch as fetch
+from phospho_multimodal.images.safe_fetch import Fetcher
 
 __all__ = ["Internet", "Witness", "picture", "redirect", "resolve"]
 

@@ -245,7 +245,7 @@ print({call}.text)
 @pytest.mark.parametrize("look", ["eyes.look(looks)", "asyncio.run(eyes.alook(looks))"])
 def test_nobody_waits_for_the_answer_to_a_look_that_was_left_behind(look: str, closed: str) -> None:
     asked = f"""
-from langchain_phospho.eyes import Eyes, Look
+from langchain_phospho.image_describer import Eyes, Look
 from phospho_multimodal.images.source import image_source
 eyes = Eyes(ChatPhospho(base_url=BASE_URL, deadline=30))
 picture = eyes.recognise(image_source(PICTURE))
@@ -409,7 +409,7 @@ def test_a_child_asks_itself_about_a_picture_that_its_parent_was_asking_about() 
             server,
             """
             from langchain_phospho import ChatPhospho
-            from langchain_phospho.eyes import Eyes, Look
+            from langchain_phospho.image_describer import Eyes, Look
             from phospho_multimodal.images.source import image_source
             eyes = Eyes(ChatPhospho(base_url=BASE_URL))
             picture = eyes.recognise(image_source(PICTURE))

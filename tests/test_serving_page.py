@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from phospho_multimodal.cli import app
+from phospho_multimodal.cli.main import app
 from phospho_multimodal.server.engines import ENGINES, discovery
 from phospho_multimodal.server.engines.dialects import DIALECTS
 from phospho_multimodal.server.engines.upstream import KEY_VARIABLE

@@ -35,7 +35,7 @@ from llama_index.core.tools import FunctionTool
 from fault_server import FaultServer
 from langchain_phospho import ChatPhospho
 from llama_index_phospho import Phospho, PhosphoMultiModal
-from phospho_multimodal.content_blocks import KINDS
+from phospho_multimodal.messages.content_blocks import KINDS
 from shapes import (
     AS_DOCUMENTS,
     BASE64,

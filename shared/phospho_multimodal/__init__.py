@@ -32,26 +32,26 @@ from phospho_multimodal.errors import (
 from phospho_multimodal.on_demand import exports_on_demand
 
 if TYPE_CHECKING:
-    from phospho_multimodal.async_client import AsyncPhosphoClient
-    from phospho_multimodal.checkup import EndpointStatus
-    from phospho_multimodal.client import PhosphoClient
+    from phospho_multimodal.client.async_client import AsyncPhosphoClient
+    from phospho_multimodal.client.client import PhosphoClient
+    from phospho_multimodal.exchange.health_check import EndpointStatus
+    from phospho_multimodal.exchange.prediction import Prediction
     from phospho_multimodal.images.prepare import PreparedImage, prepare_image
     from phospho_multimodal.images.source import ImageInput
     from phospho_multimodal.images.tiles import prepare_tiles
-    from phospho_multimodal.prediction import Prediction
-    from phospho_multimodal.spending import Spending, SpendingSnapshot
+    from phospho_multimodal.spending.budget import Spending, SpendingSnapshot
 else:
     __getattr__ = exports_on_demand(
         __name__,
         {
-            "AsyncPhosphoClient": "async_client",
-            "EndpointStatus": "checkup",
+            "AsyncPhosphoClient": "client.async_client",
+            "EndpointStatus": "exchange.health_check",
             "ImageInput": "images.source",
-            "PhosphoClient": "client",
-            "Prediction": "prediction",
+            "PhosphoClient": "client.client",
+            "Prediction": "exchange.prediction",
             "PreparedImage": "images.prepare",
-            "Spending": "spending",
-            "SpendingSnapshot": "spending",
+            "Spending": "spending.budget",
+            "SpendingSnapshot": "spending.budget",
             "prepare_image": "images.prepare",
             "prepare_tiles": "images.tiles",
         },

@@ -7,7 +7,7 @@ used. Type checkers and the import contracts see the plain import beside it:
     if TYPE_CHECKING:
         from phospho_multimodal import tool_replies
     else:
-        tool_replies = ModuleOnDemand("phospho_multimodal.tool_replies")
+        tool_replies = ModuleOnDemand("phospho_multimodal.tools.parsing")
 """
 
 from __future__ import annotations

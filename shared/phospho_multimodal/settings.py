@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from phospho_multimodal.endpoint import (
+from phospho_multimodal.contract import (
     DEFAULT_IMAGE_SIDE,
     DEFAULT_MAX_TILES,
     DEFAULT_MODEL,
@@ -25,9 +25,9 @@ from phospho_multimodal.errors import ConfigurationError, MissingKeyError
 from phospho_multimodal.on_demand import ModuleOnDemand
 
 if TYPE_CHECKING:
-    from phospho_multimodal import wire
+    from phospho_multimodal import contract as wire
 else:
-    wire = ModuleOnDemand("phospho_multimodal.wire")
+    wire = ModuleOnDemand("phospho_multimodal.contract")
 
 __all__ = [
     "API_KEY_VARIABLE",

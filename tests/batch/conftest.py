@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from phospho_multimodal import retry
-from phospho_multimodal.batch import circuit_breaker
+from phospho_multimodal.batch.pipeline import circuit_breaker
+from phospho_multimodal.exchange import retry
 
 pytest.register_assert_rewrite("describing_many")
 from describing_many import BATCHES, Batch, Endpoint  # noqa: E402 - rewritten as it is imported

@@ -35,7 +35,7 @@ import asyncio, uvicorn
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.connections import ImpatientProtocol
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.server.serve import bind
+from phospho_multimodal.server.run import bind
 
 class Slow(EchoEngine):
     async def describe(self, picture, question):

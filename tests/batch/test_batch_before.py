@@ -167,7 +167,7 @@ class TestBeforeAnythingIsPaid:
         [("pyarrow", {"results": "parquet"}), ("jinja2", {"results": "jsonl", "report": True})],
     )
     def test_a_missing_extra_is_named(self, endpoint, tmp_path, monkeypatch, module, options):
-        for name in (module, f"{module}.parquet", "phospho_multimodal.batch.parquet"):
+        for name in (module, f"{module}.parquet", "phospho_multimodal.batch.sources.parquet"):
             monkeypatch.setitem(__import__("sys").modules, name, None)
         server = endpoint()
         with pytest.raises(ImportError, match="batch"):

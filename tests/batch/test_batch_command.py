@@ -25,9 +25,9 @@ from describing_many import (
     read_rows,
 )
 from fault_server import reset, status
-from phospho_multimodal.cli import app
+from phospho_multimodal.cli.main import app
 
-CLI = [sys.executable, "-c", "from phospho_multimodal.cli import main; main()", "batch"]
+CLI = [sys.executable, "-c", "from phospho_multimodal.cli.main import main; main()", "batch"]
 
 Command = Callable[..., Result]
 

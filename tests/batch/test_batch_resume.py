@@ -33,7 +33,7 @@ from fault_server import Connection, Received, hang, reset, status
 from phospho_multimodal.batch import Progress, adescribe_many, describe_many
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
 
-CLI = [sys.executable, "-c", "from phospho_multimodal.cli import main; main()", "batch"]
+CLI = [sys.executable, "-c", "from phospho_multimodal.cli.main import main; main()", "batch"]
 FORTY = [answer_to(n) for n in range(40)]
 
 

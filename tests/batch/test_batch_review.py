@@ -27,22 +27,22 @@ from pyarrow import parquet
 
 from fault_server import Behaviour, Connection, FaultServer, Received, prediction
 from phospho_multimodal.batch import Preflight, Summary, adescribe_many, describe_many
-from phospho_multimodal.batch.commits import GroupCommit
-from phospho_multimodal.batch.items import Item
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.preparation import Preparation
-from phospho_multimodal.batch.progress import Watch
-from phospho_multimodal.batch.results import Results
-from phospho_multimodal.batch.signed_urls import without_signature
-from phospho_multimodal.batch.steps import Ended, Entry, Sending, State
+from phospho_multimodal.batch.journal.commits import GroupCommit
+from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.steps import Ended, Entry, Sending, State
+from phospho_multimodal.batch.pipeline.preparation import Preparation
+from phospho_multimodal.batch.pipeline.progress import Watch
+from phospho_multimodal.batch.results.rows import Results
+from phospho_multimodal.batch.sources.items import Item
+from phospho_multimodal.batch.sources.signed_urls import without_signature
 from phospho_multimodal.errors import (
     ConfigurationError,
     SpendingLimitError,
     UnsupportedContentError,
 )
 from phospho_multimodal.settings import Settings
-from phospho_multimodal.spending import Reservation, Spending
+from phospho_multimodal.spending.budget import Reservation, Spending
 
 SETTINGS = Settings.resolve(base_url="http://127.0.0.1:9")
 JOB = Job.of("What?", SETTINGS, {})

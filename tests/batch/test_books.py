@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.steps import AttemptFailed, Claim, Ended, Entry, State
+from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.steps import AttemptFailed, Claim, Ended, Entry, State
 from phospho_multimodal.errors import (
     ConfigurationError,
     ImageError,
@@ -22,12 +22,12 @@ from phospho_multimodal.errors import (
     ServiceError,
     SpendingLimitError,
 )
-from phospho_multimodal.pacing import Rate
+from phospho_multimodal.exchange.limits import Rate
 from phospho_multimodal.ray.books import Books
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Word
 from phospho_multimodal.settings import Settings
-from phospho_multimodal.spending import Spending
+from phospho_multimodal.spending.budget import Spending
 
 JOB = Job.of("What is it?", Settings.resolve(base_url="http://127.0.0.1:9"), {})
 CAT, DOG, COW = (bytes([number]) * 32 for number in range(3))

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from describing_many import check_books, draw_numbered, fill, read_rows
 from phospho_multimodal.batch import describe_many
-from phospho_multimodal.batch.sources import open_source
-from phospho_multimodal.cli import app
+from phospho_multimodal.batch.sources.select import open_source
+from phospho_multimodal.cli.main import app
 from phospho_multimodal.errors import ConfigurationError
 
 

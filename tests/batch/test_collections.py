@@ -17,7 +17,7 @@ from PIL import Image
 
 from describing_many import answer_to, check_books, fill, numbered, read_rows, statuses
 from phospho_multimodal.batch import describe_many
-from phospho_multimodal.batch.sources import open_source
+from phospho_multimodal.batch.sources.select import open_source
 from phospho_multimodal.errors import ConfigurationError
 
 

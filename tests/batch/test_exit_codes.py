@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 from describing_many import described, fill, numbered, slow
 from fault_server import reset, status
 from phospho_multimodal.batch import Preflight, Progress, Summary, describe_many
-from phospho_multimodal.batch.items import NoInputsError
-from phospho_multimodal.batch.progress_reporter import ProgressReporter
-from phospho_multimodal.cli import app
+from phospho_multimodal.batch.sources.items import NoInputsError
+from phospho_multimodal.cli.batch_progress import ProgressReporter
+from phospho_multimodal.cli.main import app
 
 Run = Callable[..., Result]
 
@@ -181,7 +181,7 @@ def test_a_price_is_no_promise_where_files_may_be_broken(endpoint, tmp_path):
 
 
 def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("phospho_multimodal.batch.describe._NOTE_EVERY", 0.01)
+    monkeypatch.setattr("phospho_multimodal.batch.api._NOTE_EVERY", 0.01)
     source: Any = [numbered(number) for number in range(30)]
     options: Any = {"base_url": endpoint(slow(0.02)).base_url, "results": "jsonl"}
 
@@ -189,7 +189,7 @@ def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("phospho_multimodal.batch.describe.write_manifest", killed)
+        patch.setattr("phospho_multimodal.batch.api.write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             describe_many(source, tmp_path / "out", **options, concurrency=1)
     summary = describe_many(source, tmp_path / "out", **options)
@@ -305,13 +305,13 @@ def test_an_interrupted_run_says_so_on_its_last_line(endpoint, run, tmp_path, mo
     def interrupt(*_args: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("phospho_multimodal.batch.command.describe_many", interrupt)
+    monkeypatch.setattr("phospho_multimodal.cli.batch.describe_many", interrupt)
     result = run(endpoint(), tmp_path)
     assert (result.exit_code, last(result)[-15:]) == (130, "(exit code 130)")
 
 
 def test_the_event_of_a_caller_leaves_rows_that_are_not_asked(endpoint, tmp_path):
-    from phospho_multimodal.batch.outcome import exit_code_of, last_line  # noqa: PLC0415
+    from phospho_multimodal.batch.results.outcome import exit_code_of, last_line  # noqa: PLC0415
 
     interrupted = threading.Event()
     server = endpoint(described())

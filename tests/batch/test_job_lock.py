@@ -14,10 +14,10 @@ import pytest
 from describing_many import Endpoint, fill, folder_of
 from phospho_multimodal.batch import Summary, describe_many
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal import Journal
+from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.processes import name_of_process
 from phospho_multimodal.settings import Settings
+from phospho_multimodal.spending.processes import name_of_process
 
 PROMPT = "What is this?"
 JOB = Job.of(PROMPT, Settings.resolve(base_url="http://127.0.0.1:1"), {})
@@ -52,7 +52,7 @@ def test_a_second_process_is_rejected_before_anything_is_sent(endpoint, photos, 
     server = endpoint()
     first = Journal(JOB.folder(out), JOB)
     # As in another PID namespace, where the first one's number is nobody's.
-    monkeypatch.setattr("phospho_multimodal.batch.journal.is_alive", lambda _: False)
+    monkeypatch.setattr("phospho_multimodal.batch.journal.journal.is_alive", lambda _: False)
     for options in ({}, {"take_over": True}):
         with pytest.raises(ConfigurationError, match=rf"{os.getpid()} on .+, since 20\d\d-"):
             describe(server, photos, out, **options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from phospho_multimodal.batch.level import Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import Level
 
 
 class Endpoint:

@@ -19,8 +19,9 @@ from describing_many import (
     statuses,
 )
 from fault_server import Connection, Received, status
-from phospho_multimodal.batch import Progress, circuit_breaker, describe_many
-from phospho_multimodal.batch.circuit_breaker import CircuitBreaker, is_refusal
+from phospho_multimodal.batch import Progress, describe_many
+from phospho_multimodal.batch.pipeline import circuit_breaker
+from phospho_multimodal.batch.pipeline.circuit_breaker import CircuitBreaker, is_refusal
 from phospho_multimodal.errors import (
     ConfigurationError,
     ConnectionFailedError,

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from phospho_multimodal.batch import report
-from phospho_multimodal.batch.course import MOST_BUCKETS, Course, rate_plot
-from phospho_multimodal.batch.figures import count, date, duration, money
-from phospho_multimodal.batch.report import Moment, make_thumbnail, write_report
+from phospho_multimodal.batch.report import page as report
+from phospho_multimodal.batch.report.course import MOST_BUCKETS, Course, rate_plot
+from phospho_multimodal.batch.report.figures import count, date, duration, money
+from phospho_multimodal.batch.report.page import Moment, make_thumbnail, write_report
 from pictures import draw, encoded, png_header
 
 NOON = 1_800_000_000.0

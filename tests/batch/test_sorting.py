@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phospho_multimodal.batch import sorting
-from phospho_multimodal.batch.sorting import sorted_names
+from phospho_multimodal.batch.sources import sorting
+from phospho_multimodal.batch.sources.sorting import sorted_names
 
 NAMES = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 

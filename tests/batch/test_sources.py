@@ -24,11 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from phospho_multimodal.batch.folders import expand_braces
-from phospho_multimodal.batch.items import is_picture, make_item
-from phospho_multimodal.batch.sources import Item, open_source
+from phospho_multimodal.batch.sources.folders import expand_braces
+from phospho_multimodal.batch.sources.items import is_picture, make_item
+from phospho_multimodal.batch.sources.select import Item, open_source
 from phospho_multimodal.errors import ConfigurationError, ImageError
-from phospho_multimodal.images.pixels import SUPPORTED
+from phospho_multimodal.images.decode import SUPPORTED
 from phospho_multimodal.images.source import MAX_IMAGE_BYTES, image_source
 from pictures import draw, encoded
 
@@ -421,7 +421,7 @@ def test_a_packed_table_that_is_cut_off_ends_with_an_error(folder: Path, suffix:
 
 
 def test_rows_with_too_much_in_them_are_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("phospho_multimodal.batch.text_tables._LONGEST", 200_000)
+    monkeypatch.setattr("phospho_multimodal.batch.sources.text_tables._LONGEST", 200_000)
     rows = [{"image": "a.jpg"}, {"image": "secret" * 100_000}, {"image": "b/c.png"}]
     limit = csv.field_size_limit(200_000)
     try:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from live_server import serve
-from phospho_multimodal.demo import draw_receipt
+from phospho_multimodal.cli.demo import draw_receipt
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import load_engine
 

@@ -17,13 +17,13 @@ from typer.testing import CliRunner, Result
 from fault_server import Connection, FaultServer, Received, answer
 from fresh_python import in_fresh_python
 from live_server import serve
-from phospho_multimodal.cli import app
+from phospho_multimodal.cli.main import app
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import Picture, Question, discovery
 from phospho_multimodal.server.engines.echo import EchoEngine
 from phospho_multimodal.server.engines.openai import UPSTREAM_VARIABLE
 
-CLI = [sys.executable, "-c", "from phospho_multimodal.cli import main; main()"]
+CLI = [sys.executable, "-c", "from phospho_multimodal.cli.main import main; main()"]
 
 
 class PaletteEngine:
@@ -304,7 +304,7 @@ class TestDemo:
 @pytest.mark.parametrize("package", ["typer", "rich"])
 def test_without_its_extra_the_command_names_it(package):
     result = in_fresh_python(
-        f"import sys; sys.modules[{package!r}] = None; import phospho_multimodal.cli"
+        f"import sys; sys.modules[{package!r}] = None; import phospho_multimodal.cli.main"
     )
     assert result.returncode == 1
     assert "phospho-multimodal[cli]" in result.stderr
@@ -314,7 +314,7 @@ def test_without_its_extra_the_command_names_it(package):
 @pytest.mark.long
 def test_the_client_commands_need_no_server():
     result = in_fresh_python(
-        "import sys, phospho_multimodal.cli\n"
+        "import sys, phospho_multimodal.cli.main\n"
         "print({'fastapi', 'uvicorn', 'numpy', 'langchain_core', 'llama_index'} & set(sys.modules))"
     )
     assert result.stdout == "set()\n", result.stderr

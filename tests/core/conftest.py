@@ -10,7 +10,7 @@ import pytest
 
 from drivers import DRIVERS, Driver
 from fault_server import Behaviour, FaultServer
-from phospho_multimodal import retry
+from phospho_multimodal.exchange import retry
 
 Lab = Callable[..., FaultServer]
 

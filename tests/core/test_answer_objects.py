@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from phospho_multimodal.answer_objects import find_answer
+from phospho_multimodal.tools.answer_objects import find_answer
 
 OPTIONAL = {
     "type": "object",

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phospho_multimodal.conversation import Turn
-from phospho_multimodal.prediction import Prediction
-from phospho_multimodal.tool_protocol import ToolProtocol
-from phospho_multimodal.tool_replies import Answer, read_answer
+from phospho_multimodal.exchange.prediction import Prediction
+from phospho_multimodal.messages.conversation import Turn
+from phospho_multimodal.tools.parsing import Answer, read_answer
+from phospho_multimodal.tools.prompt import ToolProtocol
 
 
 def tool(name: str, /, *required: str, **types: str) -> dict[str, Any]:

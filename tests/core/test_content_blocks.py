@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from phospho_multimodal import UnsupportedContentError
-from phospho_multimodal.content_blocks import read_content, shortened
 from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.messages.content_blocks import read_content, shortened
 from shapes import BLOCKS, DATA_URL, URL, Picture, Shape
 
 IMAGES = [shape for shape in BLOCKS if isinstance(shape.becomes, Picture)]

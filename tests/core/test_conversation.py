@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from phospho_multimodal.conversation import ImagePolicy, Turn, cut_at_stop, plan_conversation
 from phospho_multimodal.errors import (
     ConfigurationError,
     MissingImageError,
@@ -12,6 +11,12 @@ from phospho_multimodal.errors import (
     UnsupportedContentError,
 )
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import (
+    ImagePolicy,
+    Turn,
+    cut_at_stop,
+    plan_conversation,
+)
 
 A, B, C = (image_source(f"https://x.example/{name}.png") for name in "abc")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phospho_multimodal.fence import fenced, single_line
+from phospho_multimodal.messages.untrusted_text import fenced, single_line
 
 OPENING = re.compile(r"<image-description ([0-9a-f]{12})>")
 # Whoever draws a picture knows what a fence looks like, and can have read one with this seal.

@@ -31,11 +31,12 @@ from drivers import Driver
 from fault_server import Behaviour, Connection, Received, answer, drip, hang, raw
 from internet import Internet, Witness, picture, redirect, resolve
 from phospho_multimodal import AsyncPhosphoClient, ImageError, PhosphoClient
-from phospho_multimodal.conversation import ImagePolicy, Turn
-from phospho_multimodal.images import fetch, urls
-from phospho_multimodal.images.fetch import Fetcher, fetch_image
+from phospho_multimodal.images import safe_fetch as fetch
+from phospho_multimodal.images import url_policy as urls
+from phospho_multimodal.images.safe_fetch import Fetcher, fetch_image
 from phospho_multimodal.images.source import image_source
-from phospho_multimodal.images.urls import Place, is_public
+from phospho_multimodal.images.url_policy import Place, is_public
+from phospho_multimodal.messages.conversation import ImagePolicy, Turn
 from pictures import draw, encoded
 
 PICTURE = encoded(draw(), "PNG")

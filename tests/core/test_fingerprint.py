@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from phospho_multimodal import ImageError
-from phospho_multimodal.images.fingerprint import fingerprint
+from phospho_multimodal.images.pixel_hash import fingerprint
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import image_source
 from pictures import draw, encoded

@@ -15,7 +15,7 @@ from PIL import Image
 
 from image_files import chunk, gif, pixel, png, shown, tiff
 from phospho_multimodal import ImageError, prepare_image
-from phospho_multimodal.images.headers import sniff
+from phospho_multimodal.images.inspect import sniff
 from pictures import draw, encoded
 
 ORANGE = (200, 100, 50)

@@ -10,10 +10,10 @@ from test_several_images import converse as converse  # noqa: PLC0414 - a fixtur
 
 from fault_server import answer
 from phospho_multimodal import Spending, prepare_image
-from phospho_multimodal.conversation import Turn
-from phospho_multimodal.image_parts import Passed, montage_warnings
 from phospho_multimodal.images import legibility
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import Turn
+from phospho_multimodal.messages.image_parts import Passed, montage_warnings
 from phospho_multimodal.settings import Settings
 from pictures import encoded
 

@@ -22,9 +22,9 @@ from phospho_multimodal import (
     UnsupportedContentError,
     prepare_tiles,
 )
-from phospho_multimodal.conversation import ImagePolicy, Turn
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.images.tiles import plan_grid
+from phospho_multimodal.messages.conversation import ImagePolicy, Turn
 from pictures import draw, encoded
 
 SCREENSHOT = encoded(Image.linear_gradient("L").resize((240, 135)), "PNG")

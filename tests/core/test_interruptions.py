@@ -35,13 +35,13 @@ from phospho_multimodal import (
     PhosphoError,
     ReplyLostError,
     Spending,
-    async_client,
-    exchange,
-    retry,
 )
-from phospho_multimodal.conversation import ImagePolicy, Turn
-from phospho_multimodal.exchange import Call, Exchange, Reply, Send, Step, Work, ask
+from phospho_multimodal.client import async_client
+from phospho_multimodal.exchange import attempts as exchange
+from phospho_multimodal.exchange import retry
+from phospho_multimodal.exchange.attempts import Call, Exchange, Reply, Send, Step, Work, ask
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import ImagePolicy, Turn
 from phospho_multimodal.settings import Settings
 from pictures import draw, encoded
 

@@ -34,7 +34,7 @@ from phospho_multimodal import (
     ReplyLostError,
     Spending,
 )
-from phospho_multimodal.socket_network import segments
+from phospho_multimodal.transport.socket_network import segments
 from pictures import encoded
 
 PICTURE = encoded()

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from phospho_multimodal import ConfigurationError, ImageError, PreparedImage, prepare_image
-from phospho_multimodal.images import headers
-from phospho_multimodal.images.headers import clean_image, sniff
+from phospho_multimodal.images import inspect as headers
+from phospho_multimodal.images.inspect import clean_image, sniff
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import image_source
 from pictures import draw, encoded, png_header

@@ -22,8 +22,8 @@ from phospho_multimodal.errors import (
     UnexpectedReplyError,
     status_error,
 )
-from phospho_multimodal.exchange import Call, Exchange, ask
-from phospho_multimodal.retry import RetryBudget, RetryPolicy, parse_retry_after
+from phospho_multimodal.exchange.attempts import Call, Exchange, ask
+from phospho_multimodal.exchange.retry import RetryBudget, RetryPolicy, parse_retry_after
 from phospho_multimodal.settings import Settings
 from pictures import encoded
 

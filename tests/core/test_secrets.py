@@ -20,10 +20,10 @@ from PIL import Image
 from drivers import DRIVERS, Driver
 from fault_server import Connection, FaultServer, Received
 from phospho_multimodal import PhosphoClient, Spending, prepare_image
-from phospho_multimodal.conversation import ImagePolicy, Turn, plan_conversation
-from phospho_multimodal.exchange import Exchange
+from phospho_multimodal.exchange.attempts import Exchange
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import ImagePolicy, Turn, plan_conversation
 from phospho_multimodal.settings import Settings
 from pictures import encoded
 

@@ -24,9 +24,9 @@ from phospho_multimodal import (
     SpendingLimitError,
     UnsupportedContentError,
 )
-from phospho_multimodal.conversation import ImagePolicy, Turn
 from phospho_multimodal.images.montage import lay_out
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import ImagePolicy, Turn
 from pictures import draw, encoded
 
 COLOURS = ("red", "lime", "blue", "orange", "purple")

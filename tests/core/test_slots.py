@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fault_server import hang
-from phospho_multimodal.conversation import ImagePolicy, Turn
+from phospho_multimodal.client.model_clients import ModelClients
+from phospho_multimodal.exchange.limits import Slots
 from phospho_multimodal.images.source import image_source
-from phospho_multimodal.model_clients import ModelClients
-from phospho_multimodal.pacing import Slots
+from phospho_multimodal.messages.conversation import ImagePolicy, Turn
 from phospho_multimodal.settings import Settings
 from pictures import encoded
 

@@ -29,7 +29,7 @@ from phospho_multimodal import (
     SpendingLimitError,
     SpendingSnapshot,
 )
-from phospho_multimodal.spending import Reservation
+from phospho_multimodal.spending.budget import Reservation
 from pictures import encoded
 
 PICTURE = encoded()

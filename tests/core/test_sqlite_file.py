@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from phospho_multimodal.sqlite_file import open_database, transaction
+from phospho_multimodal.spending.sqlite import open_database, transaction
 
 TABLES = ["CREATE TABLE IF NOT EXISTS notes (text TEXT)"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from phospho_multimodal.tool_arguments import coerce_to_text, matches_schema
+from phospho_multimodal.tools.schema import coerce_to_text, matches_schema
 
 
 class Tree(BaseModel):

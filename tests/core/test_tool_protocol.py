@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phospho_multimodal.conversation import ImagePolicy, ToolCall, Turn, plan_conversation
 from phospho_multimodal.errors import (
     ConfigurationError,
     NoToolCallError,
     UnsupportedContentError,
 )
+from phospho_multimodal.exchange.prediction import Prediction
 from phospho_multimodal.images.source import image_source
-from phospho_multimodal.loose_json import find_json_objects
-from phospho_multimodal.prediction import Prediction
-from phospho_multimodal.tool_protocol import ToolProtocol
-from phospho_multimodal.tool_replies import Answer, read_answer
+from phospho_multimodal.messages.conversation import ImagePolicy, ToolCall, Turn, plan_conversation
+from phospho_multimodal.tools.json_objects import find_json_objects
+from phospho_multimodal.tools.parsing import Answer, read_answer
+from phospho_multimodal.tools.prompt import ToolProtocol
 
 PICTURE, OTHER = (image_source(f"https://x.example/{name}.png") for name in "ab")
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from phospho_multimodal import UnsupportedContentError
-from phospho_multimodal.content_blocks import checked_turn
-from phospho_multimodal.conversation import Turn
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.tool_texts import LONGEST_RUN, check_tool_text, pictures_apart
+from phospho_multimodal.messages.content_blocks import checked_turn
+from phospho_multimodal.messages.conversation import Turn
+from phospho_multimodal.messages.embedded_images import LONGEST_RUN, check_tool_text, pictures_apart
 from pictures import encoded, receipt
 
 

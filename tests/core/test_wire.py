@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phospho_multimodal.errors import UnsupportedContentError
-from phospho_multimodal.exchange import RequestBody
-from phospho_multimodal.wire import (
+from phospho_multimodal.contract import (
     GenerationParameters,
     PredictRequest,
     request_body,
     request_pieces,
 )
+from phospho_multimodal.errors import UnsupportedContentError
+from phospho_multimodal.exchange.attempts import RequestBody
 
 parameters = st.fixed_dictionaries(
     {},

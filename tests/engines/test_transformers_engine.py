@@ -25,12 +25,12 @@ from tiny_llava import save_tiny_llava
 from transformers import LlavaForConditionalGeneration
 
 from live_server import serve
+from phospho_multimodal.contract import GenerationParameters
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import Picture, Question, load_engine, running
 from phospho_multimodal.server.engines.transformers import TransformersEngine
 from phospho_multimodal.server.engines.vision_model import VisionModel
-from phospho_multimodal.wire import GenerationParameters
 from pictures import draw, encoded
 
 COLOURS = ["red", "green", "blue", "white", "black", "orange", "teal", "purple"]

@@ -22,10 +22,10 @@ from schemathesis.cli import schemathesis as command_line
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from live_server import serve
+from phospho_multimodal.contract import PredictInput
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.connections import ImpatientProtocol
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.wire import PredictInput
 
 KEY = "fuzz-key"
 

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rapidocr import RapidOCR
 
 from phospho_multimodal import prepare_image
-from phospho_multimodal.conversation import ConversationPlan
-from phospho_multimodal.image_parts import Passed, make_montage, parts_of
 from phospho_multimodal.images.prepare import SendableImage
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import ConversationPlan
+from phospho_multimodal.messages.image_parts import Passed, make_montage, parts_of
 from phospho_multimodal.settings import Settings
 
 AIM = 0.93

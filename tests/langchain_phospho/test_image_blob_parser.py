@@ -344,7 +344,7 @@ def test_without_numpy_an_array_is_an_image_error_that_says_so() -> None:
     done = in_fresh_python(
         "import sys\n"
         "sys.modules['numpy'] = None\n"
-        "from phospho_multimodal.images.arrays import image_from_npy\n"
+        "from phospho_multimodal.images.numpy_arrays import image_from_npy\n"
         "try:\n    image_from_npy(b'')\n"
         "except Exception as error:\n    print(type(error).__name__, error)"
     )

@@ -13,7 +13,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import MissingImageError, PhosphoError
-from phospho_multimodal.tool_texts import LONGEST_RUN
+from phospho_multimodal.messages.embedded_images import LONGEST_RUN
 from pictures import encoded, receipt
 
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "1"}}

@@ -17,8 +17,8 @@ from langgraph.graph import END, START, StateGraph
 
 from fault_server import Connection, FaultServer, Received, answer, status
 from langchain_phospho import ChatPhospho, VisionMiddleware
-from langchain_phospho.eyes import Eyes, Look, Sight
-from langchain_phospho.pictures import shown_pictures
+from langchain_phospho.image_describer import Eyes, Look, Sight
+from langchain_phospho.message_images import shown_pictures
 from scripted_chat import ScriptedChat
 
 PATIENCE = 20.0
@@ -241,8 +241,8 @@ def test_the_same_look_twice_in_a_row_is_one_request(
 def test_memory_does_not_grow_for_ever(
     gate: Gate, model: ChatPhospho, red: Any, blue: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langchain_phospho.eyes._MOST_ANSWERS", 1)
-    monkeypatch.setattr("langchain_phospho.eyes._MOST_KEYS", 1)
+    monkeypatch.setattr("langchain_phospho.image_describer._MOST_ANSWERS", 1)
+    monkeypatch.setattr("langchain_phospho.image_describer._MOST_KEYS", 1)
     gate.open.set()
     eyes = Eyes(model)
     for picture in (red, blue, red):

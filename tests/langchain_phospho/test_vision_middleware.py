@@ -34,8 +34,8 @@ from langgraph.constants import TAG_NOSTREAM
 from PIL import Image
 
 from langchain_phospho import ChatPhospho, VisionMiddleware
+from langchain_phospho.message_images import shown_pictures, with_words
 from langchain_phospho.middleware import LookAgainTool
-from langchain_phospho.pictures import shown_pictures, with_words
 from live_server import serve
 from phospho_multimodal import (
     AuthenticationError,
@@ -46,7 +46,7 @@ from phospho_multimodal import (
     Spending,
     SpendingLimitError,
 )
-from phospho_multimodal.images.fingerprint import fingerprint
+from phospho_multimodal.images.pixel_hash import fingerprint
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import ImageSource, image_source
 from phospho_multimodal.server.app import create_app

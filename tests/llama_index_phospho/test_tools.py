@@ -26,7 +26,7 @@ from phospho_multimodal import (
     Spending,
     SpendingLimitError,
 )
-from phospho_multimodal.fence import fenced
+from phospho_multimodal.messages.untrusted_text import fenced
 from pictures import draw, encoded
 
 KEY = "sk-secret-0123456789"

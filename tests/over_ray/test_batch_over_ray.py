@@ -23,7 +23,7 @@ from phospho_multimodal.batch import Progress, Summary, describe_many
 
 Serve = Callable[..., str]
 
-COMMAND = "from phospho_multimodal.cli import main; main()"
+COMMAND = "from phospho_multimodal.cli.main import main; main()"
 
 
 @pytest.fixture

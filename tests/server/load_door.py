@@ -36,7 +36,7 @@ app = create_app(EchoEngine())
 """
 BARE = """
 from fastapi import FastAPI
-from phospho_multimodal.wire import PredictRequest, PredictResponse
+from phospho_multimodal.contract import PredictRequest, PredictResponse
 app = FastAPI()
 @app.post("/v2/predict")
 async def predict(body: PredictRequest) -> PredictResponse:
@@ -53,7 +53,7 @@ async def predict(request: Request):
 SERVING = """
 import uvicorn
 from phospho_multimodal.server.connections import ImpatientProtocol
-from phospho_multimodal.server.serve import base_url, bind
+from phospho_multimodal.server.run import base_url, bind
 listener = bind("127.0.0.1", 0, api_key=None)
 print(listener.getsockname()[1], flush=True)
 config = uvicorn.Config(app, http=ImpatientProtocol, access_log=False, log_level="error", ws="none")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from PIL import Image
 
+from phospho_multimodal.contract import GenerationParameters
 from phospho_multimodal.server.engines import EngineBusy
 from phospho_multimodal.server.engines.batches import Asked, Batches
-from phospho_multimodal.wire import GenerationParameters
 
 GREEDY = GenerationParameters()
 WARM = GenerationParameters(temperature=0.7)

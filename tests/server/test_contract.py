@@ -13,11 +13,11 @@ import pytest
 from contract_cases import CONTRACT_KEY, contract_cases
 from fresh_python import in_fresh_python
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import Picture, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.wire import PREDICT_PATH
 
 
 def sent(base_url: str, request: dict[str, Any]) -> httpx.Response:

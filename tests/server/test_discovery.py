@@ -14,10 +14,10 @@ from dialect_cases import CASES
 from fault_server import FaultServer, hang
 from gateway import until
 from live_server import serve
-from phospho_multimodal.cli import app
+from phospho_multimodal.cli.main import app
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server import serve as serving
+from phospho_multimodal.server import run as serving
 from phospho_multimodal.server.engines import discovery, load_engine, state
 from phospho_multimodal.server.engines.dialects import DIALECTS
 from phospho_multimodal.server.engines.discovery import choose_engine

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from fresh_python import in_fresh_python
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH, GenerationParameters
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import ENGINES, Picture, Question, load_engine
@@ -25,7 +26,6 @@ from phospho_multimodal.server.engines.measures import (
     sharpness,
 )
 from phospho_multimodal.server.engines.ocr import LIMITS, Box, OcrEngine, in_reading_order
-from phospho_multimodal.wire import PREDICT_PATH, GenerationParameters
 
 RECEIPT = (
     ("CORNER BAKERY", ""),

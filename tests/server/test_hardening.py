@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.auth import KeyCheck
 from phospho_multimodal.server.connections import ImpatientProtocol
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.wire import PREDICT_PATH
 
 KEY = "planted-key-5c1f"
 PROMPT = "planted prompt 7731"

@@ -29,11 +29,11 @@ from PIL import Image
 from langchain_phospho import ChatPhospho
 from live_server import serve
 from llama_index_phospho import Phospho, PhosphoMultiModal
+from phospho_multimodal.contract import GenerationParameters
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import Engine, Picture, Question, load_engine
 from phospho_multimodal.server.engines.openai import OpenAIEngine
-from phospho_multimodal.wire import GenerationParameters
 from pictures import encoded, receipt
 from scripted_upstream import Asked, scripted
 

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from phospho_multimodal.server.failures import Refusal
-from phospho_multimodal.server.images import read_image
-from phospho_multimodal.wire import PREDICT_PATH
+from phospho_multimodal.contract import PREDICT_PATH
+from phospho_multimodal.server.errors import Refusal
+from phospho_multimodal.server.input_image import read_image
 from pictures import encoded, png_header
 
 PROMPTLY = 2.0  # seconds of a core; the slowest takes a quarter of it, alone
@@ -28,7 +28,7 @@ SERVER = """
 import pathlib, resource, sys
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.server.serve import base_url, bind, run
+from phospho_multimodal.server.run import base_url, bind, run
 
 def peak():
     status = pathlib.Path("/proc/self/status")

@@ -14,12 +14,12 @@ import orjson
 import pytest
 
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.server.serve import base_url as url_of
-from phospho_multimodal.server.serve import bind, in_background
-from phospho_multimodal.wire import PREDICT_PATH
+from phospho_multimodal.server.run import base_url as url_of
+from phospho_multimodal.server.run import bind, in_background
 
 PATIENCE = 20
 JSON = {"Content-Type": "application/json"}

@@ -15,12 +15,12 @@ import httpx
 import pytest
 
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.wire import PREDICT_PATH
 
 PATIENCE = 40.0
-START = "from phospho_multimodal.cli import main; main()"
+START = "from phospho_multimodal.cli.main import main; main()"
 
 
 def counted(page: str, name: str) -> float:

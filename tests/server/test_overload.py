@@ -16,16 +16,16 @@ import httpx
 import pytest
 
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.connections import ImpatientProtocol
 from phospho_multimodal.server.engines import Picture, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.server.serve import in_background
-from phospho_multimodal.wire import PREDICT_PATH
+from phospho_multimodal.server.run import in_background
 
 PATIENCE = 20
 CLIENTS = 200
-CLI = [sys.executable, "-c", "from phospho_multimodal.cli import main; main()"]
+CLI = [sys.executable, "-c", "from phospho_multimodal.cli.main import main; main()"]
 
 
 class ShortTempered(ImpatientProtocol):

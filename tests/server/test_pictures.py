@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from live_server import serve
-from phospho_multimodal.server import create_app, images
+from phospho_multimodal.contract import PREDICT_PATH
+from phospho_multimodal.server import create_app
+from phospho_multimodal.server import input_image as images
 from phospho_multimodal.server.engines import Picture, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.wire import PREDICT_PATH
 from pictures import encoded
 
 PHOTO = encoded(Image.linear_gradient("L").convert("RGB"), "JPEG")

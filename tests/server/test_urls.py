@@ -15,9 +15,9 @@ from fault_server import Behaviour, FaultServer, drip
 from internet import Internet, redirect
 from internet import picture as file_of
 from live_server import serve
+from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.wire import PREDICT_PATH
 
 URL = "http://pictures.example/a.png?token=fetch-secret"
 

@@ -36,7 +36,7 @@ from PIL import Image
 
 __all__ = ["Job", "counts", "draw_pictures", "judge", "lab", "look", "soak"]
 
-_COMMAND = "from phospho_multimodal.cli import main; main()"
+_COMMAND = "from phospho_multimodal.cli.main import main; main()"
 
 BROKEN_EVERY = 50
 BROKEN = b"\x89PNG\r\n\x1a\n and then nothing that a PNG has"

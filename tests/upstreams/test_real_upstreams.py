@@ -17,7 +17,7 @@ from gateway import ask, gateway, until
 from langchain_phospho import ChatPhospho
 from llama_index_phospho import PhosphoMultiModal
 from phospho_multimodal.batch import describe_many
-from phospho_multimodal.cli import app
+from phospho_multimodal.cli.main import app
 from phospho_multimodal.server.engines import discovery
 from phospho_multimodal.server.engines.discovery import choose_engine
 from pictures import draw, encoded

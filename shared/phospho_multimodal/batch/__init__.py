@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from phospho_multimodal.batch.describe import BatchOptions, adescribe_many, describe_many
-from phospho_multimodal.batch.manifest import Summary
+from phospho_multimodal.batch.api import BatchOptions, adescribe_many, describe_many
+from phospho_multimodal.batch.pipeline.progress import Progress
 from phospho_multimodal.batch.preflight import Preflight
-from phospho_multimodal.batch.progress import Progress
+from phospho_multimodal.batch.results.manifest import Summary
 
 __all__ = [
     "BatchOptions",

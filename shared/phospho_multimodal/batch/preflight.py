@@ -11,20 +11,20 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
-from phospho_multimodal.batch.archives import ARCHIVE_SUFFIXES
-from phospho_multimodal.batch.digests import digest_file
-from phospho_multimodal.batch.figures import duration
-from phospho_multimodal.batch.items import NoInputsError, describe_skipped
-from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.signed_urls import without_signature
-from phospho_multimodal.batch.sources import Item, Limited, Source
-from phospho_multimodal.batch.steps import Entry, State
-from phospho_multimodal.batch.tables import TABLE_SUFFIXES
-from phospho_multimodal.checkup import EndpointStatus
+from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.steps import Entry, State
+from phospho_multimodal.batch.report.figures import duration
+from phospho_multimodal.batch.results.digests import digest_file
+from phospho_multimodal.batch.sources.archives import ARCHIVE_SUFFIXES
+from phospho_multimodal.batch.sources.items import NoInputsError, describe_skipped
+from phospho_multimodal.batch.sources.select import Item, Limited, Source
+from phospho_multimodal.batch.sources.signed_urls import without_signature
+from phospho_multimodal.batch.sources.tables import TABLE_SUFFIXES
 from phospho_multimodal.errors import AuthenticationError, ConfigurationError, ImageError
+from phospho_multimodal.exchange.health_check import EndpointStatus
+from phospho_multimodal.exchange.retry import RetryBudget
 from phospho_multimodal.images.source import ImageInput, check_file, image_source
-from phospho_multimodal.retry import RetryBudget
-from phospho_multimodal.spending import Spending
+from phospho_multimodal.spending.budget import Spending
 
 __all__ = ["RATE", "Preflight", "check_status", "count_inputs", "look_ahead"]
 

@@ -1,1 +1,5 @@
-"""Images: what was handed over, what its bytes say, its pixels, and what is sent."""
+"""Images: where their bytes come from, what is in them, and what is sent.
+
+Everything above `spending/` may import this folder. Only `decode`, `opening` and their neighbors
+load Pillow, and only when an image has to be decoded.
+"""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from phospho_multimodal.errors import UnsupportedContentError
-from phospho_multimodal.images.pixels import encode
+from phospho_multimodal.images.decode import encode
 from phospho_multimodal.images.prepare import PreparedImage
 
 __all__ = ["Tile", "lay_out", "montage", "too_small"]

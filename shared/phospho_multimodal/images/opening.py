@@ -18,7 +18,7 @@ from PIL import (
 
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.images.color_numbers import numbered_profile
-from phospho_multimodal.images.headers import sniff
+from phospho_multimodal.images.inspect import sniff
 from phospho_multimodal.images.iso_boxes import boxes_are_whole, color_numbers
 from phospho_multimodal.images.jpeg import decoder_input, read_structure
 from phospho_multimodal.images.memory import (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pybase64
 
-from phospho_multimodal.endpoint import DEFAULT_IMAGE_SIDE
+from phospho_multimodal.contract import DEFAULT_IMAGE_SIDE
 from phospho_multimodal.errors import ConfigurationError, ImageError
-from phospho_multimodal.images.headers import CleanImage, clean_image
+from phospho_multimodal.images.inspect import CleanImage, clean_image
 from phospho_multimodal.images.legibility import shrinking_warnings
 from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
 
@@ -223,7 +223,7 @@ def prepare_content(
     if clean is not None:
         return clean
     if not prepare and isinstance(content, bytes):
-        from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+        from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
 
         image = pixels.open_image(content)
         return PreparedImage(content, image.format or "", image.width, image.height, form)
@@ -253,7 +253,7 @@ def opened_picture(
     Raises:
         ImageError: It cannot be read, is of an unsupported type, or over a limit.
     """
-    from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+    from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
 
     changes: list[str] = []
     if isinstance(content, bytes):
@@ -262,7 +262,7 @@ def opened_picture(
         side = longest(image.size)
         picture = pixels.to_rgb(image, max_side=side, changes=changes, borrowed=False)
         return picture, lossless, changes
-    from phospho_multimodal.images.borrowed import alone_with  # noqa: PLC0415 - for these alone
+    from phospho_multimodal.images.exclusive_access import alone_with  # noqa: PLC0415 - for these alone
 
     with alone_with(content):
         pixels.check_pixels(content.width, content.height)
@@ -286,7 +286,7 @@ def encode_picture(
     Returns:
         The image as it is sent.
     """
-    from phospho_multimodal.images import pixels  # noqa: PLC0415 - loads Pillow, so only now
+    from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
 
     data, kind = pixels.encode(picture, lossless=lossless)
     told = (*(changes or ["metadata removed"]), f"written as {kind}")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from phospho_multimodal.processes import after_fork
+from phospho_multimodal.spending.processes import after_fork
 
 __all__ = ["without_pillow_warnings"]
 

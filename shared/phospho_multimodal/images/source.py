@@ -18,7 +18,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 import pybase64
 
 from phospho_multimodal.errors import ImageError
-from phospho_multimodal.images.headers import sniff
+from phospho_multimodal.images.inspect import sniff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -204,7 +204,7 @@ def _read_path(path: Path) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
-    from phospho_multimodal.images.borrowed import alone_with  # noqa: PLC0415 - few hand over files
+    from phospho_multimodal.images.exclusive_access import alone_with  # noqa: PLC0415 - few hand over files
 
     try:
         with alone_with(file):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from phospho_multimodal.endpoint import DEFAULT_IMAGE_SIDE, DEFAULT_MAX_TILES
+from phospho_multimodal.contract import DEFAULT_IMAGE_SIDE, DEFAULT_MAX_TILES
 from phospho_multimodal.errors import ConfigurationError, ImageError, UnsupportedContentError
 from phospho_multimodal.images.prepare import (
     PreparedImage,

@@ -12,15 +12,15 @@ from typing import Any, TypedDict
 import ray
 
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.steps import AttemptFailed, Claim, Ended
+from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.steps import AttemptFailed, Claim, Ended
 from phospho_multimodal.errors import PhosphoError
-from phospho_multimodal.pacing import Rate
+from phospho_multimodal.exchange.limits import Rate
 from phospho_multimodal.ray.books import Books
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Snapshot, Word
 from phospho_multimodal.settings import Settings
-from phospho_multimodal.spending import Spending
+from phospho_multimodal.spending.budget import Spending
 
 __all__ = ["PATIENCE", "AccountsActor", "Limits", "Orders"]
 

@@ -18,14 +18,14 @@ import ray
 import ray.data
 import ray.exceptions
 
-from phospho_multimodal.batch.engine import Stop
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.level import AUTO_CEILING
-from phospho_multimodal.batch.preparation import Preparation
-from phospho_multimodal.batch.progress import Watch
-from phospho_multimodal.batch.results import Results
-from phospho_multimodal.batch.sources import Source
+from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING
+from phospho_multimodal.batch.pipeline.engine import Stop
+from phospho_multimodal.batch.pipeline.preparation import Preparation
+from phospho_multimodal.batch.pipeline.progress import Watch
+from phospho_multimodal.batch.results.rows import Results
+from phospho_multimodal.batch.sources.select import Source
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.ray.accounts import (
     Accounts,

@@ -18,21 +18,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from phospho_multimodal.batch.commits import GroupCommit
-from phospho_multimodal.batch.journal import Journal
-from phospho_multimodal.batch.outage import Outage
-from phospho_multimodal.batch.steps import AttemptFailed, Claim, Ended, LateWord, Sending, State
+from phospho_multimodal.batch.journal.commits import GroupCommit
+from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.steps import (
+    AttemptFailed,
+    Claim,
+    Ended,
+    LateWord,
+    Sending,
+    State,
+)
+from phospho_multimodal.batch.pipeline.outage import Outage
 from phospho_multimodal.errors import (
     ConfigurationError,
     PhosphoError,
     ReplyLostError,
     SpendingLimitError,
 )
-from phospho_multimodal.pacing import Rate
+from phospho_multimodal.exchange.limits import Rate
 from phospho_multimodal.ray.holds import Hold, Holds
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Snapshot, Word
-from phospho_multimodal.spending import Reservation, Spending
+from phospho_multimodal.spending.budget import Reservation, Spending
 
 __all__ = ["Books"]
 

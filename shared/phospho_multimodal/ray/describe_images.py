@@ -10,12 +10,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import ray.data
 
-from phospho_multimodal.batch.items import Item, make_item
 from phospho_multimodal.batch.job import DIGEST_BYTES, Job
-from phospho_multimodal.batch.results import COLUMNS
-from phospho_multimodal.batch.steps import State
+from phospho_multimodal.batch.journal.steps import State
+from phospho_multimodal.batch.results.rows import COLUMNS
+from phospho_multimodal.batch.sources.items import Item, make_item
 from phospho_multimodal.errors import ConfigurationError, ImageError
-from phospho_multimodal.images.arrays import image_from_array
+from phospho_multimodal.images.numpy_arrays import image_from_array
 from phospho_multimodal.ray.accounts import Accounts
 from phospho_multimodal.ray.worker import Outcome, Worker
 

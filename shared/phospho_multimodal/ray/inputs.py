@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from phospho_multimodal.batch.items import Item
+from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.images.prepare import LinkedImage, prepare_source
 from phospho_multimodal.images.source import image_source

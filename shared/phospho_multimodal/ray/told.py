@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from phospho_multimodal.batch.steps import State
+from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.errors import PhosphoError
-from phospho_multimodal.spending import SpendingSnapshot
+from phospho_multimodal.spending.budget import SpendingSnapshot
 
 __all__ = ["Answered", "Snapshot", "Word"]
 

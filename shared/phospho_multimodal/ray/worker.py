@@ -15,17 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from phospho_multimodal.async_client import AsyncPhosphoClient
-from phospho_multimodal.batch.items import Item
 from phospho_multimodal.batch.job import picture_key
-from phospho_multimodal.batch.level import AUTO_CEILING, Level
-from phospho_multimodal.batch.preparation import make_sendable, size_of
-from phospho_multimodal.batch.questions import Asker, Question
-from phospho_multimodal.batch.steps import Claim, Sending, State, Step
+from phospho_multimodal.batch.journal.steps import Claim, Sending, State, Step
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, Level
+from phospho_multimodal.batch.pipeline.preparation import make_sendable, size_of
+from phospho_multimodal.batch.pipeline.questions import Asker, Question
+from phospho_multimodal.batch.sources.items import Item
+from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
-from phospho_multimodal.exchange import Exchange
+from phospho_multimodal.exchange.attempts import Exchange
+from phospho_multimodal.exchange.prediction import question_about
 from phospho_multimodal.images.prepare import SendableImage
-from phospho_multimodal.prediction import question_about
 from phospho_multimodal.ray.accounts import Accounts
 from phospho_multimodal.ray.link import Link
 from phospho_multimodal.ray.told import Answered, Word

@@ -12,9 +12,21 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from phospho_multimodal._version import __version__
+from phospho_multimodal.contract import (
+    DEFAULT_MODEL,
+    HEALTH_PATH,
+    MODELS_PATH,
+    PREDICT_PATH,
+    GenerationParameters,
+    PredictInput,
+    PredictOutput,
+    PredictRequest,
+    PredictResponse,
+)
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.server import failures
+from phospho_multimodal.server import errors as failures
 from phospho_multimodal.server.access_log import AccessLog
+from phospho_multimodal.server.admission import ClientGoneError, Intake, Places, WorkQueue
 from phospho_multimodal.server.auth import BillingCheck, KeyCheck, LocalCheck
 from phospho_multimodal.server.connections import OneLength
 from phospho_multimodal.server.engines import (
@@ -27,22 +39,10 @@ from phospho_multimodal.server.engines import (
     running,
     state,
 )
-from phospho_multimodal.server.images import read_image
-from phospho_multimodal.server.limits import ClientGoneError, Intake, Places, WorkQueue
+from phospho_multimodal.server.input_image import read_image
 from phospho_multimodal.server.metrics import METRICS_PATH, Measured, Metrics
 from phospho_multimodal.server.playground import add_playground
-from phospho_multimodal.server.requests import check_media_type, read_request
-from phospho_multimodal.wire import (
-    DEFAULT_MODEL,
-    HEALTH_PATH,
-    MODELS_PATH,
-    PREDICT_PATH,
-    GenerationParameters,
-    PredictInput,
-    PredictOutput,
-    PredictRequest,
-    PredictResponse,
-)
+from phospho_multimodal.server.request_body import check_media_type, read_request
 
 __all__ = ["MAX_BODY_BYTES", "MAX_RECEIVE_SECONDS", "create_app"]
 

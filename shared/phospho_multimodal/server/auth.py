@@ -9,7 +9,7 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.server import failures
+from phospho_multimodal.server import errors as failures
 
 __all__ = ["BillingCheck", "KeyCheck", "LocalCheck"]
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from phospho_multimodal.server import failures
+from phospho_multimodal.server import errors as failures
 
 __all__ = ["ImpatientProtocol", "OneLength"]
 

@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phospho_multimodal.wire import HEALTH_PATH, MODELS_PATH, PREDICT_PATH
+from phospho_multimodal.contract import HEALTH_PATH, MODELS_PATH, PREDICT_PATH
 
 __all__ = ["METRICS_PATH", "Measured", "Metrics", "known_path"]
 

@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server.app import create_app
 from phospho_multimodal.server.engines import load_engine
-from phospho_multimodal.server.serve import run
+from phospho_multimodal.server.run import run
 
 __all__ = ["application", "run_workers"]
 

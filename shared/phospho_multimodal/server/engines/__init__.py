@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from phospho_multimodal.wire import GenerationParameters
+    from phospho_multimodal.contract import GenerationParameters
 
 __all__ = [
     "AT_ONCE",

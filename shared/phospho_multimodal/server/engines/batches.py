@@ -20,7 +20,7 @@ from phospho_multimodal.server.engines import EngineBusy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from phospho_multimodal.wire import GenerationParameters
+    from phospho_multimodal.contract import GenerationParameters
 
 __all__ = ["Answer", "Asked", "Batches"]
 

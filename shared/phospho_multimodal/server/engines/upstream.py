@@ -15,11 +15,11 @@ import httpx
 import orjson
 
 from phospho_multimodal.errors import ConfigurationError, quote
-from phospho_multimodal.exchange import Reply, RequestBody, Send
-from phospho_multimodal.retry import parse_retry_after
+from phospho_multimodal.exchange.attempts import Reply, RequestBody, Send
+from phospho_multimodal.exchange.retry import parse_retry_after
 from phospho_multimodal.server.engines import EngineBusy, EngineFailed
 from phospho_multimodal.settings import Settings, Timeouts, is_loopback
-from phospho_multimodal.transport import AsyncConnectionPool, build_request, read_async_reply
+from phospho_multimodal.transport.pool import AsyncConnectionPool, build_request, read_async_reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,20 +23,20 @@ except ModuleNotFoundError as missing:
     )
     raise ImportError(_message) from missing
 
-from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.server.engines import EngineFailed
-from phospho_multimodal.wire import (
+from phospho_multimodal.contract import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_REPETITION_PENALTY,
     DEFAULT_TOP_P,
     MAX_NEW_TOKENS,
 )
+from phospho_multimodal.errors import ConfigurationError
+from phospho_multimodal.server.engines import EngineFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from phospho_multimodal.contract import GenerationParameters
     from phospho_multimodal.server.engines.batches import Answer, Asked
-    from phospho_multimodal.wire import GenerationParameters
 
 __all__ = ["DEVICES", "DTYPES", "VisionModel"]
 

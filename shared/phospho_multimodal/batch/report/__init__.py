@@ -1,0 +1,4 @@
+"""The HTML report about a job.
+
+`batch` may import this folder.
+"""

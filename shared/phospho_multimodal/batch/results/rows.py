@@ -1,0 +1,324 @@
+"""The results: one row for each input, in files of a thousand, whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from phospho_multimodal.batch.job import DIGEST_BYTES, Job
+from phospho_multimodal.batch.journal.journal import PART_ROWS, Journal
+from phospho_multimodal.batch.journal.steps import State
+from phospho_multimodal.batch.results.digests import digest_file
+from phospho_multimodal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["COLUMNS", "MANIFEST_NAME", "REPORT_NAME", "Results", "ResultsFormat", "check_format"]
+
+MANIFEST_NAME = "_manifest.json"
+REPORT_NAME = "_report.html"
+
+ResultsFormat = Literal["parquet", "jsonl"]
+"""What the results are written as."""
+
+COLUMNS = {
+    "id": "string",
+    "source": "string",
+    "description": "string",
+    "status": "string",
+    "error_class": "string",
+    "error": "string",
+    "attempts": "int32",
+    "cost_usd": "float64",
+    "images_in_doubt": "int32",
+    "duplicate_of": "string",
+    "sha256": "string",
+    "width": "int32",
+    "height": "int32",
+    "seconds": "float64",
+    "prompt_id": "string",
+    "model": "string",
+    "time": "string",
+    "removed": "bool_",
+}
+"""The columns of a row and their types, by their names in Arrow."""
+
+# What tells whether two runs came to the same: not when, how fast, or at which attempt.
+_DIGESTED = (
+    "id",
+    "source",
+    "status",
+    "description",
+    "error_class",
+    "sha256",
+    "width",
+    "height",
+)
+
+
+class Results:
+    """The files of one job."""
+
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        job: Job,
+        kind: ResultsFormat,
+        usd_per_image: Decimal,
+    ) -> None:
+        """Tell where and how results are written.
+
+        Args:
+            folder: Of the job.
+            journal: Where the rows come from.
+            job: What was asked.
+            kind: The format.
+            usd_per_image: Dollars for one image.
+        """
+        self._folder = folder
+        self._journal = journal
+        self._job = job
+        self._kind = kind
+        self._price = usd_per_image
+
+    def check(self) -> list[str]:
+        """Look whether results can be written, and every part that was written is still whole.
+
+        A part that is missing, torn, changed, of another format or at another price is written
+        again.
+
+        Returns:
+            The names of those.
+
+        Raises:
+            ConfigurationError: The results, the manifest or the report cannot be written.
+        """
+        self._check_outputs()
+        self._journal.check_parts(str(self._price), " ".join(COLUMNS))
+        bad = []
+        for number, name, _, size, sha256 in self._journal.parts():
+            path = self._folder / name
+            if name != self._name(number):
+                path.unlink(missing_ok=True)
+            elif _is_whole(path, size, sha256):
+                continue
+            self._journal.drop_part(number)
+            bad.append(name)
+        other = {"parquet": "jsonl", "jsonl": "parquet"}[self._kind]
+        # Parts that were not whole when a run ended are not noted.
+        for left in [*self._folder.glob("_part-*.new"), *self._folder.glob(f"part-*.{other}")]:
+            left.unlink(missing_ok=True)
+        return bad
+
+    def write_finished(self) -> None:
+        """Write every part whose inputs all have their row, up to the first that has not.
+
+        In their order: which row the money of a picture stands beside is known only when all
+        inputs before it have been looked at.
+        """
+        there = {number for number, *_ in self._journal.parts()}
+        for number in range(self._parts()):
+            if number in there:
+                continue
+            first, last = _range(number)
+            as_of = self._journal.late_words
+            if not self._journal.is_finished(first, last):
+                return
+            name, rows, size, sha256 = self._write(number, self._read(first, last))
+            self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
+
+    def write_rest(self) -> list[dict[str, Any]]:
+        """Write what is done of the other parts, too; they are written anew when they are whole.
+
+        Returns:
+            Name, rows, bytes and sha256 of every part there is now.
+        """
+        there = {number: part for number, *part in self._journal.parts()}
+        names = {self._name(number) for number in range(self._parts())}
+        for left in self._folder.glob(f"part-*.{self._kind}"):
+            if left.name not in names:  # its last rows were struck out
+                left.unlink()
+        listed = []
+        for number in range(self._parts()):
+            part: Sequence[Any] | None = there.get(number)
+            if part is None:
+                rows = self._read(*_range(number))
+                if not rows:
+                    (self._folder / self._name(number)).unlink(missing_ok=True)
+                    continue
+                part = self._write(number, rows)
+            listed.append(dict(zip(("name", "rows", "bytes", "sha256"), part, strict=True)))
+        return listed
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Read every row that is done, in the order of the inputs, a part at a time."""
+        for number in range(self._parts()):
+            yield from self._read(*_range(number))
+
+    def digest(self) -> str:
+        """Digest what the rows say, in hexadecimal: two runs that came to the same have the same.
+
+        Times, attempts and costs are left out: they differ from run to run.
+        """
+        digest = hashlib.sha256()
+        for row in self.rows():
+            digest.update(orjson.dumps([row[column] for column in _DIGESTED]) + b"\n")
+        return digest.hexdigest()
+
+    def _check_outputs(self) -> None:
+        """Open every output once before anything is paid for."""
+        for number in range(self._parts() + 1):
+            _check_replaceable(self._folder / self._name(number))
+        for name in (MANIFEST_NAME, f"{MANIFEST_NAME}.new", REPORT_NAME):
+            _check_replaceable(self._folder / name)
+        probe = self._folder / f"_{self._name(0)}.new"
+        with _writing(probe):
+            self._fill(probe, [])
+            _flushed(probe)
+            probe.unlink()
+
+    def _parts(self) -> int:
+        return -(-self._journal.last_position() // PART_ROWS)
+
+    def _read(self, first: int, last: int) -> list[dict[str, Any]]:
+        return [self._row(raw) for raw in self._journal.rows(first, last)]
+
+    def _row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        pays = raw["first_id"] == raw["id"]
+        picture = raw["picture"]
+        sent = picture is not None and len(picture) == DIGEST_BYTES and raw["first_id"] is not None
+        ended = raw["ended"]
+        time = None if ended is None else datetime.fromtimestamp(ended, timezone.utc).isoformat()
+        return {
+            "id": raw["id"],
+            "source": raw["source"],
+            "description": raw["description"],
+            "status": State(raw["state"]).name.lower(),
+            "error_class": raw["error_class"],
+            "error": raw["error"],
+            "attempts": (raw["attempts"] or 0) if pays else 0,
+            "cost_usd": float(raw["images_billed"] * self._price) if pays else 0.0,
+            "images_in_doubt": raw["images_in_doubt"] if pays else 0,
+            "duplicate_of": None if pays else raw["first_id"],
+            "sha256": picture.hex() if sent else None,
+            "width": raw["width"],
+            "height": raw["height"],
+            "seconds": raw["seconds"],
+            "prompt_id": self._job.prompt_id,
+            "model": self._job.asking.model,
+            "time": time,
+            "removed": bool(raw["removed"]),
+        }
+
+    def _name(self, number: int) -> str:
+        return f"part-{number:05d}.{self._kind}"
+
+    def _write(self, number: int, rows: list[dict[str, Any]]) -> tuple[str, int, int, str]:
+        name = self._name(number)
+        path = self._folder / name
+        new = self._folder / f"_{name}.new"
+        with _writing(path):
+            self._fill(new, rows)
+            size, sha256 = _flushed(new)
+            new.replace(path)
+        return name, len(rows), size, sha256
+
+    def _fill(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        if self._kind == "parquet":
+            _write_parquet(path, rows)
+        else:
+            _write_jsonl(path, rows)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Report an output that cannot be written in the words of the system."""
+    try:
+        yield
+    except (OSError, ValueError) as failure:  # ValueError: pyarrow's own errors
+        reason = getattr(failure, "strerror", None) or failure
+        message = f"The results {path} cannot be written: {reason}."
+        raise ConfigurationError(message) from None
+
+
+def check_format(kind: str) -> None:
+    """Look whether results can be written in a format, before anything is paid.
+
+    Args:
+        kind: `parquet` or `jsonl`.
+
+    Raises:
+        ConfigurationError: It is another one.
+        ImportError: What it needs is not installed.
+    """
+    if kind not in {"parquet", "jsonl"}:
+        message = f"Results are written as 'parquet' or as 'jsonl', not as {kind!r}."
+        raise ConfigurationError(message)
+    if kind == "parquet":
+        _pyarrow()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
+    except ModuleNotFoundError as missing:
+        message = (
+            "Parquet needs pyarrow, which is not installed: pip install"
+            ' "phospho-multimodal[batch]". Or take jsonl.'
+        )
+        raise ImportError(message) from missing
+    return pa
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        message = f"The results need the name {path}, which is a folder. Nothing was sent. Move it."
+        raise ConfigurationError(message)
+
+
+def _range(number: int) -> tuple[int, int]:
+    return number * PART_ROWS + 1, (number + 1) * PART_ROWS
+
+
+def _schema() -> pa.Schema:
+    pyarrow = _pyarrow()
+    return pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    schema = _schema()
+    with path.open("wb") as file:  # pyarrow takes a path with a colon in it for a URL
+        pq.write_table(_pyarrow().Table.from_pylist(rows, schema=schema), file)
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("wb") as file:
+        for row in rows:
+            file.write(orjson.dumps(row) + b"\n")
+
+
+def _flushed(path: Path) -> tuple[int, str]:
+    """Have a file on the disk before it takes its name, and tell its size and digest."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        return digest_file(file)
+
+
+def _is_whole(path: Path, size: int, sha256: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == size and digest_file(file) == (size, sha256)
+    except OSError:
+        return False

@@ -1,0 +1,4 @@
+"""Where the images of a batch come from: folders, patterns, tables, archives, lists, a pipe.
+
+`batch` and `ray` may import this folder.
+"""

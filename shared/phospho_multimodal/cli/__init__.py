@@ -1,0 +1,4 @@
+"""The command `phospho-multimodal` and its subcommands.
+
+Nothing imports this folder.
+"""

@@ -1,0 +1,275 @@
+"""The contract of `POST /v2/predict` as models that client and server share.
+
+Ranges and defaults are those of the vendor's documentation page; where it is silent, nothing is
+assumed. The four generation parameters travel inside the input item: the vendor's backend drops
+them anywhere else without an error.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from phospho_multimodal.errors import UnexpectedReplyError, UnsupportedContentError, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "CONTEXT_WINDOW",
+    "DEFAULT_IMAGE_SIDE",
+    "DEFAULT_MAX_NEW_TOKENS",
+    "DEFAULT_MAX_TILES",
+    "DEFAULT_MODEL",
+    "DEFAULT_REPETITION_PENALTY",
+    "DEFAULT_TOP_P",
+    "HEALTH_PATH",
+    "MAX_NEW_TOKENS",
+    "MODELS_PATH",
+    "MODEL_PREFIX",
+    "PREDICT_PATH",
+    "GenerationParameters",
+    "PredictInput",
+    "PredictOutput",
+    "PredictRequest",
+    "PredictResponse",
+    "read_description",
+    "read_detail",
+    "request_body",
+    "request_pieces",
+]
+
+MODEL_PREFIX = "phospho-multimodal"
+"""The server accepts any model name that begins like this."""
+
+DEFAULT_MODEL = MODEL_PREFIX
+
+MAX_NEW_TOKENS = 250
+"""The longest answer that can be asked for, in tokens."""
+
+DEFAULT_IMAGE_SIDE = 1536
+"""Longest side of what is sent, in pixels."""
+
+DEFAULT_MAX_TILES = 8
+"""The most tiles of one image, each of which is one billed request."""
+
+CONTEXT_WINDOW = 4096
+"""Tokens of a request, as frameworks reckon. The vendor does not document the model's own limit,
+and this is a cautious value."""
+
+PREDICT_PATH = "/v2/predict"
+MODELS_PATH = "/v2/models"
+HEALTH_PATH = "/health"
+
+DEFAULT_MAX_NEW_TOKENS = 200
+DEFAULT_REPETITION_PENALTY = 1.15
+DEFAULT_TOP_P = 1.0
+"""What an endpoint uses where a request leaves a parameter out; the temperature is its own."""
+
+_NOT_WORDS = re.compile(r"<(script|style|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>")
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+_AFTER_IMAGE = b'"}]}'
+
+REPLY_EXCERPT = 64
+"""Characters of a reply outside the contract that an error may repeat."""
+
+
+class GenerationParameters(BaseModel):
+    """The four parameters of a prediction; `None` leaves the choice to the server."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_NEW_TOKENS)
+    """Longest answer, in tokens: 1 to 250; the server's default is 200."""
+    temperature: float | None = Field(default=None, ge=0.1, le=1.0)
+    """Sampling temperature: 0.1 to 1.0."""
+    repetition_penalty: float | None = Field(default=None, gt=0.0)
+    """Above 1 discourages repetition; the server's default is 1.15."""
+    top_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Nucleus sampling: 0.0 to 1.0; the server's default is 1.0."""
+
+
+class PredictInput(GenerationParameters):
+    """One question about one image."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str
+    """The question."""
+    image_url: str
+    """A public http(s) URL, or the bare base64 of an image file."""
+
+
+class PredictRequest(BaseModel):
+    """The body of a request; the contract wants exactly one input."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    inputs: list[PredictInput]
+    """The questions: exactly one. More, or none, is the contract's 500, not a 422."""
+    model: str
+    """Any name with the prefix `phospho-multimodal`."""
+
+
+class PredictOutput(BaseModel):
+    """One answer."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    description: str
+    """The answer's text; it can hold several paragraphs."""
+
+
+class PredictResponse(BaseModel):
+    """The body of a 200."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    predictions: list[PredictOutput] = Field(min_length=1, max_length=1)
+    """The answers: exactly one."""
+
+
+def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[str, Any]) -> bytes:
+    """Write a request as JSON.
+
+    Equal, parsed, to a dumped `PredictRequest`; orjson writes it because the standard library is
+    sixty times slower on a megabyte of base64.
+
+    Args:
+        model: The model's name.
+        text: The question.
+        image_url: A URL, or the bare base64 of an image file.
+        parameters: The generation parameters that were set.
+
+    Returns:
+        The body, UTF-8.
+
+    Raises:
+        UnsupportedContentError: The text has half of a surrogate pair, which JSON cannot carry.
+    """
+    item = {"text": text, **parameters, "image_url": image_url}
+    try:
+        return orjson.dumps({"model": model, "inputs": [item]})
+    except TypeError:
+        position = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+        where = "The image URL" if position is None else f"The text, at character {position},"
+        message = (
+            f"{where} holds half of a surrogate pair, which is no character and cannot be sent."
+            " Nothing was sent. Decode the text with errors='replace'."
+        )
+        raise UnsupportedContentError(message) from None
+
+
+def request_pieces(
+    *, model: str, text: str, base64: bytes, parameters: Mapping[str, Any]
+) -> tuple[bytes, ...]:
+    """Write a request as JSON around an image, which is not copied.
+
+    Args:
+        model: The model's name.
+        text: The question.
+        base64: The bare base64 of an image file; it has no symbol that JSON spells otherwise.
+        parameters: The generation parameters that were set.
+
+    Returns:
+        What is `request_body` when put together.
+
+    Raises:
+        UnsupportedContentError: The text has half of a surrogate pair, which JSON cannot carry.
+    """
+    around = request_body(model=model, text=text, image_url="", parameters=parameters)
+    return around.removesuffix(_AFTER_IMAGE), base64, _AFTER_IMAGE
+
+
+def read_detail(body: bytes, *, hide: Iterable[str] = ()) -> str | None:
+    """Read what a server says in the body of an error.
+
+    Args:
+        body: The body as it came: the contract's `{"detail": …}`, or whatever a proxy wrote.
+        hide: What may not be repeated: the request's key, text and image.
+
+    Returns:
+        At most 300 characters on one line, or `None` for an empty body.
+    """
+    text = body[:65536].decode("utf-8", "replace")
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # An HTML page of a proxy: its words are of use, its markup and style sheets are not.
+        text = html.unescape(_TAG.sub(" ", _NOT_WORDS.sub(" ", text)))
+    else:
+        detail = parsed.get("detail", parsed) if isinstance(parsed, dict) else parsed
+        if isinstance(detail, str):
+            text = detail
+        elif isinstance(detail, list) and all(isinstance(item, dict) for item in detail):
+            text = "; ".join(_read_problem(item) for item in detail)
+    return quote(text, hide=hide) or None
+
+
+def _read_problem(item: Mapping[str, Any]) -> str:
+    """Read one entry of a 422: place, message and type, and never the input it may echo."""
+    loc = item.get("loc")
+    place = ".".join(str(step) for step in loc) if isinstance(loc, list) else ""
+    kind = item.get("type")
+    return f"{place}: {item.get('msg', '')}" + (f" ({kind})" if kind else "")
+
+
+def read_description(body: bytes, *, hide: Iterable[str] = ()) -> str:
+    """Read the answer out of the body of a 200.
+
+    It may have been paid for, so JSON that is nearly right is read too.
+
+    Args:
+        body: The body as it came.
+        hide: What an error may not repeat: the request's key, text and image.
+
+    Returns:
+        The description; what is no character in it is U+FFFD, so that it can be encoded.
+
+    Raises:
+        UnexpectedReplyError: The body is not the contract.
+    """
+    try:
+        reply = PredictResponse.model_validate(_read_json(body))
+    except ValidationError as invalid:
+        first = invalid.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(step) for step in first["loc"]) or "the body"
+        problem = f"is not the contract ({place}: {first['msg']})"
+    except (ValueError, RecursionError):
+        problem = "is not JSON"
+    else:
+        return reply.predictions[0].description
+    excerpt = quote(body[:4096].decode("utf-8", "replace"), hide=hide, limit=REPLY_EXCERPT)
+    message = (
+        f"The server answered 200 with a body that {problem}. It begins: {excerpt!r}."
+        " The image may have been billed. Check that the base URL leads to a phospho endpoint."
+    )
+    raise UnexpectedReplyError(message)
+
+
+def _read_json(body: bytes) -> Any:
+    """Read JSON, and what servers take for it.
+
+    That is a byte order mark, raw white space in a string, NaN, a byte that is no UTF-8, or half of
+    a surrogate pair.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        text = body.decode("utf-8-sig", "replace")
+    return json.loads(text, strict=False, object_hook=_with_whole_characters)
+
+
+def _with_whole_characters(entry: dict[str, Any]) -> dict[str, Any]:
+    description = entry.get("description")
+    if isinstance(description, str):
+        entry["description"] = _HALF_CHARACTER.sub("\ufffd", description)
+    return entry

@@ -1,0 +1,278 @@
+"""Pixels: EXIF orientation applied, in sRGB, opaque, small, and back into a file. Needs Pillow.
+
+Everything that decodes is here and in `opening.py`, and no other part of the core imports Pillow
+before the first image needs it.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from PIL import Image, JpegImagePlugin
+
+from phospho_multimodal.images.color import Flattening, strips, to_srgb
+from phospho_multimodal.images.color_numbers import gamma_profile, numbered_profile
+from phospho_multimodal.images.memory import MAX_MEGAPIXELS, check_pixels
+from phospho_multimodal.images.opening import (
+    ANIMATION,
+    LOW_BYTES,
+    NARROW_RANGE,
+    SUPPORTED,
+    fail,
+    open_image,
+    unsupported,
+)
+from phospho_multimodal.images.quiet import without_pillow_warnings
+from phospho_multimodal.images.tiff_directories import describe_tags, has_unreliable_samples
+from phospho_multimodal.images.webp import LeanWebP
+
+__all__ = [
+    "MAX_MEGAPIXELS",
+    "SUPPORTED",
+    "check_pixels",
+    "encode",
+    "is_lossless",
+    "open_image",
+    "to_rgb",
+]
+
+JPEG_QUALITY = 90
+LARGEST_PNG = 1_000_000
+"""Bytes up to which a lossless source stays lossless."""
+
+_ORIENTATION = 0x0112
+_EXIF_DATA = ("exif", "Raw profile type exif")
+_UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STRIP_ROWS = 256
+_MUCH_TO_FLATTEN = 16_000_000
+_WARNED_ABOUT = 80_000_000
+"""Pillow warns about a TIFF of more pixels while it decodes."""
+
+
+def to_rgb(
+    image: Image.Image,
+    *,
+    max_side: int | None = None,
+    changes: list[str] | None = None,
+    borrowed: bool = False,
+) -> Image.Image:
+    """Make a picture upright, sRGB, opaque and small enough.
+
+    Args:
+        image: An opened image; of an animation the first frame is taken.
+        max_side: Longest side to shrink to, in pixels; `None` keeps the size.
+        changes: Takes a word for each thing that was done.
+        borrowed: Whether the image is the caller's own, and has to stay as it is; its present
+            frame is taken.
+
+    Returns:
+        A picture of mode RGB or L, without any metadata.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    noted = [] if changes is None else changes
+    try:
+        return _convert(image, max_side, noted, borrowed=borrowed)
+    except Exception as failure:  # noqa: BLE001 - see `fail`
+        fail(failure, image.format, getattr(image, "tag_v2", None))
+
+
+def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
+    """Write a picture as it is sent.
+
+    Args:
+        image: Of mode RGB or L.
+        lossless: Whether the source was; then PNG is tried first.
+
+    Returns:
+        The file and its format: PNG below 1 MB for a lossless source, else JPEG at quality 90.
+    """
+    if lossless:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        if buffer.tell() < LARGEST_PNG:
+            return buffer.getvalue(), "PNG"
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue(), "JPEG"
+
+
+def is_lossless(image: Image.Image, data: bytes | None) -> bool:
+    """Tell whether a source had no compression artefacts that a PNG would only make larger."""
+    if image.format == "WEBP":
+        return data is not None and b"VP8L" in data[:64]
+    if image.format == "TIFF":
+        return image.info.get("compression") not in {"jpeg", "tiff_jpeg", "webp"}
+    return image.format in {None, "PNG", "GIF", "BMP"}
+
+
+def _convert(
+    image: Image.Image, max_side: int | None, changes: list[str], *, borrowed: bool
+) -> Image.Image:
+    size = _smaller(image.size, max_side)
+    if not borrowed and isinstance(image, JpegImagePlugin.JpegImageFile) and size != image.size:
+        # Decode at the smallest sufficient eighth: a quarter of the time and of the memory.
+        image.draft(None, size)
+    tiles: Any = getattr(image, "tile", None)
+    raw_mode = tiles[0].args if tiles else None
+    frame = None if borrowed else _frame(image)
+    decoded, orientation = _decoded(image)
+    flattening = Flattening.of(decoded, raw_mode)
+    flattening.frame = frame
+    picture = _reduced(decoded, size, flattening)
+    changes += flattening.changes()
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if image.size != size:
+        changes.append(f"shrunk to {size[0]} × {size[1]}")
+    if image.info.get(NARROW_RANGE):
+        picture = picture.point(lambda value: (value - 16) * 255 / 219 + 0.5)
+    picture = to_srgb(picture, _profile(image), changes)
+    if orientation in _UPRIGHT:
+        # Pillow turns a TIFF by itself while it loads one.
+        picture = picture if image.format == "TIFF" else picture.transpose(_UPRIGHT[orientation])
+        changes.append("turned upright")
+    if picture is image:
+        picture = image.copy()  # it is the caller's, or a file that would be held open
+    picture.info = {}
+    if not borrowed and _is_animation(image):
+        changes.append("first frame of an animation")
+    return picture
+
+
+def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
+    """Decode an image; give its pixels, and the orientation in which its EXIF data says it is."""
+    if isinstance(image, LeanWebP):
+        return image.decoded(), _orientation(image)
+    if image.format == "TIFF":
+        return image, _load_tiff(image)
+    image.load()
+    low: Any = image.info.get(LOW_BYTES)
+    if low is not None:
+        image.putalpha(_opaque_where_key_differs(image, low))
+    return image, _orientation(image)
+
+
+def _load_tiff(image: Any) -> int:
+    """Load a TIFF, which Pillow turns; only its EXIF data may tell it to, not its XMP data."""
+    if has_unreliable_samples(image.tag_v2):
+        raise unsupported(describe_tags(image.tag_v2), "TIFF")
+    orientation = 1
+    hidden = None
+    if getattr(image, "tile", None):  # it is not loaded yet
+        with without_pillow_warnings():
+            orientation = image.tag_v2.get(_ORIENTATION, 1)
+            exif = image.getexif()
+            if _ORIENTATION not in image.tag_v2:
+                hidden = exif.pop(_ORIENTATION, None)
+    if image.width * image.height > _WARNED_ABOUT:
+        with without_pillow_warnings():
+            image.load()
+    else:
+        image.load()
+    if hidden is not None:
+        image.getexif()[_ORIENTATION] = hidden
+    return int(orientation)
+
+
+def _opaque_where_key_differs(high: Image.Image, low: Image.Image) -> Image.Image:
+    """Compare 16-bit samples with the transparent ones; Pillow gives one byte at a time."""
+    low.load()
+    mask = Image.new("L", high.size, 0)
+    for half, shift in ((high, 8), (low, 0)):
+        for band, key in zip(half.split(), high.info["transparency"], strict=True):
+            byte = key >> shift & 255
+            differs = band.point([255 * (value != byte) for value in range(256)])
+            mask.paste(255, mask=differs)
+    del high.info["transparency"]
+    return mask
+
+
+def _frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of the canvas that a GIF's first frame covers, if not all of it."""
+    tile = getattr(image, "tile", None)
+    if image.format != "GIF" or not tile or tile[0].extents == (0, 0, *image.size):
+        return None
+    left, top, right, bottom = tile[0].extents
+    return left, top, right, bottom
+
+
+def _profile(image: Image.Image) -> bytes | None:
+    """The colour space of an image: a profile, or the numbers that stand for one."""
+    info = image.info
+    profile: bytes | None = info.get("icc_profile")
+    if profile or "srgb" in info:
+        return profile
+    numbers = info.get("nclx_profile")
+    if numbers:
+        return numbered_profile(
+            int(numbers["color_primaries"]), int(numbers["transfer_characteristics"])
+        )
+    return gamma_profile(info.get("gamma"), info.get("chromaticity"))
+
+
+def _is_animation(image: Image.Image) -> bool:
+    if image.format == "HEIF":
+        return False  # a collection, of which the primary image was taken
+    if ANIMATION in image.info:
+        return bool(image.info[ANIMATION])
+    try:
+        with without_pillow_warnings():
+            return bool(getattr(image, "is_animated", False))
+    # The second frame may be broken in any way, while the first one is fine.
+    except Exception:  # noqa: BLE001
+        return True
+
+
+def _reduced(image: Image.Image, size: tuple[int, int], flattening: Flattening) -> Image.Image:
+    """Flatten an image, and shrink one that is far too large by a whole number.
+
+    That is done strip by strip, so that of an image of 200 MB no copies of its size are made on
+    the way. Twice the size that is wanted is left for the finer method, or all that memory allows.
+    """
+    large = image.width * image.height > _MUCH_TO_FLATTEN and not flattening.is_flat
+    spare = 1 if large else 2
+    factor = max(1, min(image.width // (spare * size[0]), image.height // (spare * size[1])))
+    if factor == 1 and (flattening.is_flat or image.height <= _STRIP_ROWS):
+        return flattening.flat(image)
+    sheet: Image.Image | None = None
+    for top, strip in strips(image, rows=factor):
+        part = flattening.flat(strip, top).reduce(factor)
+        if sheet is None:
+            reduced = (-(-image.width // factor), -(-image.height // factor))
+            sheet = Image.new(part.mode, reduced)
+        sheet.paste(part, (0, top // factor))
+    assert sheet is not None  # noqa: S101 - an image has at least one row
+    return sheet
+
+
+def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    longest = max(size)
+    if max_side is None or longest <= max_side:
+        return size
+    return (
+        max(1, round(size[0] * max_side / longest)),
+        max(1, round(size[1] * max_side / longest)),
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the orientation from EXIF data; Pillow would take that of XMP as well."""
+    probe = Image.new("1", (1, 1))
+    probe.info = {name: image.info[name] for name in _EXIF_DATA if name in image.info}
+    try:
+        with without_pillow_warnings():
+            return int(probe.getexif().get(_ORIENTATION, 1))
+    # EXIF is a TIFF of its own and can be broken in as many ways, while the image is fine.
+    except Exception:  # noqa: BLE001
+        return 1

@@ -1,0 +1,217 @@
+"""The requests of one question: images, tiles of one image, or montages of several images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from phospho_multimodal.errors import UnsupportedContentError
+from phospho_multimodal.images.prepare import (
+    LinkedImage,
+    PreparedImage,
+    SendableImage,
+    prepare_source,
+)
+from phospho_multimodal.images.source import ImageSource
+from phospho_multimodal.messages.conversation import ConversationPlan
+from phospho_multimodal.settings import Settings
+
+__all__ = ["Part", "Passed", "legend", "make_montage", "montage_warnings", "parts_of", "ready"]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The caller's image, and the fetched file if the image is a URL."""
+
+    source: ImageSource
+    fetched: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One request of several.
+
+    Attributes:
+        image: The image of the request.
+        name: The heading of the answer to this request.
+        note: A sentence about the image that follows the prompt.
+        shown: The source images, for the metadata; without them, `image` itself.
+    """
+
+    image: SendableImage
+    name: str
+    note: str = ""
+    shown: tuple[SendableImage, ...] = ()
+
+    @property
+    def images(self) -> tuple[SendableImage, ...]:
+        """The images that the metadata lists."""
+        return self.shown or (self.image,)
+
+
+def parts_of(plan: ConversationPlan, passed: Sequence[Passed], settings: Settings) -> list[Part]:
+    """Prepare one part for each request, in reading order.
+
+    Args:
+        plan: The prompt, and what to do with several images.
+        passed: The images.
+        settings: Of the client.
+
+    Returns:
+        A part for each request.
+
+    Raises:
+        ImageError: An image cannot be read.
+        UnsupportedContentError: An image has to be opened and is a URL that is passed on.
+    """
+    if settings.detail == "auto":
+        images = [ready(image, settings) for image in passed]
+        return [Part(image, f"Image {number}") for number, image in enumerate(images, start=1)]
+    if len(passed) > 1 and plan.policy != "each":
+        return _montages(passed, settings)
+    parts: list[Part] = []
+    for number, image in enumerate(passed, start=1):
+        parts += _tiles(image, f"Image {number}" if len(passed) > 1 else "", settings)
+    return parts
+
+
+def _tiles(image: Passed, name: str, settings: Settings) -> list[Part]:
+    """Cut one image into tiles, each with its place in its name and below the prompt."""
+    from phospho_multimodal.images.tiles import tiles_of  # noqa: PLC0415 - loads Pillow
+
+    tiles = tiles_of(
+        image.source,
+        max_side=settings.max_image_side,
+        max_tiles=settings.max_tiles,
+        fetched=image.fetched,
+    )
+    if len(tiles) == 1:
+        return [Part(tiles[0], name or "Image 1")]
+    parts: list[Part] = []
+    for tile in tiles:
+        place = next(change for change in tile.changes if change.startswith("tile "))
+        title = f"{name}, {place}" if name else place.capitalize()
+        note = (
+            f"\nThe picture is {place} of one larger image. Neighbouring tiles overlap, so a word"
+            " that is cut off at an edge is whole on the next tile."
+        )
+        parts.append(Part(tile, title, note))
+    return parts
+
+
+def _montages(passed: Sequence[Passed], settings: Settings) -> list[Part]:
+    """Spread several images evenly over as many montages as there may be requests."""
+    sheets = min(settings.max_tiles, len(passed))
+    bounds = [index * len(passed) // sheets for index in range(sheets + 1)]
+    parts: list[Part] = []
+    for begin, end in pairwise(bounds):
+        group = passed[begin:end]
+        if len(group) == 1:
+            (image,) = _opened(group, settings)
+            parts.append(Part(image, f"Image {begin + 1}"))
+            continue
+        sheet, sources, _ = make_montage(group, settings, first=begin + 1)
+        note = f"\n{legend(len(group), first=begin + 1)}"
+        parts.append(Part(sheet, f"Images {begin + 1} to {end}", note, tuple(sources)))
+    return parts
+
+
+def ready(image: Passed, settings: Settings) -> SendableImage:
+    """Prepare one image.
+
+    Args:
+        image: The image.
+        settings: Of the client.
+
+    Returns:
+        What is sent.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    return prepare_source(
+        image.source,
+        max_image_side=settings.max_image_side,
+        prepare=settings.prepare,
+        fetched=image.fetched,
+    )
+
+
+def make_montage(
+    images: Sequence[Passed], settings: Settings, *, first: int = 1
+) -> tuple[SendableImage, list[SendableImage], list[str]]:
+    """Make one montage of several images.
+
+    Args:
+        images: The images.
+        settings: Of the client.
+        first: The number of the first one.
+
+    Returns:
+        The montage, its source images, and warnings if its tiles are too small to read.
+
+    Raises:
+        ImageError: An image cannot be read.
+        UnsupportedContentError: One image is a URL that is passed on, or the montage is too small.
+    """
+    from phospho_multimodal.images.montage import montage, too_small  # noqa: PLC0415 - loads Pillow
+
+    pictures = _opened(images, settings)
+    side = settings.max_image_side
+    sheet = montage(pictures, max_side=side, first=first)
+    warning = too_small(pictures, max_side=side)
+    return sheet, [*pictures], [] if warning is None else [warning]
+
+
+def montage_warnings(images: Sequence[Passed], settings: Settings) -> list[str]:
+    """Tell why the tiles of a montage would be too small to read.
+
+    Args:
+        images: The images.
+        settings: Of the client.
+
+    Returns:
+        What the answer's metadata would say; nothing if the tiles can be read.
+
+    Raises:
+        ImageError: An image cannot be read.
+        UnsupportedContentError: One is a URL that is passed on.
+    """
+    from phospho_multimodal.images.montage import too_small  # noqa: PLC0415 - loads Pillow
+
+    warning = too_small(_opened(images, settings), max_side=settings.max_image_side)
+    return [] if warning is None else [warning]
+
+
+def legend(tiles: int, *, first: int = 1) -> str:
+    """Name the tiles of a montage in one sentence.
+
+    Args:
+        tiles: How many there are.
+        first: The number of the first one.
+
+    Returns:
+        The sentence.
+    """
+    numbers = range(first, first + tiles)
+    named = [f'"Image {number}" is the tile marked {number}' for number in numbers]
+    return f"The picture is a sheet of {tiles} images: {', '.join(named)}."
+
+
+def _opened(images: Sequence[Passed], settings: Settings) -> list[PreparedImage]:
+    """Prepare the images of a montage."""
+    pictures: list[PreparedImage] = []
+    for passed in images:
+        image = prepare_source(
+            passed.source, max_image_side=settings.max_image_side, fetched=passed.fetched
+        )
+        if isinstance(image, LinkedImage):
+            message = (
+                f"A montage has to open its images, and one is a URL at {image.origin} that is"
+                " passed on unopened. Nothing was sent. Set url_mode='fetch', or choose"
+                " multi_image='each' for a request for each image."
+            )
+            raise UnsupportedContentError(message)
+        pictures.append(image)
+    return pictures

@@ -1,0 +1,327 @@
+"""What images cost: the price, the ledger, the cap.
+
+Money is reserved before a request is sent and settled after: *billed* (a 200), *released* (the
+service cannot have charged it) or *in doubt* (it may have). Billed and in doubt together never
+pass the cap, whatever the order of sends, replies, failures and cancellations.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
+from phospho_multimodal.on_demand import ModuleOnDemand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from phospho_multimodal.spending import ledger
+    from phospho_multimodal.spending.ledger import Counts, Ledger, Outcome
+else:
+    ledger = ModuleOnDemand("phospho_multimodal.spending.ledger")
+
+__all__ = ["USD_PER_IMAGE", "Reservation", "Spending", "SpendingSnapshot"]
+
+logger = logging.getLogger("phospho_multimodal")
+
+USD_PER_IMAGE = Decimal("0.01")
+"""$10 per 1,000 images (the vendor's documentation page)."""
+
+NEARLY_SPENT = Decimal("0.8")
+"""The share of the cap at which `on_nearly_spent` is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpendingSnapshot:
+    """The ledger at one moment: images, and exact dollars."""
+
+    images_billed: int
+    images_in_doubt: int
+    images_reserved: int
+    usd_per_image: Decimal
+    max_usd: Decimal | None = None
+    max_images: int | None = None
+
+    @property
+    def usd_billed(self) -> Decimal:
+        """Metered dollars: images billed times the price."""
+        return self.images_billed * self.usd_per_image
+
+    @property
+    def usd_in_doubt(self) -> Decimal:
+        """Dollars that may have been charged without an answer."""
+        return self.images_in_doubt * self.usd_per_image
+
+    @property
+    def usd_invoiced(self) -> Decimal:
+        """What the invoice says: metered dollars rounded up to whole ones (150 images: $2)."""
+        return self.usd_billed.to_integral_value(ROUND_CEILING)
+
+    @property
+    def images_left(self) -> int | None:
+        """How many images more the cap allows, if none that is under way is billed."""
+        caps = [] if self.max_images is None else [self.max_images]
+        if self.max_usd is not None and self.usd_per_image:
+            caps.append(int(self.max_usd // self.usd_per_image))
+        taken = self.images_billed + self.images_in_doubt
+        return max(0, min(caps) - taken) if caps else None
+
+    def __str__(self) -> str:
+        parts = [f"{self.images_billed} images billed, ${self.usd_billed} metered"]
+        parts.append(f"${self.usd_invoiced} on the invoice")
+        if self.images_in_doubt:
+            parts.append(f"{self.images_in_doubt} in doubt (${self.usd_in_doubt})")
+        if self.images_reserved:
+            parts.append(f"{self.images_reserved} under way")
+        if self.max_usd is not None:
+            parts.append(f"cap ${self.max_usd}")
+        if self.max_images is not None:
+            parts.append(f"cap {self.max_images} images")
+        return "; ".join(parts)
+
+
+class Reservation:
+    """The money of one attempt; the first of its three ends counts, later ones change nothing."""
+
+    __slots__ = ("_spending", "_ticket")
+
+    def __init__(self, spending: Spending, ticket: int) -> None:
+        self._spending = spending
+        self._ticket = ticket
+
+    def bill(self) -> None:
+        """The answer came: the image is billed."""
+        self._spending._settle(self._ticket, ledger.Outcome.BILLED)  # noqa: SLF001 - two halves of one
+
+    def release(self) -> None:
+        """The image cannot have been billed."""
+        self._spending._settle(self._ticket, ledger.Outcome.RELEASED)  # noqa: SLF001
+
+    def doubt(self) -> None:
+        """The image may have been billed."""
+        self._spending._settle(self._ticket, ledger.Outcome.IN_DOUBT)  # noqa: SLF001
+
+
+class Spending:
+    """A ledger with a cap; any number of models, threads and event loops may share one.
+
+    One without a path belongs to its process: a forked child goes on with a copy of it.
+    """
+
+    def __init__(
+        self,
+        max_usd: float | Decimal | str | None = None,
+        *,
+        max_images: int | None = None,
+        usd_per_image: float | Decimal | str = USD_PER_IMAGE,
+        path: str | os.PathLike[str] | None = None,
+        on_nearly_spent: Callable[[SpendingSnapshot], None] | None = None,
+    ) -> None:
+        """Open a ledger.
+
+        Args:
+            max_usd: Dollars that billed and in-doubt images together may reach; 0 lets nothing
+                through, `None` everything.
+            max_images: The same, in images.
+            usd_per_image: Dollars for one image.
+            path: A file to keep the ledger in, which the processes of one machine share and the
+                next run finds again. What a process that died had reserved is in doubt.
+            on_nearly_spent: Called once, when 80 % of the cap is billed or in doubt. An error of it
+                is logged and stops nothing.
+
+        Raises:
+            ConfigurationError: A figure is negative or not a number, or the file cannot be used.
+        """
+        self.usd_per_image = _dollars("usd_per_image", usd_per_image)
+        self.max_usd = None if max_usd is None else _dollars("max_usd", max_usd)
+        if max_images is not None and max_images < 0:
+            message = f"max_images is {max_images}; it is 0 or more."
+            raise ConfigurationError(message)
+        self.max_images = max_images
+        self.path = None if path is None else Path(path)
+        self._ledger: Ledger = (
+            ledger.LedgerInMemory() if self.path is None else ledger.LedgerFile(self.path)
+        )
+        self._backlog = ledger.Backlog(in_a_file=self.path is not None)
+        self._on_nearly_spent = on_nearly_spent
+        self._told = threading.Lock()  # taken once, by whoever crosses the line first
+
+    @classmethod
+    def resumed(
+        cls,
+        images_billed: int,
+        images_in_doubt: int,
+        *,
+        max_usd: float | Decimal | str | None = None,
+        max_images: int | None = None,
+        usd_per_image: float | Decimal | str = USD_PER_IMAGE,
+    ) -> Spending:
+        """Open a ledger in memory that goes on from what somebody else has kept.
+
+        Args:
+            images_billed: What was billed until now.
+            images_in_doubt: What may have been.
+            max_usd: As in the constructor; what was spent until now counts.
+            max_images: The same, in images.
+            usd_per_image: Dollars for one image.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            ConfigurationError: A figure is negative or not a number.
+        """
+        spending = cls(max_usd, max_images=max_images, usd_per_image=usd_per_image)
+        spending._ledger = ledger.LedgerInMemory(ledger.Counts(images_billed, images_in_doubt))
+        return spending
+
+    def reserve(self, images: int = 1) -> tuple[Reservation, ...]:
+        """Set money aside for some images, for all or for none.
+
+        Args:
+            images: How many.
+
+        Returns:
+            A reservation for each; every one has to be billed, released or doubted.
+
+        Raises:
+            SpendingLimitError: The cap does not allow it. Nothing was reserved.
+            ConfigurationError: That is less than no image, or the ledger's file cannot be used.
+        """
+        if images < 0:
+            message = f"reserve({images}): money cannot be set aside for fewer than 0 images."
+            raise ConfigurationError(message)
+
+        def check(counts: Counts) -> None:
+            total = counts.taken + images
+            if self.max_images is not None and total > self.max_images:
+                raise self._refusal(images, f"{self.max_images} images", counts)
+            if self.max_usd is not None and total * self.usd_per_image > self.max_usd:
+                raise self._refusal(images, f"${self.max_usd}", counts)
+
+        self._backlog.clear()
+        return tuple(Reservation(self, ticket) for ticket in self._ledger.reserve(images, check))
+
+    def settle(self, billed: int | None = None) -> SpendingSnapshot:
+        """Decide about what is in doubt, once the invoice tells.
+
+        Args:
+            billed: How many of the images in doubt were billed; `None` takes it that all were.
+
+        Returns:
+            The ledger after that, with nothing in doubt.
+
+        Raises:
+            ConfigurationError: There are not that many in doubt.
+        """
+        self._backlog.clear()
+        self._ledger.resolve(billed)
+        return self.snapshot()
+
+    def snapshot(self) -> SpendingSnapshot:
+        """Tell how the ledger stands; print it for a line of text."""
+        self._backlog.clear()
+        return self._snapshot(self._ledger.counts())
+
+    def settle_soon(self, end: Callable[[], None]) -> None:
+        """Settle a reservation where nobody can wait for a ledger in a file that others hold.
+
+        Args:
+            end: Its `bill`, `release` or `doubt`. It counts in whatever is asked of this ledger
+                from now on.
+        """
+        self._backlog.add(end)
+
+    def __copy__(self) -> Spending:
+        """A copy of a cap would be a second cap, so it is the same one."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Spending:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the path, under which another process finds the same ledger."""
+        if self.path is None:
+            message = (
+                "A Spending without a path lives in one process: pickled, it would become a second"
+                " cap. Give it a file: Spending(…, path='spending.db')."
+            )
+            raise ConfigurationError(message)
+        options = {
+            "max_usd": self.max_usd,
+            "max_images": self.max_images,
+            "usd_per_image": self.usd_per_image,
+            "path": self.path.absolute(),
+            "on_nearly_spent": self._on_nearly_spent,
+        }
+        return _reopen, (options,)
+
+    def __repr__(self) -> str:
+        return f"<Spending: {self.snapshot()}>"
+
+    def _settle(self, ticket: int, outcome: Outcome) -> None:
+        """Settle, and never raise: what an image was paid for counts for more than its entry."""
+        try:
+            settled = self._ledger.settle(ticket, outcome)
+        except ConfigurationError as failure:
+            # Reserved it stays, so that the cap holds; once this process ends, it is in doubt.
+            logger.error("An image that is %s stays reserved: %s", outcome.value, failure)  # noqa: TRY400 - it says all
+            return
+        if settled is None or self._on_nearly_spent is None:
+            return
+        before, after = settled
+        crossed = self._nearly_spent(after) and not self._nearly_spent(before)
+        if crossed and self._told.acquire(blocking=False):
+            try:
+                self._on_nearly_spent(self._snapshot(after))
+            except Exception:
+                logger.exception("on_nearly_spent= failed; the request goes on")
+
+    def _nearly_spent(self, counts: Counts) -> bool:
+        committed = counts.billed + counts.in_doubt
+        of_money = self.max_usd is not None and (
+            committed * self.usd_per_image >= NEARLY_SPENT * self.max_usd
+        )
+        return of_money or (
+            self.max_images is not None and committed >= NEARLY_SPENT * self.max_images
+        )
+
+    def _snapshot(self, counts: Counts) -> SpendingSnapshot:
+        return SpendingSnapshot(
+            images_billed=counts.billed,
+            images_in_doubt=counts.in_doubt,
+            images_reserved=counts.reserved,
+            usd_per_image=self.usd_per_image,
+            max_usd=self.max_usd,
+            max_images=self.max_images,
+        )
+
+    def _refusal(self, images: int, cap: str, counts: Counts) -> SpendingLimitError:
+        noun = "image" if images == 1 else "images"
+        message = (
+            f"{images} more {noun} would pass the cap of {cap}; so far: {self._snapshot(counts)}."
+            " Nothing was sent. Raise the cap, or settle() what is in doubt."
+        )
+        return SpendingLimitError(message)
+
+
+def _reopen(options: dict[str, Any]) -> Spending:
+    return Spending(**options)
+
+
+def _dollars(name: str, value: float | Decimal | str) -> Decimal:
+    """Read dollars exactly: a float by its shortest spelling, so that 0.01 is one cent."""
+    try:
+        amount = Decimal(str(value))
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        message = f"{name} is {value!r}; it is a number of dollars, 0 or more."
+        raise ConfigurationError(message)
+    return amount
