@@ -28,7 +28,8 @@ from phospho_multimodal.settings import Settings
 from pictures import encoded
 
 # A key as keys are; a prompt of words, quotes and other scripts; nothing shorter than a fragment.
-keys = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", min_size=16)
+key_letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+keys = st.text(key_letters, min_size=16).map("sk-{}".format)  # never the name of a class
 words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=6, max_size=12)
 prompts = st.lists(words, min_size=4, max_size=12).map(" ".join)
 
