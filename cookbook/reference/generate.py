@@ -72,9 +72,8 @@ def api() -> str:
     for package in PACKAGES:
         module: Any = loader.modules_collection[package]
         pages.append(f"## {package}\n\n{first_paragraph(module)}\n")
-        for name in sorted(map(str, module.exports or [])):
-            if not name.startswith("_"):
-                pages.append(entry(package, name, module[name]))
+        names = sorted(str(name) for name in module.exports or [])
+        pages += [entry(package, name, module[name]) for name in names if name[0] != "_"]
     return "\n".join(pages)
 
 
@@ -88,9 +87,11 @@ def entry(package: str, name: str, item: Any) -> str:
         signature = f"({', '.join(written(p) for p in function.parameters if p.name != 'self')})"
     lines = [f"### `{package}.{name}`\n", f"```text\n{name}{signature}\n```\n", sections(item)]
     if item.is_class:
-        for method in item.members.values():
-            if method.is_function and not method.name.startswith("_") and method.docstring:
-                lines.append(f"**`{method.name}`** {first_paragraph(method)}\n")
+        lines += [
+            f"**`{method.name}`** {first_paragraph(method)}\n"
+            for method in item.members.values()
+            if method.is_function and method.docstring and method.name[0] != "_"
+        ]
     return "\n".join(lines)
 
 
