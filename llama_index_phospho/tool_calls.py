@@ -87,7 +87,7 @@ def take_protocol(given: dict[str, Any]) -> ToolProtocol:
     if not given.pop(_REQUIRED, False):
         return ToolProtocol.of(tools, tool_choice=choice)
     # Who requires a call takes its arguments at once: there is no agent to ask again.
-    protocol = replace(ToolProtocol.of(tools, tool_choice=choice or "any"), re_asks=0)
+    protocol = replace(ToolProtocol.of(tools, tool_choice=choice or "any"), max_reasks=0)
     if not gives_answer:
         return protocol
     return replace(protocol, answer_tools=frozenset(tool.name for tool in protocol.tools))

@@ -43,22 +43,22 @@ class Answer:
             words; `tool_call_problem` where a call cannot be run as it is; and
             `tool_calls_omitted`, how many further calls were left out.
         call: The call.
-        broken: The tool whose call is invalid and not passed on, empty if its name cannot be read
-            either. The text is then the model's own words.
+        invalid_tool_name: The tool whose call is invalid and not passed on, empty if its name
+            cannot be read either. The text is then the model's own words.
     """
 
     text: str = field(repr=False)
     metadata: Mapping[str, Any]
     call: ToolCall | None = None
-    broken: str | None = None
+    invalid_tool_name: str | None = None
 
 
 def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[Turn]) -> Answer:
     """Read an answer.
 
     An unusable call is passed on, so that the agent shows the problem to the model and the model
-    tries again. Each repetition is an image billed, so at most `re_asks` in a row are passed on. A
-    call is never passed on if the tool would run on arguments that the model did not give.
+    tries again. Each repetition is an image billed, so at most `max_reasks` in a row are passed on.
+    A call is never passed on if the tool would run on arguments that the model did not give.
 
     Args:
         prediction: What the model answered.
@@ -80,7 +80,7 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
         found = find_json_objects(raw, known=_told_words(protocol))
     intents = _find_intents(found, protocol)
     if not intents:
-        if protocol.forced and not protocol.tells:
+        if protocol.forced and not protocol.return_invalid_calls:
             raise _no_call(_CALLED_NONE, prediction, turns)
         return Answer(_answer_text(raw, found, protocol), metadata)
     intent = intents[0]
@@ -91,9 +91,9 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
     if problem is not None:
         metadata["tool_call_problem"] = problem
         if not _is_passed_on(intent, protocol, turns):
-            if protocol.forced and not protocol.tells:
+            if protocol.forced and not protocol.return_invalid_calls:
                 raise _no_call(problem, prediction, turns)
-            return Answer(raw, metadata, broken=intent.name)
+            return Answer(raw, metadata, invalid_tool_name=intent.name)
     tool = protocol.tool(intent.name)
     arguments = (tool or Tool(intent.name, "", {})).coerce(intent.arguments or {})
     call = ToolCall(intent.name, arguments, f"call_{uuid.uuid4().hex}")
@@ -223,7 +223,7 @@ def _is_passed_on(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn])
         return False
     if tool is not None and not tool.required - (intent.arguments or {}).keys():
         return False  # It would run, on arguments that are not the model's.
-    return _in_vain(turns, protocol) < protocol.re_asks
+    return _in_vain(turns, protocol) < protocol.max_reasks
 
 
 def _in_vain(turns: Sequence[Turn], protocol: ToolProtocol) -> int:

@@ -137,8 +137,9 @@ class ToolProtocol:
         only: The one it has to call.
         answer_schema: JSON schema of an answer that is no call; empty for any JSON object, `None`
             for plain text.
-        re_asks: How many unusable calls in a row are passed on.
-        tells: Whether a forced call that did not come is reported in the answer, not raised.
+        max_reasks: How many unusable calls in a row are passed on.
+        return_invalid_calls: Whether a forced call that did not come is reported in the answer,
+            not raised.
         answer_tools: Names of the tools that run nothing and only give an answer its form. The
             plain object is accepted for a call of one.
     """
@@ -147,8 +148,8 @@ class ToolProtocol:
     forced: bool = False
     only: str | None = None
     answer_schema: Mapping[str, Any] | None = None
-    re_asks: int = MAX_REASKS
-    tells: bool = False
+    max_reasks: int = MAX_REASKS
+    return_invalid_calls: bool = False
     answer_tools: frozenset[str] = frozenset()
 
     @classmethod
