@@ -16,7 +16,7 @@ from langchain_phospho.content import read_messages
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.messages.conversation import ToolCall, Turn
 from phospho_multimodal.tools.prompt import ToolProtocol
-from phospho_multimodal.tools.schema_text import inline_references
+from phospho_multimodal.tools.schema import inline_references
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
