@@ -47,7 +47,7 @@ def start(path: pathlib.Path, cap: int, steps: int) -> subprocess.Popen[str]:
 def test_the_next_process_finds_the_ledger_again(path: pathlib.Path):
     first = Spending(path=path)
     first.reserve()[0].bill()
-    first.reserve()[0].doubt()
+    first.reserve()[0].mark_in_doubt()
 
     snapshot = Spending(path=path).snapshot()
 

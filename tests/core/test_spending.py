@@ -296,7 +296,7 @@ def test_a_snapshot_prints_well():
     reservations = spending.reserve(4)
     reservations[0].bill()
     reservations[1].bill()
-    reservations[2].doubt()
+    reservations[2].mark_in_doubt()
 
     assert str(spending.snapshot()) == (
         "2 images billed, $0.02 metered; $1 on the invoice; 1 in doubt ($0.01); 1 under way;"
@@ -341,7 +341,7 @@ def test_a_figure_that_makes_no_sense_is_refused(options):
 def test_what_is_in_doubt_can_be_settled():
     spending = Spending(max_images=4)
     for reservation in spending.reserve(4):
-        reservation.doubt()
+        reservation.mark_in_doubt()
 
     with pytest.raises(ConfigurationError, match="4 images in doubt"):
         spending.settle(billed=5)

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.commits import GroupCommit
-from phospho_multimodal.batch.journal.endings import to_the_end
+from phospho_multimodal.batch.journal.endings import run_to_completion
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State, states_to_ask_again
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, AdaptiveConcurrency
 from phospho_multimodal.batch.pipeline.circuit_breaker import (
     MAX_OUTAGE,
     CircuitBreaker,
     check_max_outage,
 )
-from phospho_multimodal.batch.pipeline.engine import Engine, Stop
+from phospho_multimodal.batch.pipeline.engine import Engine, StopSignal
 from phospho_multimodal.batch.pipeline.preparation import Preparation
-from phospho_multimodal.batch.pipeline.progress import Progress, Watch
-from phospho_multimodal.batch.pipeline.questions import Asker
+from phospho_multimodal.batch.pipeline.progress import Progress, ProgressReporter
+from phospho_multimodal.batch.pipeline.questions import RequestRunner
 from phospho_multimodal.batch.pipeline.termination import as_interrupt
 from phospho_multimodal.batch.preflight import (
     RATE,
@@ -45,7 +45,7 @@ from phospho_multimodal.batch.sources.select import Limited, Source, open_source
 from phospho_multimodal.batch.sources.tiles import TiledSource
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.exchange.attempts import Exchange
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
@@ -324,12 +324,12 @@ class _Run:
         try:
             return await self._work(source, journal)
         finally:
-            await to_the_end(journal.close)
+            await run_to_completion(journal.close)
 
     async def _work(self, source: Source, journal: Journal) -> Summary:
         spent = await asyncio.to_thread(journal.tally)
         spending = self._spending(spent.images_billed, spent.images_in_doubt)
-        shared = Exchange.of(self._settings, spending)
+        shared = ClientState.of(self._settings, spending)
         client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
         async with client:
             status = await client.check()
@@ -413,12 +413,12 @@ class _Run:
         source: Source,
         journal: Journal,
         results: Results,
-        shared: Exchange,
+        shared: ClientState,
         client: AsyncPhosphoClient,
     ) -> Exception | None:
-        self._stop = Stop(self._interrupted.is_set)
+        self._stop = StopSignal(self._interrupted.is_set)
         before = await asyncio.to_thread(journal.tally)
-        self._watch = Watch(before, shared.spending, self._options.get("on_progress"))
+        self._watch = ProgressReporter(before, shared.spending, self._options.get("on_progress"))
         if self._over_ray is None:
             await self._ask_from_here(source, journal, results, shared, client)
         else:
@@ -454,17 +454,17 @@ class _Run:
         source: Source,
         journal: Journal,
         results: Results,
-        shared: Exchange,
+        shared: ClientState,
         client: AsyncPhosphoClient,
     ) -> None:
         stop = self._stop
-        level = Level(self._ceiling, fixed=self._concurrency != "auto")
+        level = AdaptiveConcurrency(self._ceiling, fixed=self._concurrency != "auto")
         commits = GroupCommit(journal)
         engine = Engine(
             preparation=Preparation(
                 source, journal, self._job, self._settings, lambda: stop() is not None
             ),
-            asker=Asker(shared, client, self._job, commits, level, keeps_refused=True),
+            asker=RequestRunner(shared, client, self._job, commits, level, keeps_refused=True),
             level=level,
             journal=journal,
             results=results,
@@ -478,7 +478,7 @@ class _Run:
         try:
             await engine.run()
         finally:
-            await to_the_end(commits.close)  # what it was told may be paid
+            await run_to_completion(commits.close)  # what it was told may be paid
 
 
 class _WorkingTime:

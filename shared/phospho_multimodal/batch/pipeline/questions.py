@@ -9,21 +9,27 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal.steps import AttemptFailed, Ended, Sending, State
+from phospho_multimodal.batch.journal.steps import (
+    AttemptFailed,
+    AttemptStarted,
+    ImageFinished,
+    State,
+)
 from phospho_multimodal.batch.journal.steps import Step as Noted
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AdaptiveConcurrency
 from phospho_multimodal.batch.pipeline.circuit_breaker import is_refusal
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, SpendingLimitError
-from phospho_multimodal.exchange.attempts import AwaitTurn, Call, Exchange, Pause, Send, Step, ask
+from phospho_multimodal.exchange.attempts import ClientState, RequestState, send_with_retries
+from phospho_multimodal.exchange.steps import AcquireSlot, SendRequest, Sleep, Step
 from phospho_multimodal.messages.conversation import cut_at_stop
 
-__all__ = ["Asker", "Notes", "Question"]
+__all__ = ["EventLog", "Question", "RequestRunner"]
 
 _LOOK_UP = 0.25  # seconds
 
 
-class Notes(Protocol):
+class EventLog(Protocol):
     """Where the steps of questions are noted."""
 
     async def begin_attempt(self, picture: bytes) -> None:
@@ -48,7 +54,7 @@ class Question:
     """
 
     picture: bytes
-    call: Call
+    call: RequestState
     refusals: int = 0
     answers_before: int = 0
 
@@ -62,16 +68,16 @@ class Question:
         self.call = replace(self.call, attempts=0, service_errors=0)
 
 
-class Asker:
+class RequestRunner:
     """Asks questions through one client, on one event loop."""
 
     def __init__(
         self,
-        shared: Exchange,
+        shared: ClientState,
         client: AsyncPhosphoClient,
         job: Job,
-        commits: Notes,
-        level: Level,
+        commits: EventLog,
+        level: AdaptiveConcurrency,
         *,
         keeps_refused: bool = False,
     ) -> None:
@@ -98,7 +104,7 @@ class Asker:
         question: Question,
         stopping: Callable[[], PhosphoError | None],
         stop: Callable[[PhosphoError], None] = lambda _: None,
-    ) -> tuple[Ended, int, PhosphoError | None]:
+    ) -> tuple[ImageFinished, int, PhosphoError | None]:
         """Ask one question, and note what becomes of it.
 
         Args:
@@ -114,15 +120,15 @@ class Asker:
             ConfigurationError: The journal cannot be written.
         """
         call, picture = question.call, question.picture
-        call.stopped_by, call.deadline = stopping, None
-        way = _Way(call.attempts, call.in_doubt)
+        call.abort_reason, call.deadline = stopping, None
+        way = AttemptProgress(call.attempts, call.in_doubt)
 
         async def perform(step: Step) -> Any:
             return await self._perform(step, question, way, stopping)
 
         failure: PhosphoError | None = None
         try:
-            description = await self._client.run(ask(self._shared, call), perform)
+            description = await self._client.run(send_with_retries(self._shared, call), perform)
         except PhosphoError as error:
             failure = error
             if way.has_turn and way.began is not None and stopping() is None:
@@ -149,14 +155,14 @@ class Asker:
             ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
         return ended, await self._commits.note(ended), failure
 
-    async def _refused(self, picture: bytes, call: Call, way: _Way) -> Ended:
+    async def _refused(self, picture: bytes, call: RequestState, way: AttemptProgress) -> ImageFinished:
         """Note that nothing is on its way any more; the picture stays taken by its question."""
         attempts, in_doubt = way.news(call)
         if attempts:
             await self._commits.note(AttemptFailed(picture, in_doubt))
         return self._ended(picture, State.PENDING, call, way)
 
-    async def fail(self, question: Question, error: PhosphoError) -> tuple[Ended, int]:
+    async def fail(self, question: Question, error: PhosphoError) -> tuple[ImageFinished, int]:
         """Note that a question is not asked any more.
 
         Args:
@@ -170,31 +176,31 @@ class Asker:
             ConfigurationError: The journal cannot be written.
         """
         picture = question.picture
-        ended = Ended(picture, State.FAILED, error=error, attempts=0, ended=time.time())
+        ended = ImageFinished(picture, State.FAILED, error=error, attempts=0, ended=time.time())
         return ended, await self._commits.note(ended)
 
     async def _perform(
         self,
         step: Step,
         question: Question,
-        way: _Way,
+        way: AttemptProgress,
         stopping: Callable[[], PhosphoError | None],
     ) -> Any:
         call, picture = question.call, question.picture
-        if isinstance(step, AwaitTurn):
+        if isinstance(step, AcquireSlot):
             release = await self._turn(step, picture, stopping)
             way.has_turn = release is not None
             if way.began is None:  # to wait for the first turn is no part of the call
                 call.deadline = self._deadline()
             return release
-        if isinstance(step, Send):
+        if isinstance(step, SendRequest):
             way.has_turn = way.is_answered = False
-            await self._commits.note(Sending(picture))
+            await self._commits.note(AttemptStarted(picture))
             way.began = way.began or time.monotonic()
             reply = await self._send(step)
             way.is_answered = reply.status_code == 200  # noqa: PLR2004 - an answer
             return reply
-        if isinstance(step, Pause):  # nothing is on its way meanwhile
+        if isinstance(step, Sleep):  # nothing is on its way meanwhile
             await self._commits.note(AttemptFailed(picture, way.news(call)[1]))
             return await _pause(step.seconds, stopping)
         return await self._client.perform(step)
@@ -204,7 +210,7 @@ class Asker:
         return None if seconds is None else self._shared.clock() + seconds
 
     async def _turn(
-        self, step: AwaitTurn, picture: bytes, stopping: Callable[[], PhosphoError | None]
+        self, step: AcquireSlot, picture: bytes, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
         """Wait for the level before the client's own queue: what waits there has its start time."""
         await self._level.take()
@@ -232,7 +238,7 @@ class Asker:
         return give_back
 
     async def _client_turn(
-        self, step: AwaitTurn, stopping: Callable[[], PhosphoError | None]
+        self, step: AcquireSlot, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
         """Wait for the client's slots and its rate; who wants the run to end does not wait."""
         if self._shared.settings.requests_per_second is None:
@@ -251,7 +257,7 @@ class Asker:
         # Before it sends, the exchange looks whether it is to stop.
         return _nothing if waiting.cancelled() else waiting.result()
 
-    async def _send(self, step: Send) -> Any:
+    async def _send(self, step: SendRequest) -> Any:
         sent = time.monotonic()
         try:
             reply = await self._client.perform(step)
@@ -265,14 +271,14 @@ class Asker:
     def _ended(
         picture: bytes,
         state: State,
-        call: Call,
-        way: _Way,
+        call: RequestState,
+        way: AttemptProgress,
         *,
         description: str | None = None,
         error: PhosphoError | None = None,
-    ) -> Ended:
+    ) -> ImageFinished:
         attempts, in_doubt = way.news(call)
-        return Ended(
+        return ImageFinished(
             picture,
             state,
             description=description,
@@ -285,7 +291,7 @@ class Asker:
 
 
 @dataclass(slots=True)
-class _Way:
+class AttemptProgress:
     """How far a question is, and what the journal has been told about its call."""
 
     attempts: int
@@ -294,7 +300,7 @@ class _Way:
     has_turn: bool = False  # and has not used it
     is_answered: bool = False  # by its last attempt
 
-    def news(self, call: Call) -> tuple[int, int]:
+    def news(self, call: RequestState) -> tuple[int, int]:
         """Tell what it has not been told yet: attempts, and images in doubt."""
         attempts, in_doubt = call.attempts - self.attempts, call.in_doubt - self.in_doubt
         self.attempts, self.in_doubt = call.attempts, call.in_doubt
