@@ -38,12 +38,12 @@ from phospho_multimodal.settings import (
 )
 from phospho_multimodal.spending.budget import Spending
 from phospho_multimodal.spending.left_behind import Held, UnderWay
-from phospho_multimodal.transport.pool import (
-    AsyncConnectionPool,
-    build_request,
+from phospho_multimodal.transport.pool import AsyncConnectionPool
+from phospho_multimodal.transport.requests import (
     check_borrowed,
     foreign_errors_as_httpx,
-    read_async_reply,
+    make_request,
+    read_response_async,
 )
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ class AsyncPhosphoClient:
             return slot.take_over()
 
     async def _send(self, step: SendRequest) -> HttpResponse:
-        request = build_request(step, self._settings.timeouts, self._http_client)
+        request = make_request(step, self._settings.timeouts, self._http_client)
         if step.deadline is None:
             return await self._reply(request)
         from anyio import move_on_after  # noqa: PLC0415
@@ -356,10 +356,10 @@ class AsyncPhosphoClient:
         if self._http_client is None:
             pool = (await self._state()).pool
             response = await pool.handle_async_request(request)
-            return await read_async_reply(response)
+            return await read_response_async(response)
         with foreign_errors_as_httpx():
             response = await self._http_client.send(request, stream=True, follow_redirects=False)
-            return await read_async_reply(response)
+            return await read_response_async(response)
 
     async def _state(self) -> _LoopState:
         if self._closed:

@@ -39,12 +39,12 @@ from phospho_multimodal.settings import (
 )
 from phospho_multimodal.spending.budget import Spending
 from phospho_multimodal.spending.processes import after_fork
-from phospho_multimodal.transport.pool import (
-    ConnectionPool,
-    build_request,
+from phospho_multimodal.transport.pool import ConnectionPool
+from phospho_multimodal.transport.requests import (
     check_borrowed,
     foreign_errors_as_httpx,
-    read_reply,
+    make_request,
+    read_response,
 )
 
 if TYPE_CHECKING:
@@ -303,14 +303,14 @@ class PhosphoClient:
         return slots.give_back
 
     def _send(self, step: SendRequest) -> HttpResponse:
-        request = build_request(step, self._settings.timeouts, self._http_client)
+        request = make_request(step, self._settings.timeouts, self._http_client)
         try:
             if self._http_client is None:
                 response = self._connections().handle_request(request)
-                return read_reply(response, step.deadline)
+                return read_response(response, step.deadline)
             with foreign_errors_as_httpx():
                 response = self._http_client.send(request, stream=True, follow_redirects=False)
-                return read_reply(response, step.deadline)
+                return read_response(response, step.deadline)
         except httpx.TransportError:
             if step.deadline is not None and time.monotonic() >= step.deadline:
                 raise DeadlineError from None

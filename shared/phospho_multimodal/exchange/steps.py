@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import httpx
 
 __all__ = [
-    "MAX_REPLY_BYTES",
     "TRANSPORT_FAILURES",
     "AcquireSlot",
     "DeadlineError",
@@ -26,24 +25,19 @@ __all__ = [
     "Step",
 ]
 
-MAX_REPLY_BYTES = 10 * 1024 * 1024
-"""What is read of a reply; an answer has a few hundred bytes."""
-
-_JOINED = 128 * 1024
-_WHOLE_PIECES = 2 * 1024 * 1024
 _SLICE = 256 * 1024
-_SHORT_END = 64
 
 
 class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of one attempt, which knows whether all of it was handed to the socket.
+    """The body of one attempt, which knows whether all of it was passed to the transport.
 
-    A small one is put together, since that costs less than another write. The pieces of a larger
-    one go as they are, without a copy. The largest go in slices: a piece given whole is copied
-    with each partial send.
+    It goes in slices: httpcore copies what is left of a slice after each partial send. The last
+    byte goes by itself, and `fully_sent` is set before it. A call that is interrupted before that
+    cannot be billed, and one that is interrupted while the last byte is written may be.
 
-    The end is handed over by itself, a few bytes, and the body counts as sent from then on: whoever
-    is interrupted before has not sent it, and whoever is interrupted while it is written may have.
+    Attributes:
+        size: The length of the body in bytes.
+        fully_sent: Whether the last byte was passed on.
     """
 
     def __init__(self, *pieces: bytes) -> None:
@@ -52,19 +46,10 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.fully_sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        end = self._pieces[-1] if self._pieces else b""
-        rest: list[bytes | memoryview] = [*self._pieces[:-1]]
-        if not rest or len(end) > _SHORT_END:
-            rest.append(memoryview(end)[:-1])
-            end = end[-1:]
-        if self.size > _WHOLE_PIECES:
-            yield from _slices(rest)
-        elif self.size > _JOINED:
-            yield from map(bytes, rest)  # which copies none that is bytes already
-        elif self.size > 1:
-            yield b"".join(rest)
+        *pieces, last = self._pieces or [b""]
+        yield from _slices([*pieces, memoryview(last)[:-1]])
         self.fully_sent = True
-        yield end
+        yield last[-1:]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self:
@@ -72,7 +57,7 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
-    """Cut what the pieces are together, without ever putting all of it together."""
+    """Join the pieces and cut them into slices, without a copy of the whole."""
     held: list[memoryview] = []
     room = _SLICE
     for piece in pieces:
