@@ -12,7 +12,13 @@ import pytest
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
-from phospho_multimodal.batch.journal.steps import AttemptFailed, Claim, Ended, Entry, State
+from phospho_multimodal.batch.journal.steps import (
+    AttemptFailed,
+    ImageClaimed,
+    ImageFinished,
+    InputRecord,
+    State,
+)
 from phospho_multimodal.errors import (
     ConfigurationError,
     ImageError,
@@ -33,12 +39,12 @@ JOB = Job.of("What is it?", Settings.resolve(base_url="http://127.0.0.1:9"), {})
 CAT, DOG, COW = (bytes([number]) * 32 for number in range(3))
 
 
-def described(picture: bytes, text: str = "A cat.") -> Ended:
-    return Ended(picture, State.DESCRIBED, description=text, seconds=0.1, ended=time.time())
+def described(picture: bytes, text: str = "A cat.") -> ImageFinished:
+    return ImageFinished(picture, State.DESCRIBED, description=text, seconds=0.1, ended=time.time())
 
 
-def failed(picture: bytes, error: PhosphoError) -> Ended:
-    return Ended(picture, State.FAILED, error=error, ended=time.time())
+def failed(picture: bytes, error: PhosphoError) -> ImageFinished:
+    return ImageFinished(picture, State.FAILED, error=error, ended=time.time())
 
 
 class Office:
@@ -68,12 +74,12 @@ class Office:
     async def send(self, token: str, picture: bytes, attempt: str | None = None) -> str:
         """Claim and be permitted; tells the question."""
         question = f"{token} about {picture.hex()}"
-        assert await self.books.claim(token, question, Claim(picture)) is Word.GO
+        assert await self.books.claim(token, question, ImageClaimed(picture)) is Word.GO
         attempt = attempt or f"attempt of {question}"
         assert await self.books.permit(token, question, picture, attempt) is Word.GO
         return question
 
-    async def settle(self, question: str, step: Ended | AttemptFailed) -> Any:
+    async def settle(self, question: str, step: ImageFinished | AttemptFailed) -> Any:
         return await self.books.settle(question, f"attempt of {question}", step)
 
     def money(self) -> tuple[int, int]:
@@ -116,7 +122,7 @@ async def test_an_answer_comes_back_to_whoever_claims_its_picture(make: Make):
     question = await office.send("w1", CAT)
     told = await office.settle(question, described(CAT))
     assert (told["description"], told["images_billed"], told["attempts"]) == ("A cat.", 1, 1)
-    other = await office.books.claim("w2", "q2", Claim(CAT))
+    other = await office.books.claim("w2", "q2", ImageClaimed(CAT))
     assert isinstance(other, Answered)
     assert other.answer["description"] == "A cat."
     assert office.money() == (1, 0)
@@ -127,7 +133,7 @@ async def test_a_picture_under_way_elsewhere_is_waited_for(make: Make):
     await office.hello("w1", "w2")
     question = await office.send("w1", CAT)
     waiting = [
-        asyncio.ensure_future(office.books.claim("w2", f"q{number}", Claim(CAT)))
+        asyncio.ensure_future(office.books.claim("w2", f"q{number}", ImageClaimed(CAT)))
         for number in range(20)
     ]
     await asyncio.sleep(0.05)
@@ -142,7 +148,7 @@ async def test_of_many_that_claim_at_once_one_asks(make: Make):
     office = make()
     await office.hello("w1")
     claims = [
-        asyncio.ensure_future(office.books.claim("w1", f"q{number}", Claim(CAT)))
+        asyncio.ensure_future(office.books.claim("w1", f"q{number}", ImageClaimed(CAT)))
         for number in range(20)
     ]
     done, _ = await asyncio.wait(claims, timeout=0.2)
@@ -156,8 +162,8 @@ async def test_of_many_that_claim_at_once_one_asks(make: Make):
 async def test_a_picture_that_was_given_up_is_the_next_ones(make: Make):
     office = make()
     await office.hello("w1", "w2")
-    assert await office.books.claim("w1", "q1", Claim(CAT)) is Word.GO
-    waiting = asyncio.ensure_future(office.books.claim("w2", "q2", Claim(CAT)))
+    assert await office.books.claim("w1", "q1", ImageClaimed(CAT)) is Word.GO
+    waiting = asyncio.ensure_future(office.books.claim("w2", "q2", ImageClaimed(CAT)))
     await asyncio.sleep(0.05)
     await office.books.give_up("q1", CAT)
     assert await waiting is Word.GO
@@ -205,7 +211,7 @@ async def test_the_cap_waits_for_what_may_yet_cost_nothing(make: Make):
     office = make(max_images=1)
     await office.hello("w1")
     question = await office.send("w1", CAT)
-    assert await office.books.claim("w1", "q2", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w1", "q2", ImageClaimed(DOG)) is Word.GO
     waiting = asyncio.ensure_future(office.books.permit("w1", "q2", DOG, "a2"))
     await asyncio.sleep(0.05)
     assert not waiting.done()
@@ -217,13 +223,13 @@ async def test_the_cap_stops_everybody_once_it_is_spent(make: Make):
     office = make(max_images=1)
     await office.hello("w1", "w2")
     question = await office.send("w1", CAT)
-    assert await office.books.claim("w2", "q2", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w2", "q2", ImageClaimed(DOG)) is Word.GO
     waiting = asyncio.ensure_future(office.books.permit("w2", "q2", DOG, "a2"))
     await asyncio.sleep(0.05)
     await office.settle(question, described(CAT))
     assert await waiting is Word.STOP
     assert isinstance(office.books.beat("w2"), SpendingLimitError)
-    assert await office.books.claim("w1", "q3", Claim(COW)) is Word.STOP
+    assert await office.books.claim("w1", "q3", ImageClaimed(COW)) is Word.STOP
     assert office.money() == (1, 0)
 
 
@@ -233,7 +239,7 @@ async def test_the_cap_counts_what_earlier_runs_spent(make: Make):
     await office.settle(await office.send("w1", CAT), described(CAT))
     office.reopen(max_images=1)
     await office.hello("w1")
-    assert await office.books.claim("w1", "q2", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w1", "q2", ImageClaimed(DOG)) is Word.GO
     assert await office.books.permit("w1", "q2", DOG, "a2") is Word.STOP
 
 
@@ -244,14 +250,14 @@ async def test_the_next_incarnation_puts_what_the_last_one_sent_in_doubt(make: M
     office = make()
     await office.books.hello("w1", "actor", "north")
     await office.send("w1", CAT)
-    assert await office.books.claim("w1", "idle", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w1", "idle", ImageClaimed(DOG)) is Word.GO
     await office.books.hello("w1 again", "actor", "south")
     assert office.money() == (0, 1)
-    told = await office.books.claim("w1 again", "q", Claim(CAT))
+    told = await office.books.claim("w1 again", "q", ImageClaimed(CAT))
     assert isinstance(told, Answered)
     assert told.answer["state"] == State.IN_DOUBT
     assert told.answer["error_class"] == "ReplyLostError"
-    assert await office.books.claim("w1 again", "q", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w1 again", "q", ImageClaimed(DOG)) is Word.GO
     snapshot = await office.books.snapshot()
     assert (snapshot.money.images_in_doubt, snapshot.money.images_reserved) == (1, 0)
 
@@ -260,7 +266,7 @@ async def test_who_waits_for_a_picture_on_a_dead_node_is_told(make: Make):
     office = make()
     await office.hello("w1", "w2")
     await office.send("w1", CAT)
-    waiting = asyncio.ensure_future(office.books.claim("w2", "q2", Claim(CAT)))
+    waiting = asyncio.ensure_future(office.books.claim("w2", "q2", ImageClaimed(CAT)))
     await asyncio.sleep(0.05)
     office.nodes.remove("north")
     office.now += 3.0
@@ -274,7 +280,7 @@ async def test_the_cap_and_quiet_look_who_is_silent(make: Make):
     office = make(max_images=1)
     await office.hello("w1", "w2")
     await office.send("w1", CAT)
-    assert await office.books.claim("w2", "q2", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w2", "q2", ImageClaimed(DOG)) is Word.GO
     waiting = asyncio.ensure_future(office.books.permit("w2", "q2", DOG, "a2"))
     quiet = asyncio.ensure_future(office.books.quiet())
     await asyncio.sleep(0.05)
@@ -325,7 +331,7 @@ async def test_a_late_word_that_nothing_was_billed_frees_the_money(make: Make):
     assert office.money() == (0, 0)
     await office.hello("w1 anew")
     assert await office.books.permit("w1 anew", question, CAT, "second") is Word.CLAIM
-    assert await office.books.claim("w1 anew", question, Claim(CAT)) is Word.GO
+    assert await office.books.claim("w1 anew", question, ImageClaimed(CAT)) is Word.GO
     assert await office.books.permit("w1 anew", question, CAT, "second") is Word.GO
 
 
@@ -342,9 +348,9 @@ async def test_a_late_word_that_it_is_in_doubt_changes_nothing(make: Make):
 
 async def test_a_late_word_opens_the_part_that_holds_its_row(make: Make):
     office = make()
-    office.driver.add([Entry("cat.png", "cat.png", "1")])
+    office.driver.add([InputRecord("cat.png", "cat.png", "1")])
     await office.hello("w1")
-    assert await office.books.claim("w1", "q", Claim(CAT, 1, 8, 8)) is Word.GO
+    assert await office.books.claim("w1", "q", ImageClaimed(CAT, 1, 8, 8)) is Word.GO
     assert await office.books.permit("w1", "q", CAT, "attempt of q") is Word.GO
     office.now += 11.0
     assert (await office.books.snapshot()).done == {State.IN_DOUBT: 1}
@@ -361,7 +367,7 @@ async def test_a_worker_that_dies_while_it_waits_for_its_time_has_sent_nothing(m
     office = make(rate=1.0)
     await office.hello("w1", "w2")
     await office.send("w2", COW)
-    assert await office.books.claim("w1", "q1", Claim(CAT)) is Word.GO
+    assert await office.books.claim("w1", "q1", ImageClaimed(CAT)) is Word.GO
     waiting = asyncio.ensure_future(office.books.permit("w1", "q1", CAT, "a1"))
     await asyncio.sleep(0.05)
     await office.books.hello("w1 again", "actor of w1", "south")
@@ -386,12 +392,12 @@ async def test_a_fatal_error_stops_everybody_and_quiet_waits_for_the_rest(make: 
     office = make()
     await office.hello("w1", "w2")
     one, other = await office.send("w1", CAT), await office.send("w2", DOG)
-    await office.settle(one, Ended(CAT, State.PENDING))
+    await office.settle(one, ImageFinished(CAT, State.PENDING))
     office.books.stop(PaymentRequiredError("pay", status_code=402))
     quiet = asyncio.ensure_future(office.books.quiet())
     await asyncio.sleep(0.05)
     assert not quiet.done()
-    assert await office.books.claim("w2", "q", Claim(COW)) is Word.STOP
+    assert await office.books.claim("w2", "q", ImageClaimed(COW)) is Word.STOP
     await office.settle(other, described(DOG))
     await asyncio.wait_for(quiet, 1)
     assert office.money() == (1, 0)
@@ -402,7 +408,7 @@ async def test_a_stop_does_not_wait_for_a_slow_rate(make: Make):
     office = make(rate=0.01)
     await office.hello("w1")
     await office.send("w1", COW)
-    assert await office.books.claim("w1", "q1", Claim(CAT)) is Word.GO
+    assert await office.books.claim("w1", "q1", ImageClaimed(CAT)) is Word.GO
     waiting = asyncio.ensure_future(office.books.permit("w1", "q1", CAT, "a1"))
     await asyncio.sleep(0.05)
     office.books.stop(ConfigurationError("over"))
@@ -425,11 +431,11 @@ async def test_fifty_failures_without_an_answer_end_it(make: Make):
     await office.hello("w1")
     for number in range(50):
         picture = bytes([7, number]) * 16
-        assert await office.books.claim("w1", "q", Claim(picture)) is Word.GO
+        assert await office.books.claim("w1", "q", ImageClaimed(picture)) is Word.GO
         assert await office.books.permit("w1", "q", picture, f"a{number}") is Word.GO
         error = ReplyLostError("lost") if number % 2 else ServiceError("500", status_code=500)
         await office.books.settle("q", f"a{number}", failed(picture, error))
-    assert await office.books.claim("w1", "q", Claim(CAT)) is Word.STOP
+    assert await office.books.claim("w1", "q", ImageClaimed(CAT)) is Word.STOP
 
 
 async def test_closing_puts_what_is_under_way_in_doubt(tmp_path: Path):
@@ -461,7 +467,7 @@ async def test_books_whose_job_somebody_else_took_over_permit_nothing(make: Make
     office = make()
     await office.hello("w1")
     question = await office.send("w1", CAT)
-    assert await office.books.claim("w1", "q2", Claim(DOG)) is Word.GO
+    assert await office.books.claim("w1", "q2", ImageClaimed(DOG)) is Word.GO
     # The driver was killed, and the same command runs again, while this is still there.
     assert office.driver._job_lock is not None
     office.driver._job_lock.release()
@@ -471,7 +477,7 @@ async def test_books_whose_job_somebody_else_took_over_permit_nothing(make: Make
         await office.books.permit("w1", "q2", DOG, "a2")
     with pytest.raises(ConfigurationError, match="Another process"):
         await office.settle(question, described(CAT))
-    assert await office.books.claim("w1", "q3", Claim(COW)) is Word.STOP
+    assert await office.books.claim("w1", "q3", ImageClaimed(COW)) is Word.STOP
     assert heir.answer(DOG)["state"] == State.PENDING
     heir.close()
 
@@ -479,10 +485,10 @@ async def test_books_whose_job_somebody_else_took_over_permit_nothing(make: Make
 async def test_inputs_of_the_job_are_counted_once(make: Make):
     office = make()
     names = ["cat", "cat again", "cat at last", "broken"]
-    office.driver.add([Entry(name, name, "1") for name in names])
+    office.driver.add([InputRecord(name, name, "1") for name in names])
     await office.hello("w1")
     claims = [
-        asyncio.ensure_future(office.books.claim("w1", f"q{at}", Claim(CAT, at, 8, 8)))
+        asyncio.ensure_future(office.books.claim("w1", f"q{at}", ImageClaimed(CAT, at, 8, 8)))
         for at in (1, 2, 3)
     ]
     done, waiting = await asyncio.wait(claims, timeout=0.2)

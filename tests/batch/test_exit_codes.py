@@ -21,7 +21,7 @@ from describing_many import described, fill, numbered, slow
 from fault_server import reset, status
 from phospho_multimodal.batch import Preflight, Progress, Summary, describe_many
 from phospho_multimodal.batch.sources.items import NoInputsError
-from phospho_multimodal.cli.batch_progress import ProgressReporter
+from phospho_multimodal.cli.batch_progress import ProgressDisplay
 from phospho_multimodal.cli.main import app
 
 Run = Callable[..., Result]
@@ -271,7 +271,7 @@ def _progress(done: int, **fields: Any) -> Progress:
 def test_a_log_gets_a_line_now_and_then(tmp_path):
     now = [0.0]
     log = io.StringIO()
-    reporter = ProgressReporter(Console(file=log, width=40), clock=lambda: now[0])
+    reporter = ProgressDisplay(Console(file=log, width=40), clock=lambda: now[0])
     for second in range(51):
         now[0] = float(second)
         reporter.show(_progress(second))
@@ -293,7 +293,7 @@ def test_a_log_gets_a_line_now_and_then(tmp_path):
 
 def test_a_wait_is_one_line_in_a_log():
     log = io.StringIO()
-    reporter = ProgressReporter(Console(file=log, width=40), clock=lambda: 0.0)
+    reporter = ProgressDisplay(Console(file=log, width=40), clock=lambda: 0.0)
     reporter.show(_progress(7))
     for seconds in (5, 4, 3):
         reporter.show(_progress(7, waits_for=f"The endpoint limits the rate (429): in {seconds} s"))

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.commits import GroupCommit
-from phospho_multimodal.batch.journal.endings import to_the_end
+from phospho_multimodal.batch.journal.endings import run_to_completion
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State, states_to_ask_again
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, AdaptiveConcurrency
 from phospho_multimodal.batch.pipeline.circuit_breaker import (
     MAX_OUTAGE,
     CircuitBreaker,
     check_max_outage,
 )
-from phospho_multimodal.batch.pipeline.engine import Engine, Stop
+from phospho_multimodal.batch.pipeline.engine import Engine, StopSignal
 from phospho_multimodal.batch.pipeline.preparation import Preparation
-from phospho_multimodal.batch.pipeline.progress import Progress, Watch
-from phospho_multimodal.batch.pipeline.questions import Asker
+from phospho_multimodal.batch.pipeline.progress import Progress, ProgressReporter
+from phospho_multimodal.batch.pipeline.questions import RequestRunner
 from phospho_multimodal.batch.pipeline.termination import as_interrupt
 from phospho_multimodal.batch.preflight import (
     RATE,
@@ -324,7 +324,7 @@ class _Run:
         try:
             return await self._work(source, journal)
         finally:
-            await to_the_end(journal.close)
+            await run_to_completion(journal.close)
 
     async def _work(self, source: Source, journal: Journal) -> Summary:
         spent = await asyncio.to_thread(journal.tally)
@@ -416,9 +416,9 @@ class _Run:
         shared: ClientState,
         client: AsyncPhosphoClient,
     ) -> Exception | None:
-        self._stop = Stop(self._interrupted.is_set)
+        self._stop = StopSignal(self._interrupted.is_set)
         before = await asyncio.to_thread(journal.tally)
-        self._watch = Watch(before, shared.spending, self._options.get("on_progress"))
+        self._watch = ProgressReporter(before, shared.spending, self._options.get("on_progress"))
         if self._over_ray is None:
             await self._ask_from_here(source, journal, results, shared, client)
         else:
@@ -458,13 +458,13 @@ class _Run:
         client: AsyncPhosphoClient,
     ) -> None:
         stop = self._stop
-        level = Level(self._ceiling, fixed=self._concurrency != "auto")
+        level = AdaptiveConcurrency(self._ceiling, fixed=self._concurrency != "auto")
         commits = GroupCommit(journal)
         engine = Engine(
             preparation=Preparation(
                 source, journal, self._job, self._settings, lambda: stop() is not None
             ),
-            asker=Asker(shared, client, self._job, commits, level, keeps_refused=True),
+            asker=RequestRunner(shared, client, self._job, commits, level, keeps_refused=True),
             level=level,
             journal=journal,
             results=results,
@@ -478,7 +478,7 @@ class _Run:
         try:
             await engine.run()
         finally:
-            await to_the_end(commits.close)  # what it was told may be paid
+            await run_to_completion(commits.close)  # what it was told may be paid
 
 
 class _WorkingTime:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from phospho_multimodal.batch.journal.journal import Journal
-from phospho_multimodal.batch.journal.steps import Entry, State
+from phospho_multimodal.batch.journal.steps import InputRecord, State
 from phospho_multimodal.batch.report.figures import duration
 from phospho_multimodal.batch.results.digests import digest_file
 from phospho_multimodal.batch.sources.archives import ARCHIVE_SUFFIXES
@@ -227,11 +227,11 @@ def look_ahead(
     )
 
 
-def _entry(item: Item) -> Entry:
+def _entry(item: Item) -> InputRecord:
     digest = _digest_held(item.image)
     # What was read tells more than its stamp: archives without times are common.
     stamp = item.stamp if digest is None else digest.hex()
-    return Entry(item.id, item.source, stamp, item.file_size, digest)
+    return InputRecord(item.id, item.source, stamp, item.file_size, digest)
 
 
 def _digest_held(image: ImageInput | None) -> bytes | None:

@@ -17,7 +17,7 @@ from phospho_multimodal.batch.results.outcome import (
     exit_code_of,
     last_line,
 )
-from phospho_multimodal.cli.batch_progress import ProgressReporter
+from phospho_multimodal.cli.batch_progress import ProgressDisplay
 from phospho_multimodal.cli.console import errors, output, plain
 from phospho_multimodal.contract import DEFAULT_MODEL
 from phospho_multimodal.errors import PhosphoError
@@ -225,7 +225,7 @@ def run_batch(
         return asked.goes_on
 
     result: Summary | BaseException
-    with ProgressReporter(errors) as reporter:
+    with ProgressDisplay(errors) as reporter:
         try:
             result = describe_many(
                 source,

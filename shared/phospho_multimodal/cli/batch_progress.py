@@ -19,12 +19,12 @@ from typing_extensions import Self
 from phospho_multimodal.batch.pipeline.progress import Progress
 from phospho_multimodal.cli.console import plain
 
-__all__ = ["ProgressReporter"]
+__all__ = ["ProgressDisplay"]
 
 _LINE_EVERY = 10.0  # seconds between two lines of a log
 
 
-class ProgressReporter:
+class ProgressDisplay:
     """Shows the progress of a job, from its first news on."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:

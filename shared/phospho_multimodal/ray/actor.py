@@ -13,7 +13,7 @@ import ray
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
-from phospho_multimodal.batch.journal.steps import AttemptFailed, Claim, Ended
+from phospho_multimodal.batch.journal.steps import AttemptFailed, ImageClaimed, ImageFinished
 from phospho_multimodal.errors import PhosphoError
 from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.ray.books import Books
@@ -69,7 +69,7 @@ class AccountsActor:
         """See `Books.beat`."""
         return self._books.beat(token)
 
-    async def claim(self, token: str, question: str, claim: Claim) -> Word | Answered:
+    async def claim(self, token: str, question: str, claim: ImageClaimed) -> Word | Answered:
         """See `Books.claim`."""
         return await self._books.claim(token, question, claim)
 
@@ -78,7 +78,7 @@ class AccountsActor:
         return await self._books.permit(token, question, picture, attempt)
 
     async def settle(
-        self, question: str, attempt: str | None, step: AttemptFailed | Ended
+        self, question: str, attempt: str | None, step: AttemptFailed | ImageFinished
     ) -> Mapping[str, Any]:
         """See `Books.settle`."""
         return await self._books.settle(question, attempt, step)

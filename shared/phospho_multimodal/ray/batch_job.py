@@ -21,9 +21,9 @@ import ray.exceptions
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING
-from phospho_multimodal.batch.pipeline.engine import Stop
+from phospho_multimodal.batch.pipeline.engine import StopSignal
 from phospho_multimodal.batch.pipeline.preparation import Preparation
-from phospho_multimodal.batch.pipeline.progress import Watch
+from phospho_multimodal.batch.pipeline.progress import ProgressReporter
 from phospho_multimodal.batch.results.rows import Results
 from phospho_multimodal.batch.sources.select import Source
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
@@ -113,8 +113,8 @@ class BatchJob:
         settings: Settings,
         limits: Limits,
         concurrency: int | Literal["auto"],
-        watch: Watch,
-        stop: Stop,
+        watch: ProgressReporter,
+        stop: StopSignal,
     ) -> None:
         """Put together what a run needs.
 
@@ -140,7 +140,7 @@ class BatchJob:
         self._stop = stop
 
     async def run(self) -> None:
-        """Work until everything has its row, or something stops it: `Stop` tells what.
+        """Work until everything has its row, or something stops it: `StopSignal` tells what.
 
         Raises:
             ConfigurationError: The journal or the results cannot be written, or Ray fails.

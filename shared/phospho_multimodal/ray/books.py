@@ -22,10 +22,10 @@ from phospho_multimodal.batch.journal.commits import GroupCommit
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import (
     AttemptFailed,
-    Claim,
-    Ended,
+    AttemptStarted,
+    ImageClaimed,
+    ImageFinished,
     LateWord,
-    Sending,
     State,
 )
 from phospho_multimodal.batch.pipeline.outage import Outage
@@ -104,7 +104,7 @@ class Books:
 
     # --- one question --------------------------------------------------------------------------
 
-    async def claim(self, token: str, question: str, claim: Claim) -> Word | Answered:
+    async def claim(self, token: str, question: str, claim: ImageClaimed) -> Word | Answered:
         """Ask for a picture; while another question is about it, that one's end is waited for.
 
         Args:
@@ -177,7 +177,7 @@ class Books:
             mine.ready.set()
 
     async def settle(
-        self, question: str, attempt: str | None, step: AttemptFailed | Ended
+        self, question: str, attempt: str | None, step: AttemptFailed | ImageFinished
     ) -> Mapping[str, Any]:
         """Note what an attempt came to, or a question that ended without a further one.
 
@@ -206,7 +206,7 @@ class Books:
                 await self._note_end(step, step)
         else:
             await self._hear_late(self._doubted.get(attempt), attempt, step)
-        if isinstance(step, Ended):
+        if isinstance(step, ImageFinished):
             self._holds.let_go(step.picture, question)
         return await self._answer(step.picture)
 
@@ -293,7 +293,7 @@ class Books:
             self._tell_settled()
             return Word.STOP
         mine.noted = True
-        await self._noted(Sending(mine.picture))
+        await self._noted(AttemptStarted(mine.picture))
         return Word.GO if self._open.get(attempt) is mine else Word.FENCED
 
     async def _wait_for_money(self, refusal: SpendingLimitError) -> None:
@@ -309,12 +309,12 @@ class Books:
 
     # --- within: what came of it ---------------------------------------------------------------
 
-    async def _settle(self, mine: _Attempt, step: AttemptFailed | Ended) -> None:
+    async def _settle(self, mine: _Attempt, step: AttemptFailed | ImageFinished) -> None:
         await self._note_end(step, step)
         _end_of(mine.reservation, step)()
 
     async def _hear_late(
-        self, late: _Attempt | None, attempt: str, step: AttemptFailed | Ended
+        self, late: _Attempt | None, attempt: str, step: AttemptFailed | ImageFinished
     ) -> None:
         """Hear what became of an attempt in doubt, from a worker that was not dead after all."""
         if late is None or step.images_in_doubt:
@@ -325,10 +325,10 @@ class Books:
         self._tell_settled()
 
     async def _note_end(
-        self, noted: AttemptFailed | Ended | LateWord, step: AttemptFailed | Ended
+        self, noted: AttemptFailed | ImageFinished | LateWord, step: AttemptFailed | ImageFinished
     ) -> None:
         inputs = await self._noted(noted)
-        if not isinstance(step, Ended) or step.state is State.PENDING:
+        if not isinstance(step, ImageFinished) or step.state is State.PENDING:
             return
         self._answers += 1
         self._done[step.state] += inputs or 1
@@ -341,7 +341,9 @@ class Books:
     async def _answer(self, picture: bytes) -> Mapping[str, Any]:
         return await asyncio.to_thread(self._journal.answer, picture)
 
-    async def _noted(self, step: Claim | Sending | AttemptFailed | Ended | LateWord) -> int:
+    async def _noted(
+        self, step: ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | LateWord
+    ) -> int:
         try:
             return await self._commits.note(step)
         except ConfigurationError as failure:  # what cannot be noted must not be sent
@@ -374,7 +376,7 @@ class Books:
         else:
             self._doubted[attempt] = lost  # its money stays set aside: a late word may free it
             message = f"The worker that asked is lost ({why}): whether it was billed is not known."
-            step = Ended(
+            step = ImageFinished(
                 lost.picture,
                 State.IN_DOUBT,
                 error=ReplyLostError(message),
@@ -401,10 +403,10 @@ class Books:
             await asyncio.wait_for(self._settled.wait(), _LOOK_EVERY)
 
 
-def _end_of(reservation: Reservation, step: AttemptFailed | Ended) -> Callable[[], None]:
+def _end_of(reservation: Reservation, step: AttemptFailed | ImageFinished) -> Callable[[], None]:
     """Tell how the money of an attempt is settled by what it came to."""
     if step.images_in_doubt:
         return reservation.mark_in_doubt
-    if isinstance(step, Ended) and step.state is State.DESCRIBED:
+    if isinstance(step, ImageFinished) and step.state is State.DESCRIBED:
         return reservation.bill
     return reservation.release

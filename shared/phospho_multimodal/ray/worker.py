@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from phospho_multimodal.batch.job import picture_key
-from phospho_multimodal.batch.journal.steps import Claim, Sending, State, Step
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, Level
+from phospho_multimodal.batch.journal.steps import AttemptStarted, ImageClaimed, State, Step
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, AdaptiveConcurrency
 from phospho_multimodal.batch.pipeline.preparation import make_sendable, size_of
-from phospho_multimodal.batch.pipeline.questions import Asker, Question
+from phospho_multimodal.batch.pipeline.questions import Question, RequestRunner
 from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
@@ -80,7 +80,7 @@ class Worker:
         self._link = Link(accounts)
         self._shared = ClientState.of(self._settings, None)
         self._client = AsyncPhosphoClient.sharing(self._shared)
-        self._level = Level(ceiling, fixed=concurrency != "auto")
+        self._level = AdaptiveConcurrency(ceiling, fixed=concurrency != "auto")
         threads = _FETCHING if self._settings.url_mode == "fetch" else max(2, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="phospho-ready")
         self._loop = asyncio.new_event_loop()
@@ -134,7 +134,7 @@ class Worker:
             if position is not None:
                 await self._link.ask("note_broken", position, image)
             return Outcome(error=image)
-        claim = Claim(picture_key(image), position, *size_of(image))
+        claim = ImageClaimed(picture_key(image), position, *size_of(image))
         outcome = None
         while outcome is None:
             outcome = await self._ask(image, _Notes(self._link, claim))
@@ -148,7 +148,7 @@ class Worker:
         if self._link.stopped_by is not None:
             await notes.give_up()
             return Outcome()
-        asker = Asker(self._shared, self._client, self._job, notes, self._level)
+        asker = RequestRunner(self._shared, self._client, self._job, notes, self._level)
         call = build_request(image, self._job.prompt, self._job.asking, self._settings)
         question = Question(notes.picture, call)
         try:
@@ -171,7 +171,7 @@ class Worker:
 class _Notes:
     """Where the steps of one question are noted: in the accounts."""
 
-    def __init__(self, link: Link, claim: Claim) -> None:
+    def __init__(self, link: Link, claim: ImageClaimed) -> None:
         self.picture = claim.picture
         self.answer: Mapping[str, Any] | None = None
         self._link = link
@@ -210,7 +210,7 @@ class _Notes:
 
     async def note(self, step: Step) -> int:
         """Tell what an attempt came to; that it is sent was noted with the permission."""
-        if not isinstance(step, Sending):
+        if not isinstance(step, AttemptStarted):
             attempt, self._attempt = self._attempt, None
             self.answer = await self._link.ask("settle", self._question, attempt, step)
         return 0

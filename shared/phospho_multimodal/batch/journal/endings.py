@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-__all__ = ["to_the_end"]
+__all__ = ["run_to_completion"]
 
 
-async def to_the_end(work: Callable[[], object]) -> None:
+async def run_to_completion(work: Callable[[], object]) -> None:
     """Do what blocks on a thread, and wait until it is done, however often one is cancelled.
 
     `asyncio.to_thread` leaves the thread behind at the first cancellation: what is closed after

@@ -20,7 +20,15 @@ from typing import Any
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.job_lock import JobLock
-from phospho_multimodal.batch.journal.steps import Claim, Ended, Entry, LateWord, State, Step, Tally
+from phospho_multimodal.batch.journal.steps import (
+    ImageClaimed,
+    ImageFinished,
+    InputRecord,
+    JobCounts,
+    LateWord,
+    State,
+    Step,
+)
 from phospho_multimodal.batch.sources.items import printable
 from phospho_multimodal.errors import ConfigurationError, PhosphoError, ReplyLostError
 from phospho_multimodal.spending.processes import is_alive, name_of_process
@@ -189,7 +197,7 @@ class Journal:
 
     # --- inputs --------------------------------------------------------------------------------
 
-    def add(self, entries: Sequence[Entry]) -> None:
+    def add(self, entries: Sequence[InputRecord]) -> None:
         """Note inputs, in their order; those that are there already keep their place.
 
         An input whose stamp is another one than before, or that comes from another place, may be
@@ -213,7 +221,7 @@ class Journal:
                 else:
                     self._find_again(database, entry, known)
 
-    def _append(self, database: sqlite3.Connection, entry: Entry) -> None:
+    def _append(self, database: sqlite3.Connection, entry: InputRecord) -> None:
         added = database.execute(
             "INSERT INTO inputs (id, source, stamp, size, file_digest, run)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -222,7 +230,9 @@ class Journal:
         # The last part may have ended with the inputs that there were.
         self._reopen_parts(database, "position = ?", (added.lastrowid,))
 
-    def _find_again(self, database: sqlite3.Connection, entry: Entry, known: Sequence[Any]) -> None:
+    def _find_again(
+        self, database: sqlite3.Connection, entry: InputRecord, known: Sequence[Any]
+    ) -> None:
         source, stamp, run, picture, removed = known
         if run == self.run:
             message = (
@@ -364,7 +374,7 @@ class Journal:
         states = []
         with self._writing() as database:
             for position, picture, width, height in pictures:
-                state = self._claimed(database, Claim(picture, position, width, height))
+                state = self._claimed(database, ImageClaimed(picture, position, width, height))
                 if state == State.PENDING and picture in self._taken:
                     state = State.SENDING
                 elif state == State.PENDING:
@@ -402,7 +412,9 @@ class Journal:
         """
         with self._writing() as database:
             done = [
-                self._claimed(database, step) if isinstance(step, Claim) else step.write(database)
+                self._claimed(database, step)
+                if isinstance(step, ImageClaimed)
+                else step.write(database)
                 for step in steps
             ]
             for step in steps:
@@ -413,7 +425,9 @@ class Journal:
                         " SET value = CAST(value AS INTEGER) + 1",
                         (_LATE_WORDS,),
                     )
-            self._taken.difference_update(step.picture for step in steps if isinstance(step, Ended))
+            self._taken.difference_update(
+                step.picture for step in steps if isinstance(step, ImageFinished)
+            )
             return done
 
     def give_back(self, pictures: Iterable[bytes]) -> None:
@@ -504,7 +518,7 @@ class Journal:
 
     # --- counting ------------------------------------------------------------------------------
 
-    def tally(self) -> Tally:
+    def tally(self) -> JobCounts:
         """Count everything."""
         with self._reading() as database:
             inputs, broken = database.execute(
@@ -520,7 +534,7 @@ class Journal:
                 "SELECT COUNT(*), TOTAL(images_billed), TOTAL(images_in_doubt), TOTAL(attempts)"
                 " FROM answers"
             ).fetchone()
-        return Tally(
+        return JobCounts(
             inputs=inputs,
             described=by_state.get(State.DESCRIBED, 0),
             failed=broken + by_state.get(State.FAILED, 0),
@@ -677,7 +691,7 @@ class Journal:
         if self._fact(self._database, _OWNER_TOKEN) == token:
             self._database.execute("DELETE FROM facts WHERE name IN ('owner', ?)", (_OWNER_TOKEN,))
 
-    def _claimed(self, database: sqlite3.Connection, claim: Claim) -> int:
+    def _claimed(self, database: sqlite3.Connection, claim: ImageClaimed) -> int:
         state = claim.write(database)
         if claim.position is not None:
             # A file that came back, or a new one under an old name, may stand before those that
@@ -705,7 +719,7 @@ class Journal:
             )
             raise ConfigurationError(message)
 
-    def _replace(self, database: sqlite3.Connection, entry: Entry) -> None:
+    def _replace(self, database: sqlite3.Connection, entry: InputRecord) -> None:
         """Have an input that is another picture now looked at again."""
         # With it go the rows that share its picture: the money may stand beside another one now.
         self._reopen_parts(
@@ -753,7 +767,7 @@ class Journal:
             raise ConfigurationError(message) from None
 
 
-def _is_same_place(entry: Entry, source: str) -> bool:
+def _is_same_place(entry: InputRecord, source: str) -> bool:
     """Tell whether an equal stamp proves that an input from another place is the same picture.
 
     A digest does. Size and time do only below a folder that was moved: files of one size and one

@@ -12,14 +12,14 @@ from phospho_multimodal.errors import PhosphoError
 
 __all__ = [
     "AttemptFailed",
-    "Claim",
-    "Ended",
-    "Entry",
+    "AttemptStarted",
+    "ImageClaimed",
+    "ImageFinished",
+    "InputRecord",
+    "JobCounts",
     "LateWord",
-    "Sending",
     "State",
     "Step",
-    "Tally",
     "states_to_ask_again",
 ]
 
@@ -49,7 +49,7 @@ def states_to_ask_again(*, failed: bool, in_doubt: bool) -> list[State]:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InputRecord:
     """An input as it is noted before anything is paid.
 
     Attributes:
@@ -68,7 +68,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ImageClaimed:
     """Somebody has made a picture ready, and wants to know where its answer stands.
 
     Attributes:
@@ -104,7 +104,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
+class AttemptStarted:
     """A request about a picture is going to be sent."""
 
     picture: bytes
@@ -135,7 +135,7 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ImageFinished:
     """A question has come to its end.
 
     Attributes:
@@ -194,7 +194,7 @@ class Ended:
 class LateWord:
     """What became of an attempt that was counted as in doubt, since nobody could tell."""
 
-    step: AttemptFailed | Ended
+    step: AttemptFailed | ImageFinished
 
     @property
     def picture(self) -> bytes:
@@ -215,11 +215,11 @@ class LateWord:
         return self.step.write(database)
 
 
-Step: TypeAlias = "Claim | Sending | AttemptFailed | Ended | LateWord"
+Step: TypeAlias = "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | LateWord"
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class JobCounts:
     """What a journal holds, counted.
 
     Attributes:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["AUTO_CEILING", "Level"]
+__all__ = ["AUTO_CEILING", "AdaptiveConcurrency"]
 
 AUTO_CEILING = 64
 """What the level may rise to if nobody says a number."""
@@ -28,7 +28,7 @@ _BACK_OFF = 0.7  # of the level, once a round: gentler than TCP's half, since no
 _MEMORY = 600.0  # seconds that the fastest answer counts: an endpoint may become slower
 
 
-class Level:
+class AdaptiveConcurrency:
     """A limit on what is in flight, on one event loop, that moves by itself."""
 
     def __init__(

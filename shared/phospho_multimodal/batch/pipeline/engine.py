@@ -16,15 +16,15 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from phospho_multimodal.batch.journal.endings import to_the_end
+from phospho_multimodal.batch.journal.endings import run_to_completion
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AdaptiveConcurrency
 from phospho_multimodal.batch.pipeline.circuit_breaker import CircuitBreaker, is_refusal
 from phospho_multimodal.batch.pipeline.outage import Outage
 from phospho_multimodal.batch.pipeline.preparation import Preparation
-from phospho_multimodal.batch.pipeline.progress import Watch
-from phospho_multimodal.batch.pipeline.questions import Asker, Question
+from phospho_multimodal.batch.pipeline.progress import ProgressReporter
+from phospho_multimodal.batch.pipeline.questions import Question, RequestRunner
 from phospho_multimodal.batch.results.rows import Results
 from phospho_multimodal.batch.sources.select import Item
 from phospho_multimodal.errors import (
@@ -34,7 +34,7 @@ from phospho_multimodal.errors import (
 )
 from phospho_multimodal.spending.budget import Spending
 
-__all__ = ["Engine", "Stop"]
+__all__ = ["Engine", "StopSignal"]
 
 _MOST_HELD = 128 * 1024 * 1024  # bytes of pictures that wait for their turn or their answer
 _PARTS_EVERY = 1.0  # seconds
@@ -50,15 +50,15 @@ class Engine:
         self,
         *,
         preparation: Preparation,
-        asker: Asker,
-        level: Level,
+        asker: RequestRunner,
+        level: AdaptiveConcurrency,
         journal: Journal,
         results: Results,
         spending: Spending,
-        watch: Watch,
+        watch: ProgressReporter,
         ceiling: int,
         fetches: bool,
-        stop: Stop,
+        stop: StopSignal,
         breaker: CircuitBreaker,
     ) -> None:
         """Put together what a run needs.
@@ -96,7 +96,7 @@ class Engine:
         self._ready: asyncio.Queue[Question | None] = asyncio.Queue(self._asking)
 
     async def run(self) -> None:
-        """Work until everything has its row, or something stops it: `Stop` tells what.
+        """Work until everything has its row, or something stops it: `StopSignal` tells what.
 
         Raises:
             Exception: What nobody expected; what was under way then has ended.
@@ -114,9 +114,9 @@ class Engine:
             self._stop.because(None)
             self._give_back_the_rest()
             try:
-                await to_the_end(reader.shutdown)
+                await run_to_completion(reader.shutdown)
             finally:
-                await to_the_end(threads.shutdown)
+                await run_to_completion(threads.shutdown)
         self._show(at_once=True)
         if self._failure is not None:
             raise self._failure
@@ -282,7 +282,7 @@ class Engine:
             self._show()
 
 
-class Stop:
+class StopSignal:
     """Why a run sends nothing more: asked from any thread, and the first reason counts."""
 
     def __init__(self, interrupted: Callable[[], bool]) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from phospho_multimodal.batch.journal.steps import State, Tally
+from phospho_multimodal.batch.journal.steps import JobCounts, State
 from phospho_multimodal.spending.budget import Spending, SpendingSnapshot
 
-__all__ = ["Progress", "Watch"]
+__all__ = ["Progress", "ProgressReporter"]
 
 logger = logging.getLogger("phospho_multimodal")
 
@@ -60,11 +60,11 @@ class Progress:
         return self.described + self.failed + self.in_doubt
 
 
-class Watch:
+class ProgressReporter:
     """Counts what a run does, and tells it at most four times a second."""
 
     def __init__(
-        self, before: Tally, spending: Spending, tell: Callable[[Progress], None] | None
+        self, before: JobCounts, spending: Spending, tell: Callable[[Progress], None] | None
     ) -> None:
         """Begin to count.
 

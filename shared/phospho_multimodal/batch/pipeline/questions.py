@@ -9,9 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal.steps import AttemptFailed, Ended, Sending, State
+from phospho_multimodal.batch.journal.steps import (
+    AttemptFailed,
+    AttemptStarted,
+    ImageFinished,
+    State,
+)
 from phospho_multimodal.batch.journal.steps import Step as Noted
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AdaptiveConcurrency
 from phospho_multimodal.batch.pipeline.circuit_breaker import is_refusal
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, SpendingLimitError
@@ -19,12 +24,12 @@ from phospho_multimodal.exchange.attempts import ClientState, RequestState, send
 from phospho_multimodal.exchange.steps import AcquireSlot, SendRequest, Sleep, Step
 from phospho_multimodal.messages.conversation import cut_at_stop
 
-__all__ = ["Asker", "Notes", "Question"]
+__all__ = ["EventLog", "Question", "RequestRunner"]
 
 _LOOK_UP = 0.25  # seconds
 
 
-class Notes(Protocol):
+class EventLog(Protocol):
     """Where the steps of questions are noted."""
 
     async def begin_attempt(self, picture: bytes) -> None:
@@ -63,7 +68,7 @@ class Question:
         self.call = replace(self.call, attempts=0, service_errors=0)
 
 
-class Asker:
+class RequestRunner:
     """Asks questions through one client, on one event loop."""
 
     def __init__(
@@ -71,8 +76,8 @@ class Asker:
         shared: ClientState,
         client: AsyncPhosphoClient,
         job: Job,
-        commits: Notes,
-        level: Level,
+        commits: EventLog,
+        level: AdaptiveConcurrency,
         *,
         keeps_refused: bool = False,
     ) -> None:
@@ -99,7 +104,7 @@ class Asker:
         question: Question,
         stopping: Callable[[], PhosphoError | None],
         stop: Callable[[PhosphoError], None] = lambda _: None,
-    ) -> tuple[Ended, int, PhosphoError | None]:
+    ) -> tuple[ImageFinished, int, PhosphoError | None]:
         """Ask one question, and note what becomes of it.
 
         Args:
@@ -116,7 +121,7 @@ class Asker:
         """
         call, picture = question.call, question.picture
         call.abort_reason, call.deadline = stopping, None
-        way = _Way(call.attempts, call.in_doubt)
+        way = AttemptProgress(call.attempts, call.in_doubt)
 
         async def perform(step: Step) -> Any:
             return await self._perform(step, question, way, stopping)
@@ -150,14 +155,14 @@ class Asker:
             ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
         return ended, await self._commits.note(ended), failure
 
-    async def _refused(self, picture: bytes, call: RequestState, way: _Way) -> Ended:
+    async def _refused(self, picture: bytes, call: RequestState, way: AttemptProgress) -> ImageFinished:
         """Note that nothing is on its way any more; the picture stays taken by its question."""
         attempts, in_doubt = way.news(call)
         if attempts:
             await self._commits.note(AttemptFailed(picture, in_doubt))
         return self._ended(picture, State.PENDING, call, way)
 
-    async def fail(self, question: Question, error: PhosphoError) -> tuple[Ended, int]:
+    async def fail(self, question: Question, error: PhosphoError) -> tuple[ImageFinished, int]:
         """Note that a question is not asked any more.
 
         Args:
@@ -171,14 +176,14 @@ class Asker:
             ConfigurationError: The journal cannot be written.
         """
         picture = question.picture
-        ended = Ended(picture, State.FAILED, error=error, attempts=0, ended=time.time())
+        ended = ImageFinished(picture, State.FAILED, error=error, attempts=0, ended=time.time())
         return ended, await self._commits.note(ended)
 
     async def _perform(
         self,
         step: Step,
         question: Question,
-        way: _Way,
+        way: AttemptProgress,
         stopping: Callable[[], PhosphoError | None],
     ) -> Any:
         call, picture = question.call, question.picture
@@ -190,7 +195,7 @@ class Asker:
             return release
         if isinstance(step, SendRequest):
             way.has_turn = way.is_answered = False
-            await self._commits.note(Sending(picture))
+            await self._commits.note(AttemptStarted(picture))
             way.began = way.began or time.monotonic()
             reply = await self._send(step)
             way.is_answered = reply.status_code == 200  # noqa: PLR2004 - an answer
@@ -267,13 +272,13 @@ class Asker:
         picture: bytes,
         state: State,
         call: RequestState,
-        way: _Way,
+        way: AttemptProgress,
         *,
         description: str | None = None,
         error: PhosphoError | None = None,
-    ) -> Ended:
+    ) -> ImageFinished:
         attempts, in_doubt = way.news(call)
-        return Ended(
+        return ImageFinished(
             picture,
             state,
             description=description,
@@ -286,7 +291,7 @@ class Asker:
 
 
 @dataclass(slots=True)
-class _Way:
+class AttemptProgress:
     """How far a question is, and what the journal has been told about its call."""
 
     attempts: int

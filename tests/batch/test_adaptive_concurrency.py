@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from phospho_multimodal.batch.pipeline.adaptive_concurrency import Level
+from phospho_multimodal.batch.pipeline.adaptive_concurrency import AdaptiveConcurrency
 
 
 class Endpoint:
@@ -23,7 +23,7 @@ class Endpoint:
         self._seconds = seconds
         self._chance = Random(0)  # noqa: S311 - how long answers take
 
-    def ask_for(self, seconds: float, level: Level) -> dict[str, Any]:
+    def ask_for(self, seconds: float, level: AdaptiveConcurrency) -> dict[str, Any]:
         """Keep as many under way as the level allows; tell what came of it."""
         end = self.now + seconds
         ends: list[tuple[float, float, int]] = []  # when, sent when, status
@@ -66,7 +66,7 @@ def test_it_finds_what_the_endpoint_can_do_and_no_long_queue(
     at_once: int, waiting: int, highest: int
 ) -> None:
     endpoint = Endpoint(at_once, waiting)
-    level = Level(64, clock=lambda: endpoint.now)
+    level = AdaptiveConcurrency(64, clock=lambda: endpoint.now)
     endpoint.ask_for(5, level)
     seen = endpoint.ask_for(20, level)
     assert seen["rate"] > 0.9 * at_once / 0.05
@@ -76,7 +76,7 @@ def test_it_finds_what_the_endpoint_can_do_and_no_long_queue(
 
 def test_it_goes_down_when_the_endpoint_can_do_less_and_up_again() -> None:
     endpoint = Endpoint(32, 0)
-    level = Level(64, clock=lambda: endpoint.now)
+    level = AdaptiveConcurrency(64, clock=lambda: endpoint.now)
     endpoint.ask_for(10, level)
     endpoint._at_once = 4
     endpoint.ask_for(5, level)
@@ -89,7 +89,7 @@ def test_it_goes_down_when_the_endpoint_can_do_less_and_up_again() -> None:
 
 def test_a_number_is_where_it_begins_and_what_it_never_passes() -> None:
     endpoint = Endpoint(100, 0)
-    level = Level(16, fixed=True, clock=lambda: endpoint.now)
+    level = AdaptiveConcurrency(16, fixed=True, clock=lambda: endpoint.now)
     assert set(endpoint.ask_for(2, level)["limits"]) == {16}
     endpoint._at_once = 4
     endpoint.ask_for(2, level)
@@ -100,7 +100,7 @@ def test_a_number_is_where_it_begins_and_what_it_never_passes() -> None:
 
 
 def test_a_storm_lowers_it_once_a_round_and_never_to_nothing() -> None:
-    level = Level(64, fixed=True, clock=lambda: 1.0)
+    level = AdaptiveConcurrency(64, fixed=True, clock=lambda: 1.0)
     for _ in range(64):
         level.note(429, 0.0)  # all of them sent before the first came back
     assert level.limit == 44
@@ -111,7 +111,7 @@ def test_a_storm_lowers_it_once_a_round_and_never_to_nothing() -> None:
 
 
 async def test_who_waits_gets_a_turn_in_order_and_who_is_cancelled_takes_none() -> None:
-    level = Level(2, fixed=True)
+    level = AdaptiveConcurrency(2, fixed=True)
     await level.take()
     await level.take()
     order: list[str] = []
@@ -133,7 +133,7 @@ async def test_who_waits_gets_a_turn_in_order_and_who_is_cancelled_takes_none() 
 
 
 async def test_a_turn_that_comes_with_the_cancellation_is_passed_on() -> None:
-    level = Level(1, fixed=True)
+    level = AdaptiveConcurrency(1, fixed=True)
     await level.take()
     first = asyncio.create_task(level.take())
     second = asyncio.create_task(level.take())
