@@ -6,9 +6,18 @@ client that fails throws the failure in instead, where the exchange judges it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import httpx
 
@@ -23,7 +32,12 @@ __all__ = [
     "SendRequest",
     "Sleep",
     "Step",
+    "run_steps",
+    "run_steps_async",
 ]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _SLICE = 256 * 1024
 
@@ -121,7 +135,7 @@ class Gather:
     Any other error of one ends them all.
     """
 
-    conversations: Sequence[Generator[Step, Any, Any]]
+    exchanges: Sequence[Generator[Step, Any, Any]]
 
 
 Step: TypeAlias = "RunInThread | AcquireSlot | SendRequest | Sleep | Gather"
@@ -142,3 +156,44 @@ class DeadlineError(Exception):
 
 TRANSPORT_FAILURES = (httpx.RequestError, DeadlineError)
 """What a client may throw in where a `HttpResponse` was asked for."""
+
+
+def run_steps(steps: Generator[S, Any, T], perform: Callable[[S], Any]) -> T:
+    """Do the steps of a generator, each with `perform`, and return what the generator returns.
+
+    Args:
+        steps: The generator. It is closed at the end.
+        perform: Does one step. Its result is sent back, and its error is thrown in.
+    """
+    result: Any = None
+    failure: BaseException | None = None
+    with closing(steps):
+        while True:
+            # Not inside the handler below: httpx's error would become the context of ours, and it
+            # holds the request with the key.
+            try:
+                step = steps.send(result) if failure is None else steps.throw(failure)
+            except StopIteration as done:
+                return cast("T", done.value)
+            result = failure = None
+            try:
+                result = perform(step)
+            except BaseException as error:  # noqa: BLE001 - the generator judges it
+                failure = error
+
+
+async def run_steps_async(steps: Generator[S, Any, T], perform: Callable[[S], Awaitable[Any]]) -> T:
+    """Do the steps of a generator with `await`. See `run_steps`."""
+    result: Any = None
+    failure: BaseException | None = None
+    with closing(steps):
+        while True:
+            try:
+                step = steps.send(result) if failure is None else steps.throw(failure)
+            except StopIteration as done:
+                return cast("T", done.value)
+            result = failure = None
+            try:
+                result = await perform(step)
+            except BaseException as error:  # noqa: BLE001 - the generator judges it
+                failure = error
