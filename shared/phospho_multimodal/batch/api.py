@@ -16,8 +16,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.batch.job import Job
-from phospho_multimodal.batch.journal.commits import GroupCommit
-from phospho_multimodal.batch.journal.endings import run_to_completion
+from phospho_multimodal.batch.journal.commits import GroupCommit, run_to_completion
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State, states_to_ask_again
 from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, AdaptiveConcurrency

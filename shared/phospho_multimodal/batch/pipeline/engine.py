@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from phospho_multimodal.batch.journal.endings import run_to_completion
+from phospho_multimodal.batch.journal.commits import run_to_completion
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.batch.pipeline.adaptive_concurrency import AdaptiveConcurrency
