@@ -30,7 +30,7 @@ from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 
 from phospho_multimodal import ConfigurationError, ImageError, UnsupportedContentError
 from phospho_multimodal.images.source import ImageSource, image_source
-from phospho_multimodal.messages.content_blocks import checked_turn, read_content
+from phospho_multimodal.messages.content_blocks import make_turn, read_content
 from phospho_multimodal.messages.conversation import (
     Part,
     Role,
@@ -149,7 +149,7 @@ def _turn(message: ChatMessage, called: Mapping[str | None, str], *, is_older: b
         name = called.get(call, call)
     read = _older_parts if is_older else _parts
     parts = (part for block in _blocks(message) for part in read(block))
-    return checked_turn(role, parts, None if name is None else str(name), is_older=is_older)
+    return make_turn(role, parts, None if name is None else str(name), is_older=is_older)
 
 
 def _blocks(message: ChatMessage) -> Iterator[BaseContentBlock]:

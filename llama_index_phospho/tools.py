@@ -16,7 +16,7 @@ from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.prepare import storable_image
 from phospho_multimodal.images.source import ImageSource, image_source
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
-from phospho_multimodal.messages.untrusted_text import fenced
+from phospho_multimodal.messages.untrusted_text import wrap_untrusted
 
 __all__ = ["PhosphoToolSpec"]
 
@@ -121,7 +121,7 @@ class PhosphoToolSpec(BaseToolSpec):
             raise
         except PhosphoError as error:
             return _told(error)
-        return fenced(response.text, title=title)
+        return wrap_untrusted(response.text, title=title)
 
     async def _aanswer(self, image: str, question: str) -> str:
         try:
@@ -131,7 +131,7 @@ class PhosphoToolSpec(BaseToolSpec):
             raise
         except PhosphoError as error:
             return _told(error)
-        return fenced(response.text, title=title)
+        return wrap_untrusted(response.text, title=title)
 
     def _ready(self, image: str) -> tuple[str, str]:
         """Make of an agent's argument a title, and a URL or base64, which core's events hold."""

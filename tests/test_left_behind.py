@@ -242,15 +242,17 @@ print({call}.text)
 
 
 @pytest.mark.parametrize("closed", ["before", "meanwhile"])
-@pytest.mark.parametrize("look", ["eyes.look(looks)", "asyncio.run(eyes.alook(looks))"])
+@pytest.mark.parametrize(
+    "look", ["describer.describe(questions)", "asyncio.run(describer.adescribe(questions))"]
+)
 def test_nobody_waits_for_the_answer_to_a_look_that_was_left_behind(look: str, closed: str) -> None:
     asked = f"""
-from langchain_phospho.image_describer import Eyes, Look
+from langchain_phospho.image_describer import ImageDescriber, ImageQuestion
 from phospho_multimodal.images.source import image_source
-eyes = Eyes(ChatPhospho(base_url=BASE_URL, deadline=30))
-picture = eyes.recognise(image_source(PICTURE))
-looks = [Look(picture, "What?")]
-left = loop.run_until_complete(no_answer_yet(eyes.alook(looks)))
+describer = ImageDescriber(ChatPhospho(base_url=BASE_URL, deadline=30))
+picture = describer.recognize(image_source(PICTURE))
+questions = [ImageQuestion(picture, "What?")]
+left = loop.run_until_complete(no_answer_yet(describer.adescribe(questions)))
 loop.close() if {closed == "before"} else closes.start()
 def ask():
     (outcome,) = {look}
@@ -409,19 +411,19 @@ def test_a_child_asks_itself_about_a_picture_that_its_parent_was_asking_about() 
             server,
             """
             from langchain_phospho import ChatPhospho
-            from langchain_phospho.image_describer import Eyes, Look
+            from langchain_phospho.image_describer import ImageDescriber, ImageQuestion
             from phospho_multimodal.images.source import image_source
-            eyes = Eyes(ChatPhospho(base_url=BASE_URL))
-            picture = eyes.recognise(image_source(PICTURE))
+            describer = ImageDescriber(ChatPhospho(base_url=BASE_URL))
+            picture = describer.recognize(image_source(PICTURE))
             # No child of Python's goes on importing what another thread was importing at its fork.
-            eyes.look([Look(picture, "Is all of it loaded?")])
-            looks = [Look(picture, "What?")]
-            asking = threading.Thread(target=eyes.look, args=(looks,))
+            describer.describe([ImageQuestion(picture, "Is all of it loaded?")])
+            questions = [ImageQuestion(picture, "What?")]
+            asking = threading.Thread(target=describer.describe, args=(questions,))
             asking.start()
             time.sleep(0.2)
             child = os.fork()
             if child == 0:
-                (outcome,) = eyes.look(looks)
+                (outcome,) = describer.describe(questions)
                 os._exit(isinstance(outcome, Exception))
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
             asking.join()

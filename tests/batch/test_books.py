@@ -28,7 +28,7 @@ from phospho_multimodal.errors import (
     ServiceError,
     SpendingLimitError,
 )
-from phospho_multimodal.exchange.limits import Rate
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.ray.books import Books
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Word
@@ -62,7 +62,7 @@ class Office:
         tally = self.journal.tally()
         self.spending = Spending.resumed(tally.images_billed, tally.images_in_doubt, **caps)
         liveness = Liveness(self._nodes, lambda: self.now)
-        self.books = Books(self.journal, self.spending, Rate(rate), liveness)
+        self.books = Books(self.journal, self.spending, RateLimit(rate), liveness)
 
     async def _nodes(self) -> set[str]:
         return set(self.nodes)

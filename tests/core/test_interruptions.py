@@ -39,7 +39,8 @@ from phospho_multimodal import (
 from phospho_multimodal.client import async_client
 from phospho_multimodal.exchange import attempts as exchange
 from phospho_multimodal.exchange import retry
-from phospho_multimodal.exchange.attempts import Call, Exchange, Reply, Send, Step, Work, ask
+from phospho_multimodal.exchange.attempts import ClientState, RequestState, send_with_retries
+from phospho_multimodal.exchange.steps import HttpResponse, RunInThread, SendRequest, Step
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.messages.conversation import ImagePolicy, Turn
 from phospho_multimodal.settings import Settings
@@ -606,11 +607,11 @@ def test_ctrl_c_while_several_questions_are_begun_sends_nothing_more(lab, monkey
 
 def _begun(spending: Spending) -> Generator[Step, object, str]:
     """A question on its way by hand, up to the request that waits for its answer."""
-    shared = Exchange.of(Settings.resolve(base_url="http://127.0.0.1:9"), spending)
-    conversation = ask(shared, Call([b"{}"], (), None))
+    shared = ClientState.of(Settings.resolve(base_url="http://127.0.0.1:9"), spending)
+    conversation = send_with_retries(shared, RequestState([b"{}"], (), None))
     step = next(conversation)
-    while not isinstance(step, Send):
-        step = conversation.send(step.run() if isinstance(step, Work) else lambda: None)
+    while not isinstance(step, SendRequest):
+        step = conversation.send(step.run() if isinstance(step, RunInThread) else lambda: None)
     for _ in step.body:
         pass
     return conversation
@@ -631,7 +632,9 @@ def _begun(spending: Spending) -> Generator[Step, object, str]:
 def test_a_reply_that_came_is_settled_whatever_comes_between(ledger, interrupt, code, counts):
     spending, _ = ledger
     conversation = _begun(spending)
-    assert isinstance(conversation.send(Reply(code, {}, prediction("Paid for."))), Work)
+    assert isinstance(
+        conversation.send(HttpResponse(code, {}, prediction("Paid for."))), RunInThread
+    )
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         interrupt(conversation)
@@ -650,7 +653,7 @@ def test_ctrl_c_while_an_answer_is_read_leaves_it_in_doubt(tmp_path, monkeypatch
     conversation = _begun(spending)
 
     with pytest.raises(KeyboardInterrupt):
-        conversation.send(Reply(200, {}, prediction("Paid for.")))
+        conversation.send(HttpResponse(200, {}, prediction("Paid for.")))
 
     snapshot = spending.snapshot()
     assert (snapshot.images_in_doubt, snapshot.images_reserved) == (1, 0)
@@ -668,7 +671,7 @@ def test_what_a_cancelled_call_left_is_written_before_the_interpreter_ends(tmp_p
         holder = sqlite3.connect({str(path)!r}, isolation_level=None, check_same_thread=False)
         holder.execute("BEGIN IMMEDIATE")
         threading.Timer(0.3, holder.close).start()
-        spending.settle_soon(reservation.bill)
+        spending.settle_later(reservation.bill)
         print("leaving")
     """)
 

@@ -18,7 +18,7 @@ from phospho_multimodal.contract import (
     request_pieces,
 )
 from phospho_multimodal.errors import UnsupportedContentError
-from phospho_multimodal.exchange.attempts import RequestBody
+from phospho_multimodal.exchange.steps import RequestBody
 
 parameters = st.fixed_dictionaries(
     {},
@@ -85,12 +85,12 @@ def test_a_body_goes_joined_then_as_it_is_then_in_slices_and_its_end_by_itself(
     handed_over = []
     for piece in body:
         assert isinstance(piece, bytes)
-        assert body.sent == (sum(map(len, handed_over)) + len(piece) == body.size)
+        assert body.fully_sent == (sum(map(len, handed_over)) + len(piece) == body.size)
         handed_over.append(piece)
 
     assert b"".join(handed_over) == b"".join(pieces)
     assert body.size == sum(map(len, pieces))
-    assert body.sent
+    assert body.fully_sent
     *before, end = handed_over
     assert len(end) <= 64
     assert bool(end) == bool(body.size)

@@ -44,7 +44,7 @@ from phospho_multimodal.batch.sources.select import Limited, Source, open_source
 from phospho_multimodal.batch.sources.tiles import TiledSource
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.exchange.attempts import Exchange
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
@@ -328,7 +328,7 @@ class _Run:
     async def _work(self, source: Source, journal: Journal) -> Summary:
         spent = await asyncio.to_thread(journal.tally)
         spending = self._spending(spent.images_billed, spent.images_in_doubt)
-        shared = Exchange.of(self._settings, spending)
+        shared = ClientState.of(self._settings, spending)
         client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
         async with client:
             status = await client.check()
@@ -412,7 +412,7 @@ class _Run:
         source: Source,
         journal: Journal,
         results: Results,
-        shared: Exchange,
+        shared: ClientState,
         client: AsyncPhosphoClient,
     ) -> Exception | None:
         self._stop = StopSignal(self._interrupted.is_set)
@@ -453,7 +453,7 @@ class _Run:
         source: Source,
         journal: Journal,
         results: Results,
-        shared: Exchange,
+        shared: ClientState,
         client: AsyncPhosphoClient,
     ) -> None:
         stop = self._stop

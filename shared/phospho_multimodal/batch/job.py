@@ -13,7 +13,7 @@ from typing import Any
 from phospho_multimodal.batch.sources.signed_urls import without_signature
 from phospho_multimodal.contract import request_body
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.exchange.prediction import Asking
+from phospho_multimodal.exchange.prediction import GenerationOptions
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
 
@@ -38,7 +38,7 @@ class Job:
     """
 
     prompt: str
-    asking: Asking
+    asking: GenerationOptions
     max_image_side: int | None
     max_tiles: int | None = None
 
@@ -65,7 +65,9 @@ class Job:
             ConfigurationError: The endpoint would refuse a parameter.
             UnsupportedContentError: The prompt or a stop string is a text that cannot be written.
         """
-        asking = Asking(settings.model, checked_parameters(parameters), checked_stop(stop))
+        asking = GenerationOptions(
+            settings.model, checked_parameters(parameters), checked_stop(stop)
+        )
         for text in (prompt, *(asking.stop or ())):
             request_body(model=asking.model, text=text, image_url="", parameters={})
         side = settings.max_image_side if settings.prepare else None

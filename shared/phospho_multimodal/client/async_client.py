@@ -14,18 +14,18 @@ import httpx
 
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange.answer import answer_turns
-from phospho_multimodal.exchange.attempts import (
-    AwaitTurn,
-    DeadlineError,
-    Exchange,
-    Reply,
-    Send,
-    Step,
-    Together,
-    Work,
-)
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.exchange.health_check import EndpointStatus, check_endpoint
-from phospho_multimodal.exchange.prediction import Asking, Prediction
+from phospho_multimodal.exchange.prediction import GenerationOptions, Prediction
+from phospho_multimodal.exchange.steps import (
+    AcquireSlot,
+    DeadlineError,
+    Gather,
+    HttpResponse,
+    RunInThread,
+    SendRequest,
+    Step,
+)
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
 from phospho_multimodal.settings import (
@@ -116,10 +116,10 @@ class AsyncPhosphoClient:
             MissingKeyError: There is no key, and the base URL is not on the loopback.
             ConfigurationError: A setting is out of range or contradicts another one.
         """
-        self._set_up(Exchange.of(Settings.resolve(**options), spending), http_client)
+        self._set_up(ClientState.of(Settings.resolve(**options), spending), http_client)
 
     @classmethod
-    def sharing(cls, shared: Exchange, http_client: httpx.AsyncClient | None = None) -> Self:
+    def sharing(cls, shared: ClientState, http_client: httpx.AsyncClient | None = None) -> Self:
         """Make a client that shares settings, ledger and limits with others.
 
         Args:
@@ -136,7 +136,7 @@ class AsyncPhosphoClient:
         client._set_up(shared, http_client)  # noqa: SLF001 - of the same class
         return client
 
-    def _set_up(self, shared: Exchange, http_client: httpx.AsyncClient | None) -> None:
+    def _set_up(self, shared: ClientState, http_client: httpx.AsyncClient | None) -> None:
         check_borrowed(shared.settings, http_client, httpx.AsyncClient)
         self._shared = shared
         self._settings = shared.settings
@@ -202,7 +202,7 @@ class AsyncPhosphoClient:
         Raises:
             PhosphoError: See the tree in `phospho_multimodal.errors`.
         """
-        asking = Asking(
+        asking = GenerationOptions(
             checked_model(model or self._settings.model),
             checked_parameters(parameters or {}),
             checked_stop(stop),
@@ -243,7 +243,7 @@ class AsyncPhosphoClient:
         """Do the steps of a conversation of the exchange until it returns.
 
         Args:
-            conversation: What is to be done, `exchange.ask` for one.
+            conversation: What is to be done, `send_with_retries` for one.
             perform: Does each step in place of this client's own `perform`, which it may call.
 
         Returns:
@@ -283,13 +283,13 @@ class AsyncPhosphoClient:
         Returns:
             What the conversation wants to be sent back.
         """
-        if isinstance(step, Send):
+        if isinstance(step, SendRequest):
             return await self._send(step)
-        if isinstance(step, AwaitTurn):
+        if isinstance(step, AcquireSlot):
             return await self._await_turn(step.deadline)
-        if isinstance(step, Work):
+        if isinstance(step, RunInThread):
             return await self._work(step)
-        if isinstance(step, Together):
+        if isinstance(step, Gather):
             return await self._run_together(step.conversations)
         return await asyncio.sleep(step.seconds)
 
@@ -309,7 +309,7 @@ class AsyncPhosphoClient:
         except PhosphoError as error:
             return error
 
-    async def _work(self, step: Work) -> Any:
+    async def _work(self, step: RunInThread) -> Any:
         if not step.computes:
             return await _on_a_thread(step.run)
         cores = self._shared.cores
@@ -342,7 +342,7 @@ class AsyncPhosphoClient:
                     await asyncio.sleep(wait)
             return slot.take_over()
 
-    async def _send(self, step: Send) -> Reply:
+    async def _send(self, step: SendRequest) -> HttpResponse:
         request = build_request(step, self._settings.timeouts, self._http_client)
         if step.deadline is None:
             return await self._reply(request)
@@ -352,7 +352,7 @@ class AsyncPhosphoClient:
             return await self._reply(request)
         raise DeadlineError
 
-    async def _reply(self, request: httpx.Request) -> Reply:
+    async def _reply(self, request: httpx.Request) -> HttpResponse:
         if self._http_client is None:
             pool = (await self._state()).pool
             response = await pool.handle_async_request(request)

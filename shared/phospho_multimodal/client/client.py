@@ -15,18 +15,18 @@ import httpx
 
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.exchange.answer import answer_turns
-from phospho_multimodal.exchange.attempts import (
-    AwaitTurn,
-    DeadlineError,
-    Exchange,
-    Reply,
-    Send,
-    Step,
-    Together,
-    Work,
-)
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.exchange.health_check import EndpointStatus, check_endpoint
-from phospho_multimodal.exchange.prediction import Asking, Prediction
+from phospho_multimodal.exchange.prediction import GenerationOptions, Prediction
+from phospho_multimodal.exchange.steps import (
+    AcquireSlot,
+    DeadlineError,
+    Gather,
+    HttpResponse,
+    RunInThread,
+    SendRequest,
+    Step,
+)
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
 from phospho_multimodal.settings import (
@@ -90,10 +90,10 @@ class PhosphoClient:
             MissingKeyError: There is no key, and the base URL is not on the loopback.
             ConfigurationError: A setting is out of range or contradicts another one.
         """
-        self._set_up(Exchange.of(Settings.resolve(**options), spending), http_client)
+        self._set_up(ClientState.of(Settings.resolve(**options), spending), http_client)
 
     @classmethod
-    def sharing(cls, shared: Exchange, http_client: httpx.Client | None = None) -> Self:
+    def sharing(cls, shared: ClientState, http_client: httpx.Client | None = None) -> Self:
         """Make a client that shares settings, ledger and limits with others.
 
         Args:
@@ -110,7 +110,7 @@ class PhosphoClient:
         client._set_up(shared, http_client)  # noqa: SLF001 - of the same class
         return client
 
-    def _set_up(self, shared: Exchange, http_client: httpx.Client | None) -> None:
+    def _set_up(self, shared: ClientState, http_client: httpx.Client | None) -> None:
         check_borrowed(shared.settings, http_client, httpx.Client)
         self._shared = shared
         self._settings = shared.settings
@@ -181,7 +181,7 @@ class PhosphoClient:
         Raises:
             PhosphoError: See the tree in `phospho_multimodal.errors`.
         """
-        asking = Asking(
+        asking = GenerationOptions(
             checked_model(model or self._settings.model),
             checked_parameters(parameters or {}),
             checked_stop(stop),
@@ -242,13 +242,13 @@ class PhosphoClient:
     def _perform(self, step: Step, given_up: threading.Event | None) -> Any:
         if given_up is not None and given_up.is_set():
             raise _GivenUpError
-        if isinstance(step, Send):
+        if isinstance(step, SendRequest):
             return self._send(step)
-        if isinstance(step, AwaitTurn):
+        if isinstance(step, AcquireSlot):
             return self._await_turn(step.deadline)
-        if isinstance(step, Work):
+        if isinstance(step, RunInThread):
             return self._work(step)
-        if isinstance(step, Together):
+        if isinstance(step, Gather):
             return self._run_together(step.conversations)
         return time.sleep(step.seconds) if given_up is None else given_up.wait(step.seconds)
 
@@ -275,7 +275,7 @@ class PhosphoClient:
         except PhosphoError as error:
             return error
 
-    def _work(self, step: Work) -> Any:
+    def _work(self, step: RunInThread) -> Any:
         if not step.computes:
             return step.run()
         cores = self._shared.cores
@@ -302,7 +302,7 @@ class PhosphoClient:
             return None
         return slots.give_back
 
-    def _send(self, step: Send) -> Reply:
+    def _send(self, step: SendRequest) -> HttpResponse:
         request = build_request(step, self._settings.timeouts, self._http_client)
         try:
             if self._http_client is None:

@@ -13,7 +13,7 @@ from phospho_multimodal.spending.finalizing import is_finalizing
 from phospho_multimodal.spending.left_behind import UnderWay, end_what_was_left_behind
 from phospho_multimodal.spending.processes import after_fork
 
-__all__ = ["Rate", "Slots"]
+__all__ = ["RateLimit", "Slots"]
 
 
 _FIRST_GLANCE = 1.0
@@ -209,7 +209,7 @@ def _wake(turn: asyncio.Future[None]) -> None:
         turn.set_result(None)
 
 
-class Rate:
+class RateLimit:
     """Hands out starting times, evenly spaced after at most one second's worth at once.
 
     It only does the arithmetic and never sleeps, so that threads and event loops share it: each

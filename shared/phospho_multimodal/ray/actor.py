@@ -15,7 +15,7 @@ from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import AttemptFailed, ImageClaimed, ImageFinished
 from phospho_multimodal.errors import PhosphoError
-from phospho_multimodal.exchange.limits import Rate
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.ray.books import Books
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Snapshot, Word
@@ -58,7 +58,7 @@ class AccountsActor:
         journal = Journal(folder, orders.job, lent_by=lent_by)
         tally = journal.tally()
         spending = Spending.resumed(tally.images_billed, tally.images_in_doubt, **limits)
-        rate = Rate(orders.settings.requests_per_second)
+        rate = RateLimit(orders.settings.requests_per_second)
         self._books = Books(journal, spending, rate, Liveness(_living_nodes))
 
     async def hello(self, token: str, name: str, node: str) -> None:

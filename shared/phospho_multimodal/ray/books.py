@@ -35,7 +35,7 @@ from phospho_multimodal.errors import (
     ReplyLostError,
     SpendingLimitError,
 )
-from phospho_multimodal.exchange.limits import Rate
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.ray.holds import Hold, Holds
 from phospho_multimodal.ray.liveness import Liveness
 from phospho_multimodal.ray.told import Answered, Snapshot, Word
@@ -64,7 +64,7 @@ class Books:
     """What workers share, on one event loop."""
 
     def __init__(
-        self, journal: Journal, spending: Spending, rate: Rate, liveness: Liveness
+        self, journal: Journal, spending: Spending, rate: RateLimit, liveness: Liveness
     ) -> None:
         """Open them.
 
@@ -304,7 +304,7 @@ class Books:
             return
         for late in self._doubted.values():  # from now on no word can make room
             late.given_up = True
-            late.reservation.doubt()
+            late.reservation.mark_in_doubt()
         self.stop(refusal)
 
     # --- within: what came of it ---------------------------------------------------------------
@@ -406,7 +406,7 @@ class Books:
 def _end_of(reservation: Reservation, step: AttemptFailed | ImageFinished) -> Callable[[], None]:
     """Tell how the money of an attempt is settled by what it came to."""
     if step.images_in_doubt:
-        return reservation.doubt
+        return reservation.mark_in_doubt
     if isinstance(step, ImageFinished) and step.state is State.DESCRIBED:
         return reservation.bill
     return reservation.release

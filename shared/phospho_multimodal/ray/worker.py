@@ -23,8 +23,8 @@ from phospho_multimodal.batch.pipeline.questions import Question, RequestRunner
 from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
-from phospho_multimodal.exchange.attempts import Exchange
-from phospho_multimodal.exchange.prediction import question_about
+from phospho_multimodal.exchange.attempts import ClientState
+from phospho_multimodal.exchange.prediction import build_request
 from phospho_multimodal.images.prepare import SendableImage
 from phospho_multimodal.ray.accounts import Accounts
 from phospho_multimodal.ray.link import Link
@@ -78,7 +78,7 @@ class Worker:
             accounts.orders.settings, requests_per_second=None, max_concurrency=ceiling
         )
         self._link = Link(accounts)
-        self._shared = Exchange.of(self._settings, None)
+        self._shared = ClientState.of(self._settings, None)
         self._client = AsyncPhosphoClient.sharing(self._shared)
         self._level = AdaptiveConcurrency(ceiling, fixed=concurrency != "auto")
         threads = _FETCHING if self._settings.url_mode == "fetch" else max(2, os.cpu_count() or 1)
@@ -149,7 +149,7 @@ class Worker:
             await notes.give_up()
             return Outcome()
         asker = RequestRunner(self._shared, self._client, self._job, notes, self._level)
-        call = question_about(image, self._job.prompt, self._job.asking, self._settings)
+        call = build_request(image, self._job.prompt, self._job.asking, self._settings)
         question = Question(notes.picture, call)
         try:
             ended, _, failure = await asker.ask(question, notes.stopping)

@@ -103,7 +103,7 @@ class Reservation:
         """The image cannot have been billed."""
         self._spending._settle(self._ticket, ledger.Outcome.RELEASED)  # noqa: SLF001
 
-    def doubt(self) -> None:
+    def mark_in_doubt(self) -> None:
         """The image may have been billed."""
         self._spending._settle(self._ticket, ledger.Outcome.IN_DOUBT)  # noqa: SLF001
 
@@ -229,11 +229,11 @@ class Spending:
         self._backlog.clear()
         return self._snapshot(self._ledger.counts())
 
-    def settle_soon(self, end: Callable[[], None]) -> None:
+    def settle_later(self, end: Callable[[], None]) -> None:
         """Settle a reservation where nobody can wait for a ledger in a file that others hold.
 
         Args:
-            end: Its `bill`, `release` or `doubt`. It counts in whatever is asked of this ledger
+            end: Its `bill`, `release` or `mark_in_doubt`. It counts in what is asked of the ledger
                 from now on.
         """
         self._backlog.add(end)

@@ -29,7 +29,12 @@ from typing import Any, Generic, TypeVar, cast
 import httpx
 
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
-from phospho_multimodal.exchange.attempts import MAX_REPLY_BYTES, DeadlineError, Reply, Send
+from phospho_multimodal.exchange.steps import (
+    MAX_REPLY_BYTES,
+    DeadlineError,
+    HttpResponse,
+    SendRequest,
+)
 from phospho_multimodal.settings import Settings, Timeouts
 from phospho_multimodal.transport.connections import (
     IDLE_SECONDS,
@@ -320,7 +325,7 @@ def check_borrowed(
 
 
 def build_request(
-    step: Send, timeouts: Timeouts, borrowed: httpx.Client | httpx.AsyncClient | None
+    step: SendRequest, timeouts: Timeouts, borrowed: httpx.Client | httpx.AsyncClient | None
 ) -> httpx.Request:
     """Make httpx's request of a step, with its timeouts bounded by its deadline.
 
@@ -390,7 +395,7 @@ def _parsed(url: str) -> tuple[httpx.URL, str]:
     return parsed, parsed.netloc.decode("ascii")
 
 
-def read_reply(response: httpx.Response, deadline: float | None) -> Reply:
+def read_reply(response: httpx.Response, deadline: float | None) -> HttpResponse:
     """Read an answer, 10 MB at most, and close it.
 
     Args:
@@ -419,10 +424,10 @@ def read_reply(response: httpx.Response, deadline: float | None) -> Reply:
             _check_deadline(deadline)  # that cuts the line, and such a body ends with the line
     finally:
         response.close()
-    return Reply(response.status_code, response.headers, bytes(body))
+    return HttpResponse(response.status_code, response.headers, bytes(body))
 
 
-async def read_async_reply(response: httpx.Response) -> Reply:
+async def read_async_reply(response: httpx.Response) -> HttpResponse:
     """Read an answer, 10 MB at most, and close it; a cancel scope keeps the deadline.
 
     Args:
@@ -445,7 +450,7 @@ async def read_async_reply(response: httpx.Response) -> Reply:
                 break
     finally:
         await response.aclose()
-    return Reply(response.status_code, response.headers, bytes(body))
+    return HttpResponse(response.status_code, response.headers, bytes(body))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.batch.pipeline.questions import Question
 from phospho_multimodal.batch.sources.select import Item, Source
 from phospho_multimodal.errors import PhosphoError
-from phospho_multimodal.exchange.prediction import question_about
+from phospho_multimodal.exchange.prediction import build_request
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.settings import Settings
@@ -111,7 +111,7 @@ class Preparation:
         states = self._journal.take(found)
         for (_, image), (_, picture, *_), state in zip(images, found, states, strict=True):
             if state is State.PENDING:
-                call = question_about(image, self._job.prompt, self._job.asking, self._settings)
+                call = build_request(image, self._job.prompt, self._job.asking, self._settings)
                 ready.questions.append(Question(picture, call))
                 continue
             ready.duplicates += 1

@@ -20,7 +20,8 @@ from phospho_multimodal.batch.pipeline.adaptive_concurrency import AdaptiveConcu
 from phospho_multimodal.batch.pipeline.circuit_breaker import is_refusal
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, SpendingLimitError
-from phospho_multimodal.exchange.attempts import AwaitTurn, Call, Exchange, Pause, Send, Step, ask
+from phospho_multimodal.exchange.attempts import ClientState, RequestState, send_with_retries
+from phospho_multimodal.exchange.steps import AcquireSlot, SendRequest, Sleep, Step
 from phospho_multimodal.messages.conversation import cut_at_stop
 
 __all__ = ["EventLog", "Question", "RequestRunner"]
@@ -53,7 +54,7 @@ class Question:
     """
 
     picture: bytes
-    call: Call
+    call: RequestState
     refusals: int = 0
     answers_before: int = 0
 
@@ -72,7 +73,7 @@ class RequestRunner:
 
     def __init__(
         self,
-        shared: Exchange,
+        shared: ClientState,
         client: AsyncPhosphoClient,
         job: Job,
         commits: EventLog,
@@ -119,7 +120,7 @@ class RequestRunner:
             ConfigurationError: The journal cannot be written.
         """
         call, picture = question.call, question.picture
-        call.stopped_by, call.deadline = stopping, None
+        call.abort_reason, call.deadline = stopping, None
         way = AttemptProgress(call.attempts, call.in_doubt)
 
         async def perform(step: Step) -> Any:
@@ -127,7 +128,7 @@ class RequestRunner:
 
         failure: PhosphoError | None = None
         try:
-            description = await self._client.run(ask(self._shared, call), perform)
+            description = await self._client.run(send_with_retries(self._shared, call), perform)
         except PhosphoError as error:
             failure = error
             if way.has_turn and way.began is not None and stopping() is None:
@@ -154,7 +155,9 @@ class RequestRunner:
             ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
         return ended, await self._commits.note(ended), failure
 
-    async def _refused(self, picture: bytes, call: Call, way: AttemptProgress) -> ImageFinished:
+    async def _refused(
+        self, picture: bytes, call: RequestState, way: AttemptProgress
+    ) -> ImageFinished:
         """Note that nothing is on its way any more; the picture stays taken by its question."""
         attempts, in_doubt = way.news(call)
         if attempts:
@@ -186,20 +189,20 @@ class RequestRunner:
         stopping: Callable[[], PhosphoError | None],
     ) -> Any:
         call, picture = question.call, question.picture
-        if isinstance(step, AwaitTurn):
+        if isinstance(step, AcquireSlot):
             release = await self._turn(step, picture, stopping)
             way.has_turn = release is not None
             if way.began is None:  # to wait for the first turn is no part of the call
                 call.deadline = self._deadline()
             return release
-        if isinstance(step, Send):
+        if isinstance(step, SendRequest):
             way.has_turn = way.is_answered = False
             await self._commits.note(AttemptStarted(picture))
             way.began = way.began or time.monotonic()
             reply = await self._send(step)
             way.is_answered = reply.status_code == 200  # noqa: PLR2004 - an answer
             return reply
-        if isinstance(step, Pause):  # nothing is on its way meanwhile
+        if isinstance(step, Sleep):  # nothing is on its way meanwhile
             await self._commits.note(AttemptFailed(picture, way.news(call)[1]))
             return await _pause(step.seconds, stopping)
         return await self._client.perform(step)
@@ -209,7 +212,7 @@ class RequestRunner:
         return None if seconds is None else self._shared.clock() + seconds
 
     async def _turn(
-        self, step: AwaitTurn, picture: bytes, stopping: Callable[[], PhosphoError | None]
+        self, step: AcquireSlot, picture: bytes, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
         """Wait for the level before the client's own queue: what waits there has its start time."""
         await self._level.take()
@@ -237,7 +240,7 @@ class RequestRunner:
         return give_back
 
     async def _client_turn(
-        self, step: AwaitTurn, stopping: Callable[[], PhosphoError | None]
+        self, step: AcquireSlot, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
         """Wait for the client's slots and its rate; who wants the run to end does not wait."""
         if self._shared.settings.requests_per_second is None:
@@ -256,7 +259,7 @@ class RequestRunner:
         # Before it sends, the exchange looks whether it is to stop.
         return _nothing if waiting.cancelled() else waiting.result()
 
-    async def _send(self, step: Send) -> Any:
+    async def _send(self, step: SendRequest) -> Any:
         sent = time.monotonic()
         try:
             reply = await self._client.perform(step)
@@ -270,7 +273,7 @@ class RequestRunner:
     def _ended(
         picture: bytes,
         state: State,
-        call: Call,
+        call: RequestState,
         way: AttemptProgress,
         *,
         description: str | None = None,
@@ -299,7 +302,7 @@ class AttemptProgress:
     has_turn: bool = False  # and has not used it
     is_answered: bool = False  # by its last attempt
 
-    def news(self, call: Call) -> tuple[int, int]:
+    def news(self, call: RequestState) -> tuple[int, int]:
         """Tell what it has not been told yet: attempts, and images in doubt."""
         attempts, in_doubt = call.attempts - self.attempts, call.in_doubt - self.in_doubt
         self.attempts, self.in_doubt = call.attempts, call.in_doubt
