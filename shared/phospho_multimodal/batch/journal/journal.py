@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from phospho_multimodal.batch.journal.file import JOURNAL_NAME, PART_ROWS
 from phospho_multimodal.batch.journal.inputs import Inputs
 from phospho_multimodal.batch.journal.parts import Parts
-from phospho_multimodal.batch.journal.schema import is_done
+from phospho_multimodal.batch.journal.schema import IS_TILE, is_done
 from phospho_multimodal.batch.journal.steps import JobCounts, State
 
 __all__ = ["JOURNAL_NAME", "PART_ROWS", "Journal"]
@@ -28,8 +28,9 @@ class Journal(Inputs, Parts):
                     " WHERE inputs.error_class IS NULL GROUP BY state"
                 ).fetchall()
             )
-            pictures, billed, in_doubt, attempts = database.execute(
-                "SELECT COUNT(*), TOTAL(images_billed), TOTAL(images_in_doubt), TOTAL(attempts)"
+            pictures, billed, in_doubt, attempts, answers = database.execute(
+                f"SELECT COUNT(*) - TOTAL({IS_TILE}), TOTAL(images_billed), TOTAL(images_in_doubt),"
+                f" TOTAL(attempts), TOTAL(attempts > 0 AND state >= {State.DESCRIBED:d})"
                 " FROM answers"
             ).fetchone()
         return JobCounts(
@@ -37,10 +38,11 @@ class Journal(Inputs, Parts):
             described=by_state.get(State.DESCRIBED, 0),
             failed=broken + by_state.get(State.FAILED, 0),
             in_doubt=by_state.get(State.IN_DOUBT, 0),
-            pictures=pictures,
+            pictures=int(pictures),
             images_billed=int(billed),
             images_in_doubt=int(in_doubt),
             attempts=int(attempts),
+            answers=int(answers),
         )
 
     def error_classes(self) -> dict[str, int]:
@@ -74,21 +76,25 @@ class Journal(Inputs, Parts):
                 f" WHERE inputs.error_class IS NULL AND answers.state = {State.DESCRIBED:d}",
             )
 
-    def distinct_to_ask(self, again: Sequence[State] = ()) -> int:
-        """Count distinct files among the inputs that have no row, or one that is sent again."""
+    def distinct_to_ask(self, again: Sequence[State] = ()) -> tuple[int, int]:
+        """Count distinct files whose inputs have no row, or one that is sent again.
+
+        Returns:
+            The files, and the requests that they need.
+        """
         # Answered digests are listed once. Looking for each input among its duplicates would take
         # a day if half a million inputs show the same image.
         states = ", ".join(str(int(s)) for s in State if s >= State.DESCRIBED and s not in again)
         with self._reading() as database:
-            return self._count(
-                database,
-                "SELECT COUNT(DISTINCT"
-                " COALESCE(file_digest, 'size ' || size, 'input ' || position))"
+            files, requests = database.execute(
+                "SELECT COUNT(*), TOTAL(requests) FROM (SELECT MAX(requests) AS requests"
                 f" FROM inputs WHERE NOT ({is_done(again)}) AND (file_digest IS NULL OR"
                 " file_digest NOT IN (SELECT done.file_digest FROM inputs AS done"
                 " JOIN answers USING (picture) WHERE done.file_digest IS NOT NULL"
-                f" AND answers.state IN ({states})))",
-            )
+                f" AND answers.state IN ({states})))"
+                " GROUP BY COALESCE(file_digest, 'size ' || size, 'input ' || position))",
+            ).fetchone()
+        return int(files), int(requests)
 
     def course(self) -> Iterator[tuple[float, int, int, int]]:
         """Yield for each answer: when it ended, images billed and in doubt, and its rows."""
