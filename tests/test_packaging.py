@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["langchain_phospho", "llama_index_phospho", "phospho_multimodal"]
 EXTRAS = [
     "agents",
+    "aiohttp",
     "all",
     "batch",
     "bench",

@@ -117,7 +117,7 @@ class BatchRun:
             self._folder, journal, self._job, self._kind, spending.usd_per_image
         )
         shared = ClientState.of(self._settings, spending)
-        client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
+        client = AsyncPhosphoClient.over_aiohttp(shared, self._options.get("http_client"))
         async with client:
             preflight = await self._look_ahead(client, spending)
             goes_on = await self._goes_on(preflight)
