@@ -177,8 +177,10 @@ def test_an_import_loads_the_framework_and_httpx_and_little_of_ours(package: str
     )
     assert ran.returncode == 0, ran.stderr
     more = json.loads(ran.stdout)
-    assert {name.partition(".")[0] for name in more} <= OURS
-    assert len(more) <= 14
+    # Plain imports, but neither Pillow, SQLite, httpx clients nor agents.
+    libraries = {"langchain_core", "llama_index", "pybase64", "pydantic"}
+    assert {name.partition(".")[0] for name in more} <= OURS | libraries
+    assert len(more) <= 60
 
 
 @pytest.mark.parametrize(

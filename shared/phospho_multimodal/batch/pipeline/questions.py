@@ -155,7 +155,9 @@ class RequestRunner:
             ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
         return ended, await self._commits.note(ended), failure
 
-    async def _refused(self, picture: bytes, call: RequestState, way: AttemptProgress) -> ImageFinished:
+    async def _refused(
+        self, picture: bytes, call: RequestState, way: AttemptProgress
+    ) -> ImageFinished:
         """Note that nothing is on its way any more; the picture stays taken by its question."""
         attempts, in_doubt = way.news(call)
         if attempts:
