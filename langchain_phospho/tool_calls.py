@@ -14,7 +14,7 @@ from pydantic.v1 import BaseModel as BaseModelV1
 
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.tools.prompt import ToolProtocol
-from phospho_multimodal.tools.schema_text import inline_references
+from phospho_multimodal.tools.schema import inline_references
 
 __all__ = [
     "PROTOCOL_KEYWORDS",
@@ -91,7 +91,7 @@ def take_protocol(given: dict[str, Any]) -> ToolProtocol:
     answer_tools = frozenset(given.pop(_ANSWER_TOOLS, None) or ())
     if given.pop(RETURN_INVALID_CALLS, False):
         every = frozenset(tool.name for tool in protocol.tools)
-        return replace(protocol, tells=True, re_asks=0, answer_tools=every)
+        return replace(protocol, return_invalid_calls=True, max_reasks=0, answer_tools=every)
     return replace(protocol, answer_tools=answer_tools) if answer_tools else protocol
 
 
