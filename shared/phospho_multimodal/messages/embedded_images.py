@@ -24,7 +24,7 @@ __all__ = [
     "decode_base64",
     "is_image_file",
     "mark_files",
-    "pictures_apart",
+    "split_embedded_images",
 ]
 
 LONGEST_RUN = 4096
@@ -110,7 +110,7 @@ def mark_files(text: str, mark: str) -> str:
     return "".join([*kept, text[done:]])
 
 
-def pictures_apart(text: str) -> list[str | ImageSource]:
+def split_embedded_images(text: str) -> list[str | ImageSource]:
     """Take the pictures out of a tool's text, for who can look at them.
 
     Args:
