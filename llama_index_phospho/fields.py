@@ -24,7 +24,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError, Spending
-from phospho_multimodal.contract import DEFAULT_MODEL
+from phospho_multimodal.contract import DEFAULT_MODEL, ParameterOptions, checked_parameters
 from phospho_multimodal.messages.image_policy import (
     DEFAULT_PROMPT,
     CopiedWithDefaultImage,
@@ -37,12 +37,10 @@ from phospho_multimodal.settings import (
     DEFAULT_MAX_TILES,
     ClientOptions,
     Detail,
-    ParameterOptions,
     Settings,
     Timeouts,
     UrlMode,
     checked_model,
-    checked_parameters,
 )
 
 if TYPE_CHECKING:

@@ -40,9 +40,10 @@ from phospho_multimodal.batch.results.manifest import WORKED, Summary, write_man
 from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_format
 from phospho_multimodal.batch.sources.select import Limited, Source, open_source
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.attempts import ClientState
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import Spending
 
 __all__ = ["BatchRun"]

@@ -16,11 +16,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import states_to_ask_again
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 from phospho_multimodal.ray.actor import PATIENCE, AccountsActor, Limits, Orders
 from phospho_multimodal.ray.told import Snapshot
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 
 if TYPE_CHECKING:
