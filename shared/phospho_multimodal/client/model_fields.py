@@ -212,10 +212,10 @@ class ModelFields(BaseModel):
             self._made_clients = None  # they were made with the old value
 
     def _stored_image(self, image: Any) -> str:
-        from phospho_multimodal.images.prepare import storable_image  # noqa: PLC0415 - heavy
+        from phospho_multimodal.images.prepare import image_to_string  # noqa: PLC0415 - heavy
 
         with self._framework_errors():
-            return storable_image(
+            return image_to_string(
                 image,
                 max_image_side=self.max_image_side,
                 prepare=self.prepare and self.detail == "auto",
