@@ -28,7 +28,7 @@ from phospho_multimodal.batch.journal.steps import (
     LateWord,
     State,
 )
-from phospho_multimodal.batch.pipeline.outage import Outage
+from phospho_multimodal.batch.pipeline.circuit_breaker import FailureStreak
 from phospho_multimodal.errors import (
     ConfigurationError,
     PhosphoError,
@@ -85,7 +85,7 @@ class Books:
         self._stopped: PhosphoError | None = None
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
-        self._outage = Outage()
+        self._failures = FailureStreak()
         self._done: Counter[State] = Counter()
         self._duplicates = 0
         self._answers = 0
@@ -334,9 +334,9 @@ class Books:
         self._done[step.state] += inputs or 1
         if isinstance(noted, LateWord):
             self._done[State.IN_DOUBT] -= inputs or 1
-        outage = self._outage.note(step.error)
-        if outage is not None:
-            self.stop(outage)
+        self._failures.note(step.error)
+        if step.error is not None and self._failures.is_too_long:
+            self.stop(step.error)
 
     async def _answer(self, picture: bytes) -> Mapping[str, Any]:
         return await asyncio.to_thread(self._journal.answer, picture)

@@ -14,6 +14,7 @@ from phospho_multimodal.batch.journal.steps import (
     LateWord,
     State,
     Step,
+    TilesJoined,
 )
 from phospho_multimodal.batch.sources.items import printable
 from phospho_multimodal.errors import PhosphoError
@@ -26,11 +27,13 @@ LATE_WORDS = "late_words"
 class Answers(JournalFile):
     """Notes what happens to each image."""
 
-    def take(self, pictures: Iterable[tuple[int, bytes, int | None, int | None]]) -> list[State]:
+    def take(
+        self, pictures: Iterable[tuple[int | None, bytes, int | None, int | None]]
+    ) -> list[State]:
         """Note which images inputs are, and take those that nobody has sent.
 
         Args:
-            pictures: Position, key, and width and height in pixels where they are known.
+            pictures: Position (`None` for a tile), key, and width and height in pixels, if known.
 
         Returns:
             For each, `PENDING` if the caller sends it now, `SENDING` if another caller in this
@@ -83,7 +86,7 @@ class Answers(JournalFile):
                     late = int(self._fact(database, LATE_WORDS) or 0) + 1
                     self._note(database, {LATE_WORDS: str(late)})
             self._taken.difference_update(
-                step.picture for step in steps if isinstance(step, ImageFinished)
+                step.picture for step in steps if isinstance(step, (ImageFinished, TilesJoined))
             )
             return done
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.job_lock import JobLock
-from phospho_multimodal.batch.journal.schema import TABLES
+from phospho_multimodal.batch.journal.schema import ADD_REQUESTS, TABLES
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.errors import ConfigurationError, ReplyLostError
 from phospho_multimodal.spending.processes import is_alive, name_of_process
@@ -106,6 +106,9 @@ class JournalFile:
             self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             self._database.create_function("part_of", 1, part_of, deterministic=True)
             with transaction(self._database):
+                columns = self._database.execute("PRAGMA table_info(inputs)").fetchall()
+                if "requests" not in {column[1] for column in columns}:
+                    self._database.execute(ADD_REQUESTS)
                 self._become_owner(job)
                 self._doubt_what_was_sending()
         except BaseException:

@@ -111,9 +111,12 @@ class Inputs(JournalFile):
 
     def _append(self, database: sqlite3.Connection, entry: InputRecord) -> None:
         added = database.execute(
-            "INSERT INTO inputs (id, source, stamp, size, file_digest, run)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (entry.id, entry.source, entry.stamp, entry.size, entry.digest, self.run),
+            "INSERT INTO inputs (id, source, stamp, size, file_digest, run, requests)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(entry.id, entry.source, entry.stamp, entry.size, entry.digest),
+                *(self.run, entry.requests),
+            ),
         )
         # The last file of the results may have ended with the inputs of that time.
         self._reopen_parts(database, "position = ?", (added.lastrowid,))
@@ -156,9 +159,9 @@ class Inputs(JournalFile):
             (entry.id, entry.id),
         )
         database.execute(
-            "UPDATE inputs SET stamp = ?, size = ?, file_digest = ?, picture = NULL,"
+            "UPDATE inputs SET stamp = ?, size = ?, file_digest = ?, requests = ?, picture = NULL,"
             " error_class = NULL, error = NULL WHERE id = ?",
-            (entry.stamp, entry.size, entry.digest, entry.id),
+            (entry.stamp, entry.size, entry.digest, entry.requests, entry.id),
         )
 
     def _is_paid(self, picture: bytes | None) -> bool:

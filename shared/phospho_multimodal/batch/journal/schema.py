@@ -12,14 +12,25 @@ from collections.abc import Sequence
 
 from phospho_multimodal.batch.journal.steps import State
 
-__all__ = ["COUNTED_RUN", "IS_DONE", "IS_REMOVED", "MAY_BE_A_COPY", "ROWS", "TABLES", "is_done"]
+__all__ = [
+    "ADD_REQUESTS",
+    "COUNTED_RUN",
+    "IS_DONE",
+    "IS_REMOVED",
+    "IS_TILE",
+    "MAY_BE_A_COPY",
+    "ROWS",
+    "TABLES",
+    "TILE",
+    "is_done",
+]
 
 TABLES = [
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
     """CREATE TABLE IF NOT EXISTS inputs
     (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, source TEXT NOT NULL, stamp TEXT,
     size INTEGER, file_digest BLOB, run INTEGER NOT NULL, picture BLOB,
-    error_class TEXT, error TEXT, ended REAL)""",
+    error_class TEXT, error TEXT, ended REAL, requests INTEGER NOT NULL DEFAULT 1)""",
     "CREATE INDEX IF NOT EXISTS inputs_by_picture ON inputs (picture)",
     "CREATE INDEX IF NOT EXISTS inputs_by_size ON inputs (size)",
     "CREATE INDEX IF NOT EXISTS inputs_by_digest ON inputs (file_digest)",
@@ -36,6 +47,14 @@ TABLES = [
     """CREATE TABLE IF NOT EXISTS replaced
     (picture BLOB PRIMARY KEY, id TEXT NOT NULL, source TEXT NOT NULL)""",
 ]
+
+ADD_REQUESTS = "ALTER TABLE inputs ADD COLUMN requests INTEGER NOT NULL DEFAULT 1"
+"""For a journal of an earlier version."""
+
+TILE = b"tile:"
+"""The start of the key of a tile. A tile has an answer, and no input of its own."""
+
+IS_TILE = f"substr(picture, 1, {len(TILE)}) = x'{TILE.hex()}'"
 
 COUNTED_RUN = "counted_run"
 """The fact that holds the last run which has seen its whole source."""

@@ -20,6 +20,7 @@ __all__ = [
     "LateWord",
     "State",
     "Step",
+    "TilesJoined",
     "states_to_ask_again",
 ]
 
@@ -50,6 +51,7 @@ class InputRecord:
         stamp: Changes when the image does; `None` if nothing shows a change.
         size: The size of its file in bytes, if it is known without reading the file.
         digest: The SHA-256 of its file, if the file was read.
+        requests: The requests that it needs: one, or one for each of its tiles.
     """
 
     id: str
@@ -57,6 +59,7 @@ class InputRecord:
     stamp: str | None = None
     size: int | None = None
     digest: bytes | None = None
+    requests: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +171,7 @@ class ImageFinished:
         )
         if self.state == State.PENDING:
             return 0
-        (inputs,) = database.execute(
-            "SELECT COUNT(*) FROM inputs WHERE picture = ?", (self.picture,)
-        ).fetchone()
-        return int(inputs)
+        return _inputs_of(database, self.picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,66 @@ class LateWord:
         return self.step.write(database)
 
 
-Step: TypeAlias = "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | LateWord"
+@dataclass(frozen=True, slots=True)
+class TilesJoined:
+    """The requests of all tiles of an image have ended, unless one of them is pending.
+
+    Attributes:
+        picture: The key of the image.
+        tiles: The key of each tile, and the heading of its answer, in reading order.
+        ended: Seconds since the epoch.
+    """
+
+    picture: bytes
+    tiles: tuple[tuple[bytes, str], ...]
+    ended: float
+
+    def write(self, database: sqlite3.Connection) -> int:
+        """Join the answers, and return how many inputs have their row by it."""
+        found = [
+            database.execute(
+                "SELECT state, description, error_class, error, attempts, images_billed,"
+                " images_in_doubt, seconds FROM answers WHERE picture = ?",
+                (key,),
+            ).fetchone()
+            for key, _ in self.tiles
+        ]
+        states = [tile[0] for tile in found]
+        if min(states) < State.DESCRIBED:
+            return 0
+        state, description, error_class, error = max(states), None, None, None
+        if state == State.DESCRIBED:
+            parts = zip(self.tiles, found, strict=True)
+            description = "\n\n".join(f"{heading}:\n{tile[1]}" for (_, heading), tile in parts)
+        else:
+            worst = states.index(state)
+            error_class, error = found[worst][2], f"{self.tiles[worst][1]}: {found[worst][3]}"
+        # The counts move from the tiles to the image, so that each is in one row only.
+        sums = [sum(tile[column] for tile in found) for column in (4, 5, 6)]
+        seconds = max((tile[7] for tile in found if tile[7] is not None), default=None)
+        database.execute(
+            "UPDATE answers SET state = ?, description = ?, error_class = ?, error = ?,"
+            " attempts = attempts + ?, images_billed = images_billed + ?,"
+            " images_in_doubt = images_in_doubt + ?, seconds = ?, ended = ? WHERE picture = ?",
+            (state, description, error_class, error, *sums, seconds, self.ended, self.picture),
+        )
+        database.executemany(
+            "UPDATE answers SET attempts = 0, images_billed = 0, images_in_doubt = 0, ended = NULL"
+            " WHERE picture = ?",
+            [(key,) for key, _ in self.tiles],
+        )
+        return _inputs_of(database, self.picture)
+
+
+def _inputs_of(database: sqlite3.Connection, picture: bytes) -> int:
+    select = "SELECT COUNT(*) FROM inputs WHERE picture = ?"
+    (inputs,) = database.execute(select, (picture,)).fetchone()
+    return int(inputs)
+
+
+Step: TypeAlias = (
+    "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | TilesJoined | LateWord"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +262,8 @@ class JobCounts:
     """The counts of a journal.
 
     `inputs` are divided into `described`, `failed`, `in_doubt` and `pending`. `pictures` are the
-    distinct images among the inputs that were prepared. `attempts` are requests.
+    distinct images among the inputs that were prepared. `attempts` are requests, and `answers` are
+    the images and tiles whose requests have ended.
     """
 
     inputs: int
@@ -214,6 +274,7 @@ class JobCounts:
     images_billed: int
     images_in_doubt: int
     attempts: int
+    answers: int = 0
 
     @property
     def pending(self) -> int:
