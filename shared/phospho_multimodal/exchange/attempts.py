@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,7 +25,7 @@ from phospho_multimodal.errors import (
     quote,
     status_error,
 )
-from phospho_multimodal.exchange.limits import RateLimit, Slots
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.exchange.retry import (
     LONGEST_RETRY_AFTER,
     RetryBudget,
@@ -59,15 +58,13 @@ _FREE_SERVER_ERRORS = frozenset({500, 503})
 
 @dataclass(frozen=True, slots=True)
 class ClientState:
-    """What every call of one client shares, and both clients of one model."""
+    """What all calls of a client share, and both clients of one model."""
 
     settings: Settings
     spending: Spending
     retry: RetryPolicy
     budget: RetryBudget
-    slots: Slots
     rate: RateLimit
-    cores: Slots
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
@@ -78,9 +75,7 @@ class ClientState:
             spending=Spending() if spending is None else spending,
             retry=RetryPolicy(settings.max_retries, settings.retry_lost_replies),
             budget=RetryBudget(),
-            slots=Slots(settings.max_concurrency),
             rate=RateLimit(settings.requests_per_second),
-            cores=Slots(os.cpu_count() or 1),
         )
 
 

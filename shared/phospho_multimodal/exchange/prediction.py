@@ -22,7 +22,7 @@ from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
     SendableImage,
-    clean_source,
+    passthrough_source,
 )
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.messages.conversation import ConversationPlan, cut_at_stop
@@ -283,7 +283,7 @@ def _is_small(image: Passed) -> bool:
 
 
 def _clean(image: Passed, settings: Settings) -> PreparedImage | None:
-    return clean_source(image.source, max_image_side=settings.max_image_side)
+    return passthrough_source(image.source, max_image_side=settings.max_image_side)
 
 
 def build_request(

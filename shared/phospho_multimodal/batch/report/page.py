@@ -101,11 +101,11 @@ def make_thumbnail(image: ImageInput, side: int = 240) -> bytes | None:
     """Return a small JPEG without metadata, or `None` for a URL or an image that cannot be read."""
     try:
         prepared = prepare_image(image, max_image_side=side)
-        from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
+        from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
         # A small image without metadata is passed through, and may be a PNG or have many bytes.
-        picture = pixels.to_rgb(pixels.open_image(prepared.data), max_side=side)
-        return pixels.encode(picture, lossless=False)[0]
+        picture = decode.to_rgb(decode.open_image(prepared.data), max_side=side)
+        return decode.encode(picture, lossless=False)[0]
     except ImageError:
         return None
 
