@@ -39,6 +39,7 @@ from phospho_multimodal.batch.report.build import check_report, report_on
 from phospho_multimodal.batch.results.manifest import WORKED, Summary, write_manifest
 from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_format
 from phospho_multimodal.batch.sources.select import Limited, Source, open_source
+from phospho_multimodal.batch.sources.shards import Shard, ShardedSource
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
@@ -74,6 +75,10 @@ class BatchRun:
         parameters = _of_class(options, ParameterOptions)
         self._job = Job.of(prompt, self._settings, parameters, options.get("stop"))
         self._folder = self._job.folder(out)
+        shard = options.get("shard")
+        self._shard = None if shard is None else Shard(shard)
+        if self._shard is not None:
+            self._folder = self._folder.with_name(self._folder.name + self._shard.suffix)
         self._open_source: Callable[[], Source] = partial(
             open_source,
             source,
@@ -99,6 +104,8 @@ class BatchRun:
 
     async def _run(self) -> Summary:
         self._source = await asyncio.to_thread(self._open_source)
+        if self._shard is not None:
+            self._source = ShardedSource(self._source, self._shard)
         limit = self._options.get("limit")
         if limit is not None:
             self._source = Limited(self._source, limit)
