@@ -304,7 +304,7 @@ class _Run:
         """Do all of it."""
         if self._over_ray is None:
             return await self._run()
-        from phospho_multimodal.ray.batch_job import connect  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_driver import connect  # noqa: PLC0415 - an extra
 
         leave = await asyncio.to_thread(connect, self._over_ray)
         try:
@@ -430,24 +430,21 @@ class _Run:
     async def _ask_over_ray(
         self, source: Source, journal: Journal, results: Results, spending: Spending
     ) -> None:
-        from phospho_multimodal.ray.batch_job import BatchJob  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_driver import BatchDriver  # noqa: PLC0415 - an extra
 
-        job = BatchJob(
+        driver = BatchDriver(
             source=source,
             journal=journal,
             results=results,
             job=self._job,
             settings=self._settings,
-            limits={
-                "max_usd": spending.max_usd,
-                "max_images": spending.max_images,
-                "usd_per_image": spending.usd_per_image,
-            },
+            spending=spending,
+            max_outage=self._max_outage,
             concurrency=self._concurrency,
-            watch=self._watch,
+            reporter=self._watch,
             stop=self._stop,
         )
-        await job.run()
+        await driver.run()
 
     async def _ask_from_here(
         self,
@@ -529,13 +526,10 @@ def _checked_concurrency(options: BatchOptions) -> int | Literal["auto"]:
 
 
 def _check_over_ray(options: BatchOptions) -> None:
-    from phospho_multimodal.ray.missing import check_ray  # noqa: PLC0415 - only then
+    from phospho_multimodal.ray import check_ray  # noqa: PLC0415 - only then
 
     check_ray()
     for name in ("spending", "http_client"):
         if options.get(name) is not None:
             message = f"Over Ray, {name}= stays behind on this machine. Leave it out."
             raise ConfigurationError(message)
-    if "max_outage" in options:
-        message = "Over Ray, a batch does not wait for its endpoint: leave max_outage= out."
-        raise ConfigurationError(message)
