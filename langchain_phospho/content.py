@@ -17,7 +17,7 @@ from langchain_core.messages import (
 )
 
 from phospho_multimodal import UnsupportedContentError
-from phospho_multimodal.messages.content_blocks import checked_turn, read_content, shortened
+from phospho_multimodal.messages.content_blocks import make_turn, quote_name, read_content
 from phospho_multimodal.messages.conversation import Role, Turn, count_older_turns
 
 __all__ = ["read_messages"]
@@ -78,7 +78,7 @@ def _read_message(
     name = message.name
     if name is None and isinstance(message, ToolMessage):
         name = called.get(message.tool_call_id, message.tool_call_id)
-    return checked_turn(role, parts, name, is_older=is_older)
+    return make_turn(role, parts, name, is_older=is_older)
 
 
 def _role(message: BaseMessage) -> Role:
@@ -90,7 +90,7 @@ def _role(message: BaseMessage) -> Role:
     if known is None:
         roles = ", ".join(_CHAT_ROLES)
         reason = (
-            f"A message has the role {shortened(name)}, which this model does not know."
+            f"A message has the role {quote_name(name)}, which this model does not know."
             f" Nothing was sent. Use one of: {roles}."
         )
         raise UnsupportedContentError(reason)

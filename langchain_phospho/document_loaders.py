@@ -10,7 +10,7 @@ from langchain_core.documents.base import Blob
 
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import langchain_errors
-from langchain_phospho.image_describer import Eyes, Look, answered
+from langchain_phospho.image_describer import ImageDescriber, ImageQuestion, answered
 from langchain_phospho.message_images import require_chat_phospho
 from phospho_multimodal import PhosphoError
 from phospho_multimodal.images.numpy_arrays import NPY_MAGIC, image_from_npy
@@ -57,7 +57,7 @@ class PhosphoImageBlobParser(BaseBlobParser):
         """
         self._model = require_chat_phospho(model, type(self).__name__)
         self.prompt = prompt
-        self._eyes = Eyes(model)
+        self._describer = ImageDescriber(model)
 
     @property
     def model(self) -> ChatPhospho:
@@ -77,11 +77,11 @@ class PhosphoImageBlobParser(BaseBlobParser):
             PhosphoModelError: The image cannot be read or described.
         """
         with langchain_errors():
-            image = self._eyes.recognise(_source(blob))
+            image = self._describer.recognize(_source(blob))
             if isinstance(image, PhosphoError):
                 raise image
         prompt = self.prompt or self._model.default_prompt
-        (outcome,) = self._eyes.look([Look(image, prompt)])
+        (outcome,) = self._describer.describe([ImageQuestion(image, prompt)])
         metadata: dict[str, Any] = {"model_name": self._model.model_name, "prompt": prompt}
         if blob.source is not None:  # some vector stores refuse None
             metadata["source"] = blob.source
@@ -89,11 +89,11 @@ class PhosphoImageBlobParser(BaseBlobParser):
 
     def __getstate__(self) -> dict[str, Any]:
         # Descriptions stay: they have locks, and another process would pay for its own.
-        return {name: value for name, value in self.__dict__.items() if name != "_eyes"}
+        return {name: value for name, value in self.__dict__.items() if name != "_describer"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._eyes = Eyes(self._model)
+        self._describer = ImageDescriber(self._model)
 
 
 def _source(blob: Blob) -> ImageSource:

@@ -31,7 +31,7 @@ from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.spending.finalizing import is_finalizing
 from phospho_multimodal.spending.processes import after_fork
 
-__all__ = ["NOT_FOR_AGENTS", "Eyes", "Look", "Sight", "answered"]
+__all__ = ["NOT_FOR_AGENTS", "ImageDescriber", "ImageQuestion", "RecognizedImage", "answered"]
 
 logger = logging.getLogger("phospho_multimodal")
 
@@ -46,15 +46,15 @@ NOT_FOR_AGENTS = (
 _MOST_ANSWERS = 1024
 _MOST_KEYS = 8192
 _MOST_KEPT = 256
-_GLANCE = 1.0  # seconds after which whoever waits looks whether the asker is still there
+_GLANCE = 1.0  # seconds after which whoever waits checks whether the asker is still there
 
 _Outcome: TypeAlias = AIMessage | Exception
 _Key: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """A picture that was recognised.
+class RecognizedImage:
+    """A picture that was recognized.
 
     Attributes:
         key: The same for the same pixels, and for the same URL.
@@ -66,17 +66,17 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ImageQuestion:
     """A picture and what to ask about it, once in a turn if that may have been billed."""
 
-    sight: Sight
+    image: RecognizedImage
     question: str = field(repr=False)
     turn: str | None = None
 
     @property
     def key(self) -> _Key:
         """The same for the same question about the same picture."""
-        return self.sight.key, self.question
+        return self.image.key, self.question
 
 
 class _Answer(futures.Future[_Outcome | None]):
@@ -114,7 +114,7 @@ class _Answer(futures.Future[_Outcome | None]):
         return arrives.result()
 
 
-class Eyes:
+class ImageDescriber:
     """Asks one model about pictures, for all threads and event loops."""
 
     def __init__(self, model: ChatPhospho, config: RunnableConfig | None = None) -> None:
@@ -129,7 +129,7 @@ class Eyes:
         self._answers: dict[_Key, _Answer] = {}
         self._in_doubt: dict[tuple[_Key, str], _Answer] = {}
         self._keys: dict[str, str] = {}
-        self._kept: dict[str, Sight] = {}
+        self._kept: dict[str, RecognizedImage] = {}
         self._begin()
         after_fork(self._begin)
 
@@ -139,7 +139,7 @@ class Eyes:
         # What a thread of the parent waits for never comes to a forked child.
         self._answers = {key: answer for key, answer in self._answers.items() if answer.done()}
 
-    def recognise(self, picture: ShownPicture) -> Sight | PhosphoError:
+    def recognize(self, picture: ShownPicture) -> RecognizedImage | PhosphoError:
         """Tell which picture it is.
 
         Args:
@@ -155,7 +155,7 @@ class Eyes:
         with self._lock:
             known = self._keys.get(digest)
         if known is not None:
-            return Sight(known, picture)
+            return RecognizedImage(known, picture)
         try:
             with langchain_errors():
                 image = prepared(picture, self._model)
@@ -168,17 +168,17 @@ class Eyes:
                 if len(self._keys) > _MOST_KEYS:
                     del self._keys[next(iter(self._keys))]
         # Prepared, it need not be prepared again when it is asked about.
-        return Sight(
+        return RecognizedImage(
             key, ImageSource("bytes", image.data) if isinstance(image, PreparedImage) else picture
         )
 
-    def keep(self, sights: Iterable[Sight | PhosphoError]) -> None:
+    def keep(self, recognized: Iterable[RecognizedImage | PhosphoError]) -> None:
         """Keep pictures of instructions, which no state of an agent holds.
 
         Args:
-            sights: Those of one request, all of which are kept, and of others the last ones.
+            recognized: Those of one request, all of which are kept, and of others the last ones.
         """
-        recent = {sight.key: sight for sight in sights if isinstance(sight, Sight)}
+        recent = {image.key: image for image in recognized if isinstance(image, RecognizedImage)}
         with self._lock:
             for key in recent:
                 self._kept.pop(key, None)
@@ -186,22 +186,22 @@ class Eyes:
             while len(self._kept) > max(_MOST_KEPT, len(recent)):
                 del self._kept[next(iter(self._kept))]
 
-    def kept(self) -> list[Sight]:
+    def kept(self) -> list[RecognizedImage]:
         """List the pictures that are kept."""
         with self._lock:
             return list(self._kept.values())
 
-    def look(self, looks: Sequence[Look]) -> list[_Outcome]:
+    def describe(self, questions: Sequence[ImageQuestion]) -> list[_Outcome]:
         """Ask.
 
         Args:
-            looks: Pictures and questions; what was answered before costs nothing.
+            questions: Pictures and questions; what was answered before costs nothing.
 
         Returns:
             An answer for each, or the error in its place.
         """
         outcomes: dict[_Key, _Outcome] = {}
-        while missing := [look for look in looks if look.key not in outcomes]:
+        while missing := [look for look in questions if look.key not in outcomes]:
             mine, others = self._claim(missing, may_wait_for_this_thread=False)
             try:
                 if mine:
@@ -213,43 +213,41 @@ class Eyes:
                 self._give_up(mine)
             # One whose asker was interrupted has no outcome: it is this one's to ask then.
             outcomes |= _arrived({key: answer.wait() for key, answer in others.items()})
-        return [outcomes[look.key] for look in looks]
+        return [outcomes[look.key] for look in questions]
 
-    async def alook(self, looks: Sequence[Look]) -> list[_Outcome]:
+    async def adescribe(self, questions: Sequence[ImageQuestion]) -> list[_Outcome]:
         """Ask, as `look` does.
 
         Args:
-            looks: Pictures and questions.
+            questions: Pictures and questions.
 
         Returns:
             An answer for each, or the error in its place.
         """
         outcomes: dict[_Key, _Outcome] = {}
-        while missing := [look for look in looks if look.key not in outcomes]:
+        while missing := [look for look in questions if look.key not in outcomes]:
             mine, others = self._claim(missing, may_wait_for_this_thread=True)
             try:
                 if mine:
-                    questions = await asyncio.to_thread(self._asked, mine)
-                    asked = await self._model.abatch(
-                        questions, self._config, return_exceptions=True
-                    )
+                    prompts = await asyncio.to_thread(self._asked, mine)
+                    asked = await self._model.abatch(prompts, self._config, return_exceptions=True)
                     outcomes |= self._settle(mine, asked)
             finally:
                 self._give_up(mine)
             outcomes |= _arrived({key: await answer.wait_async() for key, answer in others.items()})
-        return [outcomes[look.key] for look in looks]
+        return [outcomes[look.key] for look in questions]
 
     def _claim(
-        self, looks: Sequence[Look], *, may_wait_for_this_thread: bool
-    ) -> tuple[dict[_Key, tuple[Look, _Answer]], dict[_Key, _Answer]]:
+        self, questions: Sequence[ImageQuestion], *, may_wait_for_this_thread: bool
+    ) -> tuple[dict[_Key, tuple[ImageQuestion, _Answer]], dict[_Key, _Answer]]:
         """Part what nobody has asked yet, and is the caller's now, from what somebody has."""
-        mine: dict[_Key, tuple[Look, _Answer]] = {}
+        mine: dict[_Key, tuple[ImageQuestion, _Answer]] = {}
         others: dict[_Key, _Answer] = {}
         here = threading.get_ident()
         with self._lock:
             while self._left:
                 self._strike_out(*self._left.popleft())
-            for look in looks:
+            for look in questions:
                 answer = self._answers.get(look.key)
                 if answer is None and look.turn is not None:
                     answer = self._in_doubt.get((look.key, look.turn))
@@ -265,14 +263,14 @@ class Eyes:
                     mine[look.key] = (look, answer)
         return mine, others
 
-    def _asked(self, mine: Mapping[_Key, tuple[Look, _Answer]]) -> list[Any]:
+    def _asked(self, mine: Mapping[_Key, tuple[ImageQuestion, _Answer]]) -> list[Any]:
         return [
-            [message_about(prepared(look.sight.source, self._model), look.question)]
+            [message_about(prepared(look.image.source, self._model), look.question)]
             for look, _ in mine.values()
         ]
 
     def _settle(
-        self, mine: Mapping[_Key, tuple[Look, _Answer]], outcomes: Sequence[_Outcome]
+        self, mine: Mapping[_Key, tuple[ImageQuestion, _Answer]], outcomes: Sequence[_Outcome]
     ) -> dict[_Key, _Outcome]:
         settled = dict(zip(mine, outcomes, strict=True))
         for key, outcome in settled.items():
@@ -291,7 +289,7 @@ class Eyes:
                     del kept[next(iter(kept))]
         return settled
 
-    def _give_up(self, mine: Mapping[_Key, tuple[Look, _Answer]]) -> None:
+    def _give_up(self, mine: Mapping[_Key, tuple[ImageQuestion, _Answer]]) -> None:
         """Let those who wait ask for themselves, if the caller was interrupted."""
         for key, (_, answer) in mine.items():
             if not answer.done():
@@ -314,7 +312,7 @@ def answered(outcome: AIMessage | Exception) -> AIMessage:
     """Return an answer, or raise the error in its place.
 
     Args:
-        outcome: One of those that `Eyes.look` returns.
+        outcome: One of those that `ImageDescriber.describe` returns.
 
     Returns:
         The answer.
@@ -342,7 +340,7 @@ def _log(answer: AIMessage) -> None:
 def _digest(value: Any) -> str:
     if isinstance(value, str):
         value = value.encode()
-    # What is neither, such as a PIL image in a message, can change between two looks.
+    # What is neither, such as a PIL image in a message, can change between two calls.
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else ""
 
 

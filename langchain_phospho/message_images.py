@@ -15,7 +15,7 @@ from phospho_multimodal import (
 )
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.messages.content_blocks import KINDS, Block, read_content
+from phospho_multimodal.messages.content_blocks import BLOCK_KINDS, Block, read_content
 from phospho_multimodal.messages.embedded_images import pictures_apart
 
 __all__ = [
@@ -172,7 +172,7 @@ def _walk_block(block: Block, visit: _Visitor) -> Block:
     if _reading(block) == "blocks":
         return _walk_holder(block, visit)
     inner = block.get("value")
-    if _reading(block) == "inner" and isinstance(inner, Mapping):
+    if _reading(block) == "wrapper" and isinstance(inner, Mapping):
         walked = _walk_block(inner, visit)
         return block if walked is inner else walked
     parts = _parts(block)
@@ -202,11 +202,11 @@ def _parts(block: Block) -> list[str | ShownPicture]:
 
 def _reading(block: Block) -> str | None:
     kind = block.get("type")
-    return KINDS.get(kind) if isinstance(kind, str) else None
+    return BLOCK_KINDS.get(kind) if isinstance(kind, str) else None
 
 
 def _claims_to_be_a_picture(block: Block) -> bool:
-    if _reading(block) == "image" or any(KINDS.get(key) == "image" for key in block):
+    if _reading(block) == "image" or any(BLOCK_KINDS.get(key) == "image" for key in block):
         return True
     holders = [block, *(held for held in block.values() if isinstance(held, Mapping))]
     return any(

@@ -16,7 +16,7 @@ from langchain_phospho.content import read_messages
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.messages.conversation import ToolCall, Turn
 from phospho_multimodal.tools.prompt import ToolProtocol
-from phospho_multimodal.tools.schema_text import inline_references
+from phospho_multimodal.tools.schema import inline_references
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -122,7 +122,7 @@ def take_protocol(given: dict[str, Any]) -> ToolProtocol:
     answer_tools = frozenset(given.pop(_ANSWER_TOOLS, None) or ())
     if given.pop(RETURN_INVALID_CALLS, False):
         every = frozenset(tool.name for tool in protocol.tools)
-        return replace(protocol, tells=True, re_asks=0, answer_tools=every)
+        return replace(protocol, return_invalid_calls=True, max_reasks=0, answer_tools=every)
     return replace(protocol, answer_tools=answer_tools) if answer_tools else protocol
 
 

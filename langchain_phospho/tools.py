@@ -1,4 +1,4 @@
-"""`DescribeImageTool`: an agent looks at the pictures of its conversation."""
+"""`DescribeImageTool`: an agent looks at the images of its conversation."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ from langchain_phospho.message_images import message_about, opened, prepared, sh
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
-from phospho_multimodal.messages.untrusted_text import fenced
+from phospho_multimodal.messages.untrusted_text import wrap_untrusted
 
 __all__ = [
     "INTERNAL_CALL",
@@ -93,7 +93,7 @@ class DescribeImageTool(BaseTool):
     handle_tool_error: Any = True
 
     model: ChatPhospho
-    """Who looks."""
+    """The model that describes images."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts whose URLs may be named: `"example.com"`, or `"example.com:8443"` for that port."""
 
@@ -250,4 +250,4 @@ def _below(
 
 def _result(title: str, answer: AIMessage) -> tuple[str, dict[str, Any]]:
     artifact = {"description": answer.text, **answer.response_metadata}
-    return fenced(answer.text, title=title), artifact
+    return wrap_untrusted(answer.text, title=title), artifact

@@ -283,7 +283,7 @@ class PhosphoConfiguration(CopiedWithDefaultImage, FunctionCallingLLM):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "default_image" and value is not None:
-            value = prepare.storable_image(
+            value = prepare.image_to_string(
                 value,
                 max_image_side=self.max_image_side,
                 prepare=self.prepare and self.detail == "auto",

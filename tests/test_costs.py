@@ -334,7 +334,7 @@ def test_a_question_takes_two_rounds_of_the_event_loop(server: CountingServer) -
 
 def test_a_picture_that_is_sent_again_is_not_looked_through_again(server: CountingServer) -> None:
     def looks_through(frame: FrameType, event: str, _: Any) -> bool:
-        return event == "call" and frame.f_code.co_name == "clean_image"
+        return event == "call" and frame.f_code.co_name == "find_passthrough"
 
     picture, another = noise(200_000), noise(300_000)
     with PhosphoClient(base_url=server.base_url) as client:

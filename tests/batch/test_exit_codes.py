@@ -181,7 +181,7 @@ def test_a_price_is_no_promise_where_files_may_be_broken(endpoint, tmp_path):
 
 
 def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("phospho_multimodal.batch.api._NOTE_EVERY", 0.01)
+    monkeypatch.setattr("phospho_multimodal.batch.run._NOTE_EVERY", 0.01)
     source: Any = [numbered(number) for number in range(30)]
     options: Any = {"base_url": endpoint(slow(0.02)).base_url, "results": "jsonl"}
 
@@ -189,7 +189,7 @@ def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("phospho_multimodal.batch.api.write_manifest", killed)
+        patch.setattr("phospho_multimodal.batch.run.write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             describe_many(source, tmp_path / "out", **options, concurrency=1)
     summary = describe_many(source, tmp_path / "out", **options)

@@ -563,7 +563,7 @@ def test_check_tells_a_server_that_answers_anything(driver: Driver, lab):
         ({"default_headers": {"Authorization": "x"}}, "may not set 'Authorization'"),
         ({"default_headers": {"x-a": "b\r\nc: d"}}, "characters HTTP cannot carry"),
         pytest.param({"http_client": object()}, "has to be an httpx.", id="another client"),
-        ({"verify": "/no/such/file.pem"}, "no CA file or folder"),
+        ({"verify": "/no/such/file.pem"}, "not a readable CA file or folder"),
     ],
     ids=str,
 )

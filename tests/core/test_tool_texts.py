@@ -17,7 +17,7 @@ from PIL import Image
 
 from phospho_multimodal import UnsupportedContentError
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.messages.content_blocks import checked_turn
+from phospho_multimodal.messages.content_blocks import make_turn
 from phospho_multimodal.messages.conversation import Turn
 from phospho_multimodal.messages.embedded_images import LONGEST_RUN, check_tool_text, pictures_apart
 from pictures import encoded, receipt
@@ -283,6 +283,6 @@ def test_the_search_takes_linear_time(length: int) -> None:
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])
 def test_only_a_tool_is_asked(role: Any) -> None:
     text = base64.b64encode(NOISE).decode()
-    assert checked_turn(role, [text]) == Turn(role, (text,))
+    assert make_turn(role, [text]) == Turn(role, (text,))
     with pytest.raises(UnsupportedContentError):
-        checked_turn("tool", [text])
+        make_turn("tool", [text])

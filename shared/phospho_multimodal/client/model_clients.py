@@ -7,7 +7,7 @@ from typing import Any
 
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.client.client import PhosphoClient
-from phospho_multimodal.exchange.attempts import Exchange
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending.budget import Spending
 
@@ -44,7 +44,7 @@ class ModelClients:
         Raises:
             ConfigurationError: A borrowed client contradicts a setting.
         """
-        shared = Exchange.of(settings, spending)
+        shared = ClientState.of(settings, spending)
         return cls(
             PhosphoClient.sharing(shared, http_client),
             AsyncPhosphoClient.sharing(shared, http_async_client),

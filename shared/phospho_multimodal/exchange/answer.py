@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from phospho_multimodal.errors import ImageError
-from phospho_multimodal.exchange.attempts import Exchange, Step, Work
-from phospho_multimodal.exchange.prediction import Asking, Prediction, predict
+from phospho_multimodal.exchange.attempts import ClientState
+from phospho_multimodal.exchange.prediction import GenerationOptions, Prediction, predict
+from phospho_multimodal.exchange.steps import RunInThread, Step
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.messages.conversation import (
@@ -23,7 +24,7 @@ __all__ = ["answer_turns"]
 
 
 def answer_turns(
-    shared: Exchange, turns: Sequence[Turn], policy: ImagePolicy, asking: Asking
+    shared: ClientState, turns: Sequence[Turn], policy: ImagePolicy, asking: GenerationOptions
 ) -> Generator[Step, Any, Prediction]:
     """Ask what a conversation asks.
 
@@ -53,7 +54,7 @@ def answer_turns(
             if not plan.is_about_older_turn:
                 raise
             find = partial(_unreadable, plan.images, shared.settings)
-            reasons = yield Work(find, computes=True)
+            reasons = yield RunInThread(find, computes=True)
             if not reasons:
                 raise
         turns = mark_unreadable(turns, reasons)

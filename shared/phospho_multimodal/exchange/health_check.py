@@ -16,12 +16,12 @@ from phospho_multimodal.contract import (
     request_body,
 )
 from phospho_multimodal.errors import quote, status_error
-from phospho_multimodal.exchange.attempts import (
+from phospho_multimodal.exchange.steps import (
     TRANSPORT_FAILURES,
-    AwaitTurn,
-    Reply,
+    AcquireSlot,
+    HttpResponse,
     RequestBody,
-    Send,
+    SendRequest,
     Step,
 )
 from phospho_multimodal.settings import Settings
@@ -97,19 +97,21 @@ def check_endpoint(settings: Settings) -> Generator[Step, Any, EndpointStatus]:
 
 def _request(
     settings: Settings, method: str, path: str, content: bytes
-) -> Generator[Step, Any, Reply]:
+) -> Generator[Step, Any, HttpResponse]:
     headers = settings.headers()
     if content:
         headers |= {"content-type": "application/json", "content-length": str(len(content))}
-    release = yield AwaitTurn(None)
+    release = yield AcquireSlot(None)
     try:
-        reply: Reply = yield Send(method, settings.url(path), headers, RequestBody(content), None)
+        reply: HttpResponse = yield SendRequest(
+            method, settings.url(path), headers, RequestBody(content), None
+        )
     finally:
         release()
     return reply
 
 
-def _model_names(listing: Reply) -> list[str]:
+def _model_names(listing: HttpResponse) -> list[str]:
     """Read names out of whatever kind of list a server gives: objects with an id, or strings."""
     if listing.status_code != _OK:
         return []

@@ -11,20 +11,18 @@ from typing import Any
 from phospho_multimodal.contract import request_body, request_pieces
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
 from phospho_multimodal.exchange.attempts import (
-    Call,
-    Exchange,
-    Step,
-    Together,
-    Work,
-    ask,
-    set_aside,
-    with_ledger,
+    ClientState,
+    RequestState,
+    reserve_budget,
+    run_ledger_io,
+    send_with_retries,
 )
+from phospho_multimodal.exchange.steps import Gather, RunInThread, Step
 from phospho_multimodal.images.prepare import (
     LinkedImage,
     PreparedImage,
     SendableImage,
-    clean_source,
+    passthrough_source,
 )
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.messages.conversation import ConversationPlan, cut_at_stop
@@ -39,7 +37,7 @@ from phospho_multimodal.messages.image_parts import (
 )
 from phospho_multimodal.settings import Settings
 
-__all__ = ["Asking", "Prediction", "predict", "question_about"]
+__all__ = ["GenerationOptions", "Prediction", "build_request", "predict"]
 
 # To look through so much, decode and hash it takes two milliseconds. A thread costs half of one,
 # and much more where many threads wait for one interpreter.
@@ -60,7 +58,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class GenerationOptions:
     """How something is asked.
 
     Attributes:
@@ -75,7 +73,7 @@ class Asking:
 
 
 def predict(
-    shared: Exchange, plan: ConversationPlan, asking: Asking
+    shared: ClientState, plan: ConversationPlan, asking: GenerationOptions
 ) -> Generator[Step, Any, Prediction]:
     """Ask what a plan says, with everything that belongs to it.
 
@@ -111,11 +109,11 @@ def predict(
     # collector looks through as long as the answer is waited for.
     make_ready = partial(_made_ready, plan, handed_over, clean, asking, settings, deadline=deadline)
     if clean is None and _have_bytes(handed_over):
-        call, shown, warnings = yield Work(make_ready, computes=True)
+        call, shown, warnings = yield RunInThread(make_ready, computes=True)
     else:
         call, shown, warnings = make_ready()
     del make_ready, clean  # or the image's bytes would wait for the answer, beside their base64
-    description = yield from ask(shared, call)
+    description = yield from send_with_retries(shared, call)
     metadata = _metadata(shared, plan, asking, [call], shown, warnings=warnings)
     return Prediction(cut_at_stop(description, asking.stop), metadata)
 
@@ -125,7 +123,9 @@ def _prepared_parts(
 ) -> Generator[Step, Any, list[Part]]:
     """Prepare what is asked about separately; URLs that are passed on need no thread."""
     prepare = partial(parts_of, plan, passed, settings)
-    parts: list[Part] = (yield Work(prepare, computes=True)) if _have_bytes(passed) else prepare()
+    parts: list[Part] = (
+        (yield RunInThread(prepare, computes=True)) if _have_bytes(passed) else prepare()
+    )
     return parts
 
 
@@ -133,11 +133,11 @@ def _made_ready(
     plan: ConversationPlan,
     handed_over: Sequence[Passed],
     clean: SendableImage | None,
-    asking: Asking,
+    asking: GenerationOptions,
     settings: Settings,
     *,
     deadline: float | None,
-) -> tuple[Call, list[dict[str, Any]], list[str]]:
+) -> tuple[RequestState, list[dict[str, Any]], list[str]]:
     """Put together the one question of a plan, and what its answer's metadata tells of images."""
     warnings: list[str] = []
     if plan.policy == "montage":
@@ -147,14 +147,14 @@ def _made_ready(
         image = clean or ready(handed_over[0], settings)
         text, sources = plan.text, [image]
     shown = [source.to_metadata() for source in sources]
-    return question_about(image, text, asking, settings, deadline), shown, warnings
+    return build_request(image, text, asking, settings, deadline), shown, warnings
 
 
 def _ask_each(
-    shared: Exchange,
+    shared: ClientState,
     plan: ConversationPlan,
     parts: Sequence[Part],
-    asking: Asking,
+    asking: GenerationOptions,
     deadline: float | None,
 ) -> Generator[Step, Any, Prediction]:
     """Ask about every part by itself, all at once; a failure is told in its place."""
@@ -166,18 +166,18 @@ def _ask_each(
         raise UnsupportedContentError(message)
     make_calls = partial(_calls, plan, parts, asking, shared.settings, deadline)
     have_bytes = any(isinstance(part.image, PreparedImage) for part in parts)
-    calls = (yield Work(make_calls, computes=True)) if have_bytes else make_calls()
+    calls = (yield RunInThread(make_calls, computes=True)) if have_bytes else make_calls()
     # For all or for none: half an answer for half the money is not what was asked for.
-    reservations = yield from set_aside(shared, len(calls))
+    reservations = yield from reserve_budget(shared, len(calls))
     for call, reservation in zip(calls, reservations, strict=True):
         call.reservation = reservation
     refusals: list[PhosphoError] = []
     try:
-        outcomes = yield Together([_ask_one_of_several(shared, call, refusals) for call in calls])
+        outcomes = yield Gather([_ask_one_of_several(shared, call, refusals) for call in calls])
     finally:
         for call in calls:  # what a call has taken it settles itself
             if call.reservation is not None:
-                shared.spending.settle_soon(call.reservation.release)
+                shared.spending.settle_later(call.reservation.release)
     failures = [outcome for outcome in outcomes if isinstance(outcome, PhosphoError)]
     if len(failures) == len(outcomes):
         first = refusals[0] if refusals else failures[0]
@@ -196,38 +196,38 @@ def _ask_each(
 def _calls(
     plan: ConversationPlan,
     parts: Sequence[Part],
-    asking: Asking,
+    asking: GenerationOptions,
     settings: Settings,
     deadline: float | None,
-) -> list[Call]:
+) -> list[RequestState]:
     return [
-        question_about(part.image, f"{plan.text}{part.note}", asking, settings, deadline)
+        build_request(part.image, f"{plan.text}{part.note}", asking, settings, deadline)
         for part in parts
     ]
 
 
 def _ask_one_of_several(
-    shared: Exchange, call: Call, refusals: list[PhosphoError]
+    shared: ClientState, call: RequestState, refusals: list[PhosphoError]
 ) -> Generator[Step, Any, str]:
     """Ask about one image; the first that is refused for good stops those not yet sent."""
-    call.stopped_by = lambda: refusals[0] if refusals else None
+    call.abort_reason = lambda: refusals[0] if refusals else None
     try:
-        return (yield from ask(shared, call))
+        return (yield from send_with_retries(shared, call))
     except FATAL_ERRORS as error:
         refusals.append(error)
         raise
 
 
 def _decide(
-    shared: Exchange, plan: ConversationPlan, passed: Sequence[Passed]
+    shared: ClientState, plan: ConversationPlan, passed: Sequence[Passed]
 ) -> Generator[Step, Any, ConversationPlan]:
     """Choose for `multi_image="auto"`: a montage, unless it cannot be read and each can be paid."""
     if plan.one_answer or shared.settings.detail == "tiles":
         return replace(plan, policy="montage")
     if any(image.source.url is not None and image.fetched is None for image in passed):
         return replace(plan, policy="each")  # a montage cannot be made of what is not opened
-    warnings = yield Work(partial(montage_warnings, passed, shared.settings), computes=True)
-    snapshot = yield from with_ledger(shared, shared.spending.snapshot)
+    warnings = yield RunInThread(partial(montage_warnings, passed, shared.settings), computes=True)
+    snapshot = yield from run_ledger_io(shared, shared.spending.snapshot)
     left = snapshot.images_left
     affordable = left is None or left >= len(passed)
     return replace(plan, policy="each" if warnings and affordable else "montage")
@@ -248,7 +248,7 @@ def _fetch_all(
     if len(plan.images) == 1:
         return [(yield from _fetched(plan.images[0], deadline))]
     outcomes: list[Passed | PhosphoError]
-    outcomes = yield Together([_fetched(source, deadline) for source in plan.images])
+    outcomes = yield Gather([_fetched(source, deadline) for source in plan.images])
     images: list[Passed] = []
     for outcome in outcomes:
         if isinstance(outcome, PhosphoError):
@@ -265,7 +265,7 @@ def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any
     given_up = threading.Event()
     fetch = partial(fetch_image, source.url, deadline=deadline, given_up=given_up.is_set)
     try:
-        return Passed(source, (yield Work(fetch, computes=False)))
+        return Passed(source, (yield RunInThread(fetch, computes=False)))
     finally:
         # A cancelled task does not wait for the thread that works for it: this ends the work.
         given_up.set()
@@ -283,16 +283,16 @@ def _is_small(image: Passed) -> bool:
 
 
 def _clean(image: Passed, settings: Settings) -> PreparedImage | None:
-    return clean_source(image.source, max_image_side=settings.max_image_side)
+    return passthrough_source(image.source, max_image_side=settings.max_image_side)
 
 
-def question_about(
+def build_request(
     image: SendableImage,
     text: str,
-    asking: Asking,
+    asking: GenerationOptions,
     settings: Settings,
     deadline: float | None = None,
-) -> Call:
+) -> RequestState:
     """Put one question about one picture, ready to be sent.
 
     Args:
@@ -303,7 +303,7 @@ def question_about(
         deadline: On the clock of the exchange.
 
     Returns:
-        What `ask` takes.
+        What `send_with_retries` takes.
     """
     model, parameters = asking.model, asking.parameters
     body: tuple[bytes, ...]
@@ -313,14 +313,14 @@ def question_about(
     else:
         on_wire = base64 = image.to_base64()
         body = request_pieces(model=model, text=text, base64=base64, parameters=parameters)
-    return Call(body, (*settings.secrets(), text, on_wire), deadline)
+    return RequestState(body, (*settings.secrets(), text, on_wire), deadline)
 
 
 def _metadata(
-    shared: Exchange,
+    shared: ClientState,
     plan: ConversationPlan,
-    asking: Asking,
-    calls: Sequence[Call],
+    asking: GenerationOptions,
+    calls: Sequence[RequestState],
     images: list[dict[str, Any]],
     *,
     failed: int = 0,

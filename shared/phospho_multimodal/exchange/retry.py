@@ -16,7 +16,6 @@ from phospho_multimodal.errors import (
     PhosphoError,
     ReplyLostError,
 )
-from phospho_multimodal.spending.processes import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,10 +71,6 @@ class RetryBudget:
     def __init__(self) -> None:
         self._first_tries = 0
         self._retries = 0
-        self._begin()
-        after_fork(self._begin)
-
-    def _begin(self) -> None:
         self._lock = threading.Lock()
 
     def count_first_try(self) -> None:

@@ -22,22 +22,24 @@ from phospho_multimodal.messages.conversation import Part, Role, Turn, omitted_p
 from phospho_multimodal.messages.embedded_images import check_tool_text, mark_files
 
 __all__ = [
-    "KINDS",
+    "BLOCK_KINDS",
     "Block",
-    "Reading",
-    "checked_turn",
+    "BlockKind",
+    "make_turn",
+    "quote_name",
     "read_content",
-    "shortened",
 ]
 
 Block: TypeAlias = Mapping[str, Any]
 
-Reading: TypeAlias = Literal["text", "json", "image", "file", "blocks", "found", "inner", "nothing"]
-"""What a kind of block is: `"file"` is an image if it says so, `"blocks"` holds blocks, `"found"`
-is what a provider's own tool gave its model, `"inner"` holds one block, and `"nothing"` is what a
-model thought or called: results come in blocks of their own."""
+BlockKind: TypeAlias = Literal[
+    "text", "json", "image", "file", "blocks", "provider_tool_result", "wrapper", "ignored"
+]
+"""How a block is read. `"file"` is an image if it says so. `"blocks"` holds more blocks.
+`"provider_tool_result"` comes from a tool that runs at the provider. `"wrapper"` holds one block.
+`"ignored"` is a thought or a call of the model, whose results come in blocks of their own."""
 
-_FORMS: dict[Reading, tuple[str, ...]] = {
+_FORMS: dict[BlockKind, tuple[str, ...]] = {
     "text": ("text", "text-plain", "input_text", "output_text", "refusal"),
     "json": ("json",),
     # OpenAI's four; LangChain's, Anthropic's and MCP's (Bedrock's has no type, but that key).
@@ -71,7 +73,7 @@ _FORMS: dict[Reading, tuple[str, ...]] = {
         "computer_call_output",
     ),
     # Of tools that run at a provider: LangChain's, Anthropic's, Google's, OpenAI's, MCP's.
-    "found": (
+    "provider_tool_result": (
         "server_tool_result",
         "web_search_tool_result",
         "web_fetch_tool_result",
@@ -81,8 +83,8 @@ _FORMS: dict[Reading, tuple[str, ...]] = {
         "mcp_call",
         "mcp_tool_result",
     ),
-    "inner": ("non_standard",),
-    "nothing": (
+    "wrapper": ("non_standard",),
+    "ignored": (
         "reasoning",
         "reasoning_content",
         "reasoningContent",
@@ -110,7 +112,9 @@ _FORMS: dict[Reading, tuple[str, ...]] = {
     ),
 }
 
-KINDS: dict[str, Reading] = {kind: reading for reading, kinds in _FORMS.items() for kind in kinds}
+BLOCK_KINDS: dict[str, BlockKind] = {
+    kind: reading for reading, kinds in _FORMS.items() for kind in kinds
+}
 """Every kind of block that is known, and what it is; any other is an error that names it."""
 
 # Where a block keeps an image: under one of the first keys; under one of the second the same, or
@@ -140,7 +144,7 @@ _LONGEST_NAME = 40
 _HEAD = 128
 
 
-def checked_turn(
+def make_turn(
     role: Role, parts: Iterable[Part], name: str | None = None, *, is_older: bool = False
 ) -> Turn:
     """Make a turn; a tool's picture must not hide in its text.
@@ -194,7 +198,7 @@ def read_content(content: object, *, is_older: bool = False) -> Iterator[Part]:
         raise _unsupported(reason, "Send text blocks and image blocks.")
 
 
-def shortened(name: object) -> str:
+def quote_name(name: object) -> str:
     """Name a type, a key or a role in an error: a message's own words may be of any length.
 
     Args:
@@ -224,18 +228,18 @@ def _read_older_block(block: Block) -> Iterator[Part]:
     except (UnsupportedContentError, ImageError) as error:
         # Blocks in this block have caught their own: nothing of it was read before.
         kind = _kind(block)
-        yield omitted_part(KINDS.get(kind, kind), _declared_type(block), reason=error)
+        yield omitted_part(BLOCK_KINDS.get(kind, kind), _declared_type(block), reason=error)
 
 
 def _read_known_block(block: Block, *, is_older: bool = False) -> Iterator[Part]:
-    reading = KINDS.get(_kind(block))
+    reading = BLOCK_KINDS.get(_kind(block))
     if reading is None:
         raise _unknown(block)
     if reading in _READERS:
         read = _READERS[reading](block)
         if read is not None:
             yield read
-    elif reading == "inner":
+    elif reading == "wrapper":
         value = block.get("value")
         if not isinstance(value, Mapping):
             raise _unknown(block)
@@ -243,7 +247,7 @@ def _read_known_block(block: Block, *, is_older: bool = False) -> Iterator[Part]
     elif reading == "blocks":
         for part in read_content(_contents(block), is_older=is_older):
             yield _checked_part(part, is_older=is_older)
-    elif reading == "found":
+    elif reading == "provider_tool_result":
         yield from _read_found(_contents(block) or block.get(_kind(block)), is_older)
 
 
@@ -252,7 +256,7 @@ def _kind(block: Block) -> str:
     kind = block.get("type")
     if isinstance(kind, str):
         return kind
-    known = [key for key in block if key in KINDS]
+    known = [key for key in block if key in BLOCK_KINDS]
     return known[0] if len(known) == 1 else ""  # of two, one would be lost
 
 
@@ -267,7 +271,7 @@ def _read_found(content: object, is_older: bool) -> Iterator[Part]:
     if isinstance(content, str):
         yield _checked_part(content, is_older=is_older)
     elif isinstance(content, Mapping):
-        if _kind(content) in KINDS:
+        if _kind(content) in BLOCK_KINDS:
             yield from _read_block(content, is_older)
         else:
             yield from _read_found(_contents(content), is_older)
@@ -281,7 +285,7 @@ def _read_text(block: Block) -> Part | None:
     if text is None and block.get("type") in {"text", "output_text"}:
         return None  # a stream leaves such blocks behind, with an index or annotations alone
     if not isinstance(text, str):
-        reason = f"A text block of type {shortened(_kind(block))} holds no text of its own"
+        reason = f"A text block of type {quote_name(_kind(block))} holds no text of its own"
         raise _unsupported(reason, "Put the text itself into it.")
     return text
 
@@ -299,7 +303,7 @@ def _read_image(block: Block) -> Part:
         # A framework's cache knows an object by its repr, its place in memory: the next picture
         # that is put there would be given the answer of this one.
         reason = (
-            f"A block of type {shortened(_kind(block))} holds an object of type"
+            f"A block of type {quote_name(_kind(block))} holds an object of type"
             f" {type(image).__name__}, which a cache cannot tell from another one"
         )
         raise _unsupported(
@@ -322,11 +326,11 @@ def _read_file(block: Block) -> Part:
     if _find_image(block) is None:
         raise _without_image(block)
     what = (
-        f"a file of type {shortened(declared)}"
+        f"a file of type {quote_name(declared)}"
         if declared
         else "a file that does not tell its type"
     )
-    reason = f"A block of type {shortened(_kind(block))} holds {what}; only images are taken"
+    reason = f"A block of type {quote_name(_kind(block))} holds {what}; only images are taken"
     raise _unsupported(
         reason, "Turn its pages or frames into images, or give an image a mime_type of image/…."
     )
@@ -334,14 +338,14 @@ def _read_file(block: Block) -> Part:
 
 def _unknown(block: Block) -> UnsupportedContentError:
     kind = _kind(block)
-    keys = ", ".join(shortened(key) for key in list(block)[:8])
-    name = shortened(kind) if kind else "unknown"
+    keys = ", ".join(quote_name(key) for key in list(block)[:8])
+    name = quote_name(kind) if kind else "unknown"
     reason = f"A block of type {name} (keys: {keys}) cannot be sent to this endpoint"
     advice = next((words for what, words in _ADVICE.items() if what in kind), None)
     return _unsupported(reason, advice or "Send text blocks and image blocks.")
 
 
-_READERS: dict[Reading, Callable[[Block], Part | None]] = {
+_READERS: dict[BlockKind, Callable[[Block], Part | None]] = {
     "text": _read_text,
     "json": _read_json,
     "image": _read_image,
@@ -409,7 +413,7 @@ def _declared_type(block: Block) -> str:
 
 
 def _without_image(block: Block, reference: str | None = None) -> UnsupportedContentError:
-    kind = shortened(_kind(block))
+    kind = quote_name(_kind(block))
     if reference is None:
         keys = {key for place in _places(block) for key in place}
         reference = next((key for key in _REFERENCES if key in keys), None)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 from phospho_multimodal.errors import MissingImageError, UnsupportedContentError
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.messages.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
-from phospho_multimodal.messages.untrusted_text import quote_name
+from phospho_multimodal.messages.untrusted_text import to_label
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -309,7 +309,7 @@ def _text(
             turn, policy, sent=sent if decides else (), asks=decides and turn.role == "user"
         )
         if text or decides:
-            name = quote_name(turn.name or "")
+            name = to_label(turn.name or "")
             label = f"{_LABELS[turn.role]} ({name})" if name else _LABELS[turn.role]
             lines.append(f"{label}: {text}".rstrip())
     return "\n".join(lines) or policy.default_prompt

@@ -26,9 +26,9 @@ import ray.exceptions
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING
-from phospho_multimodal.batch.pipeline.engine import StopSignal
 from phospho_multimodal.batch.pipeline.preparation import Preparation
 from phospho_multimodal.batch.pipeline.progress import ProgressReporter
+from phospho_multimodal.batch.pipeline.stop_signal import StopSignal
 from phospho_multimodal.batch.results.rows import Results
 from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.batch.sources.select import Source

@@ -30,15 +30,18 @@ from phospho_multimodal.batch.journal.steps import (
     State,
     Step,
 )
-from phospho_multimodal.batch.pipeline.circuit_breaker import MAX_OUTAGE, CircuitBreaker
-from phospho_multimodal.batch.pipeline.outage import Outage
+from phospho_multimodal.batch.pipeline.circuit_breaker import (
+    MAX_OUTAGE,
+    CircuitBreaker,
+    FailureStreak,
+)
 from phospho_multimodal.errors import (
     ConfigurationError,
     PhosphoError,
     ReplyLostError,
     SpendingLimitError,
 )
-from phospho_multimodal.exchange.limits import Rate
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.ray.answered_pixels import AnsweredPixels
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending.budget import Reservation, Spending, SpendingSnapshot
@@ -127,9 +130,9 @@ class Coordinator:
             max_images=orders.max_images,
             usd_per_image=orders.usd_per_image,
         )
-        self._rate = Rate(orders.settings.requests_per_second)
+        self._rate = RateLimit(orders.settings.requests_per_second)
         self._breaker = breaker or CircuitBreaker(orders.max_outage)
-        self._outage = Outage()
+        self._failures = FailureStreak()
         self._pixels = AnsweredPixels(self._journal, orders.settings, orders.root)
         self._claims: dict[bytes, _Claim] = {}
         self._workers: dict[str, asyncio.Future[None]] = {}
@@ -309,9 +312,9 @@ class Coordinator:
         self._done[step.state] += inputs or 1
         if step.state is not State.IN_DOUBT:
             self._breaker.note_answer()
-        outage = self._outage.note(step.error)
-        if outage is not None:
-            self.stop(outage)
+        self._failures.note(step.error)
+        if step.error is not None and self._failures.is_too_long:
+            self.stop(step.error)
 
     async def _let_go(self, claim: _Claim) -> None:
         """Drop a claim that gets no result; a request in progress is in doubt."""
@@ -338,7 +341,7 @@ class Coordinator:
         if reservation is None:
             return
         if step is not None and step.images_in_doubt:
-            reservation.doubt()
+            reservation.mark_in_doubt()
         elif isinstance(step, ImageFinished) and step.state is State.DESCRIBED:
             reservation.bill()
         else:

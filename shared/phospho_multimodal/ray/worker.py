@@ -25,8 +25,8 @@ from phospho_multimodal.batch.pipeline.questions import Question, RequestRunner
 from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, ServiceError
-from phospho_multimodal.exchange.attempts import Exchange
-from phospho_multimodal.exchange.prediction import question_about
+from phospho_multimodal.exchange.attempts import ClientState
+from phospho_multimodal.exchange.prediction import build_request
 from phospho_multimodal.images.prepare import SendableImage
 from phospho_multimodal.ray.accounts import Accounts, call_coordinator, call_from_driver
 from phospho_multimodal.ray.answered_pixels import hash_pixels
@@ -87,7 +87,7 @@ class Worker:
         self.job = orders.job
         # The coordinator has the rate limit, and `AdaptiveConcurrency` the limit on requests.
         self.settings = replace(orders.settings, requests_per_second=None, max_concurrency=ceiling)
-        self.exchange = Exchange.of(self.settings, None)
+        self.exchange = ClientState.of(self.settings, None)
         self.client = AsyncPhosphoClient.sharing(self.exchange)
         self.level = AdaptiveConcurrency(ceiling, fixed=concurrency != "auto")
         self.stopped_by: PhosphoError | None = None
@@ -181,7 +181,7 @@ class _Request:
             return Outcome()
         if decision is not None:
             return Outcome(answer=decision)
-        question = Question(key, question_about(self._image, prompt, job.asking, worker.settings))
+        question = Question(key, build_request(self._image, prompt, job.asking, worker.settings))
         runner = RequestRunner(
             worker.exchange, worker.client, job, self, worker.level, keeps_refused=True
         )

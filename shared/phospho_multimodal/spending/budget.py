@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
-from phospho_multimodal.on_demand import ModuleOnDemand
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from phospho_multimodal.spending import ledger
-    from phospho_multimodal.spending.ledger import Counts, Ledger, Outcome
-else:
-    ledger = ModuleOnDemand("phospho_multimodal.spending.ledger")
+from phospho_multimodal.spending.ledger import (
+    Counts,
+    Ledger,
+    LedgerFile,
+    LedgerInMemory,
+    Outcome,
+)
 
 __all__ = ["USD_PER_IMAGE", "Reservation", "Spending", "SpendingSnapshot"]
 
@@ -97,15 +98,15 @@ class Reservation:
 
     def bill(self) -> None:
         """The answer came: the image is billed."""
-        self._spending._settle(self._ticket, ledger.Outcome.BILLED)  # noqa: SLF001 - two halves of one
+        self._spending._settle(self._ticket, Outcome.BILLED)  # noqa: SLF001 - two halves of one
 
     def release(self) -> None:
         """The image cannot have been billed."""
-        self._spending._settle(self._ticket, ledger.Outcome.RELEASED)  # noqa: SLF001
+        self._spending._settle(self._ticket, Outcome.RELEASED)  # noqa: SLF001
 
-    def doubt(self) -> None:
+    def mark_in_doubt(self) -> None:
         """The image may have been billed."""
-        self._spending._settle(self._ticket, ledger.Outcome.IN_DOUBT)  # noqa: SLF001
+        self._spending._settle(self._ticket, Outcome.IN_DOUBT)  # noqa: SLF001
 
 
 class Spending:
@@ -145,10 +146,9 @@ class Spending:
             raise ConfigurationError(message)
         self.max_images = max_images
         self.path = None if path is None else Path(path)
-        self._ledger: Ledger = (
-            ledger.LedgerInMemory() if self.path is None else ledger.LedgerFile(self.path)
-        )
-        self._backlog = ledger.Backlog(in_a_file=self.path is not None)
+        self._ledger: Ledger = LedgerInMemory() if self.path is None else LedgerFile(self.path)
+        self._unsettled: deque[Callable[[], None]] = deque()
+        self._settling = threading.RLock()  # on_nearly_spent may look at the ledger
         self._on_nearly_spent = on_nearly_spent
         self._told = threading.Lock()  # taken once, by whoever crosses the line first
 
@@ -178,7 +178,7 @@ class Spending:
             ConfigurationError: A figure is negative or not a number.
         """
         spending = cls(max_usd, max_images=max_images, usd_per_image=usd_per_image)
-        spending._ledger = ledger.LedgerInMemory(ledger.Counts(images_billed, images_in_doubt))
+        spending._ledger = LedgerInMemory(Counts(images_billed, images_in_doubt))
         return spending
 
     def reserve(self, images: int = 1) -> tuple[Reservation, ...]:
@@ -205,7 +205,7 @@ class Spending:
             if self.max_usd is not None and total * self.usd_per_image > self.max_usd:
                 raise self._refusal(images, f"${self.max_usd}", counts)
 
-        self._backlog.clear()
+        self._settle_waiting()
         return tuple(Reservation(self, ticket) for ticket in self._ledger.reserve(images, check))
 
     def settle(self, billed: int | None = None) -> SpendingSnapshot:
@@ -220,23 +220,39 @@ class Spending:
         Raises:
             ConfigurationError: There are not that many in doubt.
         """
-        self._backlog.clear()
+        self._settle_waiting()
         self._ledger.resolve(billed)
         return self.snapshot()
 
     def snapshot(self) -> SpendingSnapshot:
         """Tell how the ledger stands; print it for a line of text."""
-        self._backlog.clear()
+        self._settle_waiting()
         return self._snapshot(self._ledger.counts())
 
-    def settle_soon(self, end: Callable[[], None]) -> None:
-        """Settle a reservation where nobody can wait for a ledger in a file that others hold.
+    def settle_later(self, end: Callable[[], None]) -> None:
+        """Settle a reservation for a caller that cannot wait until a ledger file is free.
 
         Args:
-            end: Its `bill`, `release` or `doubt`. It counts in whatever is asked of this ledger
-                from now on.
+            end: The `bill`, `release` or `mark_in_doubt` of the reservation. Everything that is
+                asked of this ledger from now on takes it into account.
         """
-        self._backlog.add(end)
+        self._unsettled.append(end)
+        if isinstance(sys.exc_info()[1], GeneratorExit):
+            return  # Maybe inside the garbage collector, where any lock can be a deadlock.
+        if self.path is None:
+            self._settle_waiting()
+            return
+        try:
+            # The interpreter waits for this thread before it exits.
+            threading.Thread(target=self._settle_waiting, name="phospho-ledger").start()
+        except RuntimeError:  # the interpreter is exiting and starts no threads
+            self._settle_waiting()
+
+    def _settle_waiting(self) -> None:
+        with self._settling:
+            while self._unsettled:
+                self._unsettled[0]()  # has an effect only once, so a Ctrl-C may come in between
+                self._unsettled.popleft()
 
     def __copy__(self) -> Spending:
         """A copy of a cap would be a second cap, so it is the same one."""

@@ -114,11 +114,11 @@ def make_thumbnail(image: ImageInput, side: int = 240) -> bytes | None:
     """
     try:
         prepared = prepare_image(image, max_image_side=side)
-        from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
+        from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
         # What was small and clean came through as it is, and can be a PNG, or large for its size.
-        picture = pixels.to_rgb(pixels.open_image(prepared.data), max_side=side)
-        return pixels.encode(picture, lossless=False)[0]
+        picture = decode.to_rgb(decode.open_image(prepared.data), max_side=side)
+        return decode.encode(picture, lossless=False)[0]
     except ImageError:
         return None
 

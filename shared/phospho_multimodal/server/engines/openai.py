@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from phospho_multimodal.images.prepare import PreparedImage
     from phospho_multimodal.server.engines import Picture, Question, State
-    from phospho_multimodal.server.engines.upstream import Reply
+    from phospho_multimodal.server.engines.upstream import HttpResponse
 
 __all__ = ["ANSWER_SECONDS", "UPSTREAM_VARIABLE", "OpenAIEngine"]
 
@@ -214,7 +214,7 @@ class OpenAIEngine:
         self._learned().answered(busy)
         return answer
 
-    async def _ask(self, image: PreparedImage, question: Question) -> Reply:
+    async def _ask(self, image: PreparedImage, question: Question) -> HttpResponse:
         """Send the request, again without each parameter that the model rejects.
 
         Raises:
@@ -238,7 +238,7 @@ class OpenAIEngine:
                 fields[instead] = value
         return fields
 
-    def _leave_out(self, fields: dict[str, Any], reply: Reply) -> bool:
+    def _leave_out(self, fields: dict[str, Any], reply: HttpResponse) -> bool:
         """Learn from an error which field the model rejects, and tell whether that is new."""
         refused = without_refused(fields, reply.body.decode(errors="replace"))
         if refused is None:
