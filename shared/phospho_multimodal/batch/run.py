@@ -94,7 +94,7 @@ class BatchRun:
         """Do all work of the job that is left."""
         if self._ray is None:
             return await self._run()
-        from phospho_multimodal.ray.batch_job import connect  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_driver import connect  # noqa: PLC0415 - an extra
 
         leave = await asyncio.to_thread(connect, self._ray)
         try:
@@ -224,24 +224,21 @@ class BatchRun:
     async def _ask_over_ray(
         self, spending: Spending, reporter: ProgressReporter, stop: StopSignal
     ) -> None:
-        from phospho_multimodal.ray.batch_job import BatchJob  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_driver import BatchDriver  # noqa: PLC0415 - an extra
 
-        job = BatchJob(
+        driver = BatchDriver(
             source=self._source,
             journal=self._journal,
             results=self._results,
             job=self._job,
             settings=self._settings,
-            limits={
-                "max_usd": spending.max_usd,
-                "max_images": spending.max_images,
-                "usd_per_image": spending.usd_per_image,
-            },
+            spending=spending,
+            max_outage=self._max_outage,
             concurrency=self._concurrency,
-            watch=reporter,
+            reporter=reporter,
             stop=stop,
         )
-        await job.run()
+        await driver.run()
 
 
 class _WorkingTime:
