@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from phospho_multimodal.batch.pipeline.progress import Progress
 from phospho_multimodal.batch.preflight import Preflight
 from phospho_multimodal.batch.results.rows import ResultsFormat
-from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.batch.sources.shards import Shard
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.settings import ClientOptions
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
