@@ -539,7 +539,7 @@ def test_check_tells_a_server_that_answers_anything(driver: Driver, lab):
     found = driver.check(base_url=server.base_url)
 
     assert (found.healthy, found.key_accepted) == (True, None)
-    assert "no phospho endpoint" in found.detail
+    assert "not a phospho endpoint" in found.detail
 
 
 @pytest.mark.parametrize(
