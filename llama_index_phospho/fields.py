@@ -22,9 +22,9 @@ from typing_extensions import Self, override
 
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.client.model_fields import PARAMETERS, ModelFields
-from phospho_multimodal.contract import DEFAULT_MODEL
+from phospho_multimodal.contract import DEFAULT_MODEL, checked_parameters
 from phospho_multimodal.messages.image_policy import ImagePolicy
-from phospho_multimodal.settings import Timeouts, checked_model, checked_parameters
+from phospho_multimodal.settings import Timeouts, checked_model
 
 __all__ = ["PARAMETERS", "PhosphoConfiguration"]
 
