@@ -12,8 +12,9 @@ from phospho_multimodal.batch.pipeline.progress import Progress
 from phospho_multimodal.batch.preflight import Preflight
 from phospho_multimodal.batch.results.rows import ResultsFormat
 from phospho_multimodal.batch.sources.shards import Shard
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.settings import ClientOptions, ParameterOptions
+from phospho_multimodal.settings import ClientOptions
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 
 if TYPE_CHECKING:
@@ -145,16 +146,13 @@ def open_spending(
 
 def check_over_ray(options: BatchOptions) -> None:
     """Reject what does not work over Ray."""
-    from phospho_multimodal.ray.missing import check_ray  # noqa: PLC0415 - only then
+    from phospho_multimodal.ray import check_ray  # noqa: PLC0415 - only then
 
     check_ray()
     for name in ("spending", "http_client"):
         if options.get(name) is not None:
             message = f"Over Ray, {name}= stays behind on this machine. Leave it out."
             raise ConfigurationError(message)
-    if "max_outage" in options:
-        message = "Over Ray, a batch does not wait for its endpoint: leave max_outage= out."
-        raise ConfigurationError(message)
     if options.get("detail") == "tiles":
         message = "Over Ray, an image is sent as one. Leave ray= or detail='tiles' out."
         raise ConfigurationError(message)

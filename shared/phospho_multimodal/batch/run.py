@@ -41,9 +41,10 @@ from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_
 from phospho_multimodal.batch.sources.select import Limited, Source, open_source
 from phospho_multimodal.batch.sources.shards import Shard, ShardedSource
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.attempts import ClientState
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import Spending
 
 __all__ = ["BatchRun"]
@@ -93,7 +94,7 @@ class BatchRun:
         """Do all work of the job that is left."""
         if self._ray is None:
             return await self._run()
-        from phospho_multimodal.ray.batch_job import connect  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_driver import connect  # noqa: PLC0415 - an extra
 
         leave = await asyncio.to_thread(connect, self._ray)
         try:
@@ -124,7 +125,7 @@ class BatchRun:
             self._folder, journal, self._job, self._kind, spending.usd_per_image
         )
         shared = ClientState.of(self._settings, spending)
-        client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
+        client = AsyncPhosphoClient.over_aiohttp(shared, self._options.get("http_client"))
         async with client:
             preflight = await self._look_ahead(client, spending)
             goes_on = await self._goes_on(preflight)
@@ -223,24 +224,21 @@ class BatchRun:
     async def _ask_over_ray(
         self, spending: Spending, reporter: ProgressReporter, stop: StopSignal
     ) -> None:
-        from phospho_multimodal.ray.batch_job import BatchJob  # noqa: PLC0415 - an extra
+        from phospho_multimodal.ray.batch_driver import BatchDriver  # noqa: PLC0415 - an extra
 
-        job = BatchJob(
+        driver = BatchDriver(
             source=self._source,
             journal=self._journal,
             results=self._results,
             job=self._job,
             settings=self._settings,
-            limits={
-                "max_usd": spending.max_usd,
-                "max_images": spending.max_images,
-                "usd_per_image": spending.usd_per_image,
-            },
+            spending=spending,
+            max_outage=self._max_outage,
             concurrency=self._concurrency,
-            watch=reporter,
+            reporter=reporter,
             stop=stop,
         )
-        await job.run()
+        await driver.run()
 
 
 class _WorkingTime:
