@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -39,10 +39,14 @@ from phospho_multimodal.batch.preflight import (
     look_ahead,
 )
 from phospho_multimodal.batch.report.build import check_report, report_on
+from phospho_multimodal.batch.results.captions import Sidecar
 from phospho_multimodal.batch.results.manifest import WORKED, Summary, write_manifest
+from phospho_multimodal.batch.results.outputs import Outputs
 from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_format
-from phospho_multimodal.batch.sources.select import Limited, Source, open_source
-from phospho_multimodal.batch.sources.tiles import TiledSource
+from phospho_multimodal.batch.results.upload import open_output
+from phospho_multimodal.batch.sources.inputs import Inputs
+from phospho_multimodal.batch.sources.remote import StorageOptions
+from phospho_multimodal.batch.sources.select import Source
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.attempts import ClientState
@@ -74,6 +78,18 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         follow_links: Whether to look into folders that are links; it does not.
         limit: How many inputs are described at most, to try a prompt. The same call without it
             describes the others.
+        min_size: Pixels of the shorter side below which an image is left out.
+        encoding: The encoding of a table of text. Without it, a byte order mark says it, or
+            whether the text is valid UTF-8.
+        prompt_column: The table's column that holds the prompt of each row.
+        keep: Columns of the source that the rows of the results keep. Archives have the fields of
+            the `.json` member of the same key, and `txt`.
+        sidecar: Files with captions beside the images: `txt` for one each, `metadata` for the
+            `metadata.jsonl` of an imagefolder.
+        overwrite: Whether files with captions that exist are replaced; they are kept otherwise.
+        storage_options: Options of fsspec's file systems, by protocol:
+            `{"s3": {"endpoint_url": "…"}}`. Without them, each looks for credentials as usual.
+        journal: The local folder for the journal, if the output is the URL of a store.
         stop: Strings at which an answer is cut.
         results: `parquet` (the default, extra `batch`) or `jsonl`.
         concurrency: Requests under way at once; `auto` finds out how many the endpoint answers
@@ -105,6 +121,14 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     exclude: Sequence[str]
     follow_links: bool
     limit: int | None
+    min_size: int | None
+    encoding: str | None
+    prompt_column: str | None
+    keep: Sequence[str]
+    sidecar: Sidecar | None
+    overwrite: bool
+    storage_options: StorageOptions | None
+    journal: str | os.PathLike[str] | None
     stop: Sequence[str] | None
     results: ResultsFormat
     concurrency: int | Literal["auto"]
@@ -127,7 +151,7 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
 def describe_many(
     source: str | os.PathLike[str] | Iterable[Any],
     out: str | os.PathLike[str],
-    prompt: str = DEFAULT_PROMPT,
+    prompt: str | Sequence[str] = DEFAULT_PROMPT,
     **options: Unpack[BatchOptions],
 ) -> Summary:
     """Ask the same about many pictures, and write a row for each; see `adescribe_many`.
@@ -139,7 +163,7 @@ def describe_many(
     Args:
         source: The inputs.
         out: The folder for results.
-        prompt: The question.
+        prompt: The prompt, or several.
         **options: See `BatchOptions`.
 
     Returns:
@@ -228,7 +252,7 @@ class _HereAndThere:
 async def adescribe_many(
     source: str | os.PathLike[str] | Iterable[Any],
     out: str | os.PathLike[str],
-    prompt: str = DEFAULT_PROMPT,
+    prompt: str | Sequence[str] = DEFAULT_PROMPT,
     **options: Unpack[BatchOptions],
 ) -> Summary:
     """Ask the same about many pictures, and write a row for each.
@@ -238,10 +262,11 @@ async def adescribe_many(
     sent is another job, in a folder of its own inside `out`.
 
     Args:
-        source: A folder, a pattern, a table (CSV, JSONL, Parquet), tar archives, `-`, or a list of
-            images or of (id, image) pairs; see `open_source`.
-        out: The folder for results: each job has its own inside.
-        prompt: The question.
+        source: A folder, a pattern, a table (CSV, JSONL, Parquet), tar archives, the URL of any of
+            these, `-`, or a list of images or of (id, image) pairs; see `open_source`.
+        out: The folder for results, or its URL in a store: each job has its own inside.
+        prompt: The prompt; `{name}` stands for a column of the source. With several prompts, each
+            image gets a row for each.
         **options: See `BatchOptions`.
 
     Returns:
@@ -254,14 +279,20 @@ async def adescribe_many(
             kept, and `Summary.read` tells it.
         ImportError: An extra is missing.
     """
-    run = _Run(source, Path(out), prompt, options)
+    run = _Run(source, out, prompt, options)
     return await run.run()
 
 
 class _Run:
     """One run of a job."""
 
-    def __init__(self, source: Any, out: Path, prompt: str, options: BatchOptions) -> None:
+    def __init__(
+        self,
+        source: Any,
+        out: str | os.PathLike[str],
+        prompt: str | Sequence[str],
+        options: BatchOptions,
+    ) -> None:
         _check_names(options)
         self._options = options
         self._interrupted = options.get("interrupted") or threading.Event()
@@ -286,19 +317,20 @@ class _Run:
             for name, value in options.items()
             if name in ParameterOptions.__annotations__
         }
-        self._job = Job.of(prompt, self._settings, parameters, options.get("stop"))
-        self._folder = self._job.folder(out)
-        self._open_source: Callable[[], Source] = partial(
-            open_source,
-            source,
-            column=options.get("column"),
-            id_column=options.get("id_column"),
-            root=options.get("root"),
-            recursive=options.get("recursive", True),
-            exclude=options.get("exclude") or (),
-            follow_links=options.get("follow_links", False),
+        self._inputs = Inputs(source, prompt, options)
+        self._job = Job.of(
+            self._inputs.prompt,
+            self._settings,
+            parameters,
+            options.get("stop"),
+            self._inputs.own_prompts,
         )
-        self._limit = options.get("limit")
+        local, self._target = open_output(
+            out, options.get("journal"), options.get("storage_options")
+        )
+        self._folder = self._job.folder(local)
+        if self._target is not None:
+            self._target /= self._folder.name
 
     async def run(self) -> Summary:
         """Do all of it."""
@@ -313,20 +345,22 @@ class _Run:
             await asyncio.to_thread(leave)
 
     async def _run(self) -> Summary:
-        source = await asyncio.to_thread(self._open_source)
-        if self._limit is not None:
-            source = Limited(source, self._limit)
-        if self._settings.detail == "tiles":
-            source = TiledSource(source, self._settings)
+        opened, source = await asyncio.to_thread(self._inputs.open, self._settings)
         journal = await asyncio.to_thread(
             Journal, self._folder, self._job, take_over=self._options.get("take_over", False)
         )
         try:
-            return await self._work(source, journal)
+            outputs = await asyncio.to_thread(
+                Outputs, journal, self._inputs, opened, self._target, self._options
+            )
+            try:
+                return await self._work(source, journal, outputs)
+            finally:
+                await run_to_completion(outputs.close)
         finally:
             await run_to_completion(journal.close)
 
-    async def _work(self, source: Source, journal: Journal) -> Summary:
+    async def _work(self, source: Source, journal: Journal, outputs: Outputs) -> Summary:
         spent = await asyncio.to_thread(journal.tally)
         spending = self._spending(spent.images_billed, spent.images_in_doubt)
         shared = ClientState.of(self._settings, spending)
@@ -334,8 +368,16 @@ class _Run:
         async with client:
             status = await client.check()
             check_status(status)
-            results = Results(self._folder, journal, self._job, self._kind, spending.usd_per_image)
-            await asyncio.to_thread(self._take_stock, source, journal, results)
+            results = Results(
+                self._folder,
+                journal,
+                self._job,
+                self._kind,
+                spending.usd_per_image,
+                details=outputs.details,
+                upload=outputs.upload,
+            )
+            source = await asyncio.to_thread(self._take_stock, source, journal, results, outputs)
             preflight = await asyncio.to_thread(
                 look_ahead,
                 source,
@@ -365,9 +407,14 @@ class _Run:
         )
         if self._options.get("report"):
             await asyncio.to_thread(report_on, summary, source, journal, results)
+        if goes_on:
+            try:
+                await asyncio.to_thread(outputs.finish, results.rows())
+            except ConfigurationError as failure:
+                error = error or failure
         if error is not None:
             raise error
-        return summary
+        return summary if outputs.upload is None else replace(summary, url=str(self._target))
 
     async def _goes_on(self, preflight: Preflight) -> bool:
         """Ask whoever wants to be asked; who has interrupted the job has said no."""
@@ -396,9 +443,17 @@ class _Run:
             usd_per_image=USD_PER_IMAGE if price is None else price,
         )
 
-    def _take_stock(self, source: Source, journal: Journal, results: Results) -> None:
+    def _take_stock(
+        self, source: Source, journal: Journal, results: Results, outputs: Outputs
+    ) -> Source:
+        """Check every output and count the inputs; return the source, which is recorded."""
         results.check()
-        count_inputs(source, journal, self._interrupted.is_set)
+        outputs.check()
+        if outputs.details is not None:
+            source = outputs.details.record(source, results.forget_parts)
+        is_limited = self._options.get("limit") is not None
+        count_inputs(source, journal, self._interrupted.is_set, is_limited=is_limited)
+        return source
 
     @property
     def _again(self) -> list[State]:
@@ -471,7 +526,7 @@ class _Run:
             spending=shared.spending,
             watch=self._watch,
             ceiling=self._ceiling,
-            fetches=self._settings.url_mode == "fetch",
+            fetches=self._settings.url_mode == "fetch" or self._inputs.is_remote,
             stop=self._stop,
             breaker=CircuitBreaker(self._max_outage),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,16 @@ from typing import Any
 
 from phospho_multimodal.batch.sources.signed_urls import without_signature
 from phospho_multimodal.contract import request_body
-from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.prediction import GenerationOptions
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
 
-__all__ = ["DIGEST_BYTES", "Job", "picture_key"]
+__all__ = ["DIGEST_BYTES", "Job", "digest_prompt", "image_digest", "picture_key"]
 
 DIGEST_BYTES = 32
 """How long the key of a picture is; that of a URL which is passed on is longer."""
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]")  # a path has one of two slashes left
+_PROMPT_BYTES = 16
 _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
 
 
@@ -35,12 +33,14 @@ class Job:
         asking: Model, parameters and stop strings.
         max_image_side: Longest side of what is sent, in pixels; `None` for files as they are.
         max_tiles: The most tiles of one image; `None` for one request for each image.
+        prompts: The templates of a job whose rows have prompts of their own.
     """
 
     prompt: str
     asking: GenerationOptions
     max_image_side: int | None
     max_tiles: int | None = None
+    prompts: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -49,6 +49,7 @@ class Job:
         settings: Settings,
         parameters: Mapping[str, Any],
         stop: Sequence[str] | None = None,
+        prompts: Sequence[str] = (),
     ) -> Job:
         """Check what is to be asked.
 
@@ -57,6 +58,7 @@ class Job:
             settings: Of the client: its model, and how pictures are made ready.
             parameters: Generation parameters; `None` means not set.
             stop: Strings at which an answer is cut.
+            prompts: The templates of a job whose rows have prompts of their own.
 
         Returns:
             The job.
@@ -68,10 +70,11 @@ class Job:
         asking = GenerationOptions(
             settings.model, checked_parameters(parameters), checked_stop(stop)
         )
-        for text in (prompt, *(asking.stop or ())):
+        for text in (prompt, *prompts, *(asking.stop or ())):
             request_body(model=asking.model, text=text, image_url="", parameters={})
         side = settings.max_image_side if settings.prepare else None
-        return cls(prompt, asking, side, settings.max_tiles if settings.detail == "tiles" else None)
+        tiles = settings.max_tiles if settings.detail == "tiles" else None
+        return cls(prompt, asking, side, tiles, tuple(prompts))
 
     @property
     def prompt_id(self) -> str:
@@ -80,32 +83,14 @@ class Job:
         return hashlib.sha256(told.encode()).hexdigest()[:_NAME_LENGTH]
 
     def folder(self, out: Path) -> Path:
-        """Name the folder in which this job keeps everything.
-
-        Args:
-            out: The folder for results.
-
-        Returns:
-            Its place inside that folder.
-
-        Raises:
-            ConfigurationError: `out` is a URL, or what is left of one in a path.
-        """
-        url = _URL.match(str(out))
-        if url is not None:
-            message = (
-                f"The results go to a folder on this machine, and {str(out)!r} names a place in"
-                f" {url[1]!r}. Nothing was sent. Choose a local folder, and copy it when the job is"
-                " done."
-            )
-            raise ConfigurationError(message)
+        """Return the folder inside `out` in which this job keeps everything."""
         return out / f"job-{self.prompt_id}"
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides about an answer but the picture."""
         stop = None if self.asking.stop is None else list(self.asking.stop)
         return {
-            "prompt": self.prompt,
+            "prompt": list(self.prompts) if len(self.prompts) > 1 else self.prompt,
             "model": self.asking.model,
             "parameters": dict(self.asking.parameters),
             "stop": stop,
@@ -114,16 +99,30 @@ class Job:
         }
 
 
-def picture_key(image: SendableImage) -> bytes:
-    """Tell two pictures apart by what is sent.
+def picture_key(image: SendableImage, prompt: str | None = None) -> bytes:
+    """Tell two requests of a job apart by what is sent.
 
     Args:
-        image: A picture, ready to be sent.
+        image: An image, ready to be sent.
+        prompt: The prompt, in a job whose rows have prompts of their own.
 
     Returns:
-        The digest of its bytes; for a URL that is passed on, of what it is without its signature,
-        with a mark before it.
+        The digest of the image's bytes; for a URL that is passed on, of the URL without its
+        signature, with a mark before it. A prompt adds its own digest.
     """
     if isinstance(image, LinkedImage):
-        return b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()
-    return bytes.fromhex(image.sha256)
+        key = b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()
+    else:
+        key = bytes.fromhex(image.sha256)
+    return key if prompt is None else key + digest_prompt(prompt)
+
+
+def digest_prompt(prompt: str) -> bytes:
+    """Digest the prompt of a row, in 16 bytes."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:_PROMPT_BYTES]
+
+
+def image_digest(key: bytes) -> str | None:
+    """Return the SHA-256 of the image that was sent, from a key; `None` for the key of a URL."""
+    is_image = len(key) in (DIGEST_BYTES, DIGEST_BYTES + _PROMPT_BYTES)
+    return key[:DIGEST_BYTES].hex() if is_image else None

@@ -11,15 +11,16 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
+from phospho_multimodal.batch.job import digest_prompt
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import InputRecord, State
 from phospho_multimodal.batch.report.figures import duration
 from phospho_multimodal.batch.results.digests import digest_file
 from phospho_multimodal.batch.sources.archives import ARCHIVE_SUFFIXES
 from phospho_multimodal.batch.sources.items import NoInputsError, describe_skipped
-from phospho_multimodal.batch.sources.select import Item, Limited, Source
+from phospho_multimodal.batch.sources.rows import TABLE_SUFFIXES
+from phospho_multimodal.batch.sources.select import Item, Source
 from phospho_multimodal.batch.sources.signed_urls import without_signature
-from phospho_multimodal.batch.sources.tables import TABLE_SUFFIXES
 from phospho_multimodal.errors import AuthenticationError, ConfigurationError, ImageError
 from phospho_multimodal.exchange.health_check import EndpointStatus
 from phospho_multimodal.exchange.retry import RetryBudget
@@ -139,7 +140,11 @@ def check_status(status: EndpointStatus) -> None:
 
 
 def count_inputs(
-    source: Source, journal: Journal, stopped: Callable[[], bool] = lambda: False
+    source: Source,
+    journal: Journal,
+    stopped: Callable[[], bool] = lambda: False,
+    *,
+    is_limited: bool = False,
 ) -> None:
     """Note every input of a source, and tell which files are the same.
 
@@ -149,6 +154,7 @@ def count_inputs(
         source: The inputs.
         journal: Where they are noted.
         stopped: Whether somebody wants that to end; the next run notes the rest.
+        is_limited: Whether the source holds more inputs than these.
 
     Raises:
         NoInputsError: There is none.
@@ -164,7 +170,7 @@ def count_inputs(
             return
     if not found:  # all inputs of an earlier run would count as removed
         raise _nothing_found(source)
-    if not isinstance(source, Limited):  # what follows the limit was not removed
+    if not is_limited:  # what follows the limit was not removed
         journal.end_counting()
     _digest_files(source, journal, stopped)
 
@@ -231,7 +237,16 @@ def _entry(item: Item) -> InputRecord:
     digest = _digest_held(item.image)
     # What was read tells more than its stamp: archives without times are common.
     stamp = item.stamp if digest is None else digest.hex()
-    return InputRecord(item.id, item.source, stamp, item.file_size, digest)
+    if item.prompt is not None and (stamp or not isinstance(item.image, os.PathLike)):
+        stamp = f"{stamp or ''}#{digest_prompt(item.prompt).hex()}"
+    return InputRecord(
+        item.id, item.source, stamp, item.file_size, digest and _with_prompt(digest, item.prompt)
+    )
+
+
+def _with_prompt(digest: bytes, prompt: str | None) -> bytes:
+    """Digest what an image is asked: with two prompts, one file is paid for twice."""
+    return digest if prompt is None else hashlib.sha256(digest + digest_prompt(prompt)).digest()
 
 
 def _digest_held(image: ImageInput | None) -> bytes | None:
@@ -265,14 +280,17 @@ def _digest_files(source: Source, journal: Journal, stopped: Callable[[], bool])
         for name in alike:
             if stopped():
                 return
-            found.append((_digest(chunk[name]), name))
-        journal.add_digests((digest, name) for digest, name in found if digest)
+            path, prompt = chunk[name]
+            digest = _digest(path)
+            if digest:
+                found.append((_with_prompt(digest, prompt), name))
+        journal.add_digests(found)
 
 
-def _files(source: Source) -> Iterator[tuple[str, os.PathLike[str]]]:
+def _files(source: Source) -> Iterator[tuple[str, tuple[os.PathLike[str], str | None]]]:
     for item in source:
         if isinstance(item.image, os.PathLike):
-            yield item.id, item.image
+            yield item.id, (item.image, item.prompt)
 
 
 def _time(

@@ -95,7 +95,7 @@ class Preparation:
             ConfigurationError: The journal cannot be written.
         """
         ready = Ready()
-        images: list[tuple[int, SendableImage]] = []
+        images: list[tuple[int, SendableImage, str | None]] = []
         failures: list[tuple[int, PhosphoError]] = []
         for position, item in inputs:
             image = make_sendable(item, self._settings, self._stopped)
@@ -103,15 +103,16 @@ class Preparation:
                 if not self._stopped():  # a URL that was given up says nothing about its picture
                     failures.append((position, image))
             else:
-                images.append((position, image))
+                images.append((position, image, item.prompt))
         if failures:
             self._journal.fail(failures, ended=time.time())
             ready.done[State.FAILED] += len(failures)
-        found = [(position, picture_key(image), *size_of(image)) for position, image in images]
+        found = [(at, picture_key(image, own), *size_of(image)) for at, image, own in images]
         states = self._journal.take(found)
-        for (_, image), (_, picture, *_), state in zip(images, found, states, strict=True):
+        for (_, image, own), (_, picture, *_), state in zip(images, found, states, strict=True):
             if state is State.PENDING:
-                call = build_request(image, self._job.prompt, self._job.asking, self._settings)
+                prompt = self._job.prompt if own is None else own
+                call = build_request(image, prompt, self._job.asking, self._settings)
                 ready.questions.append(Question(picture, call))
                 continue
             ready.duplicates += 1

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
-from phospho_multimodal.batch.job import DIGEST_BYTES, Job
+from phospho_multimodal.batch.job import Job, image_digest
 from phospho_multimodal.batch.journal.journal import PART_ROWS, Journal
 from phospho_multimodal.batch.journal.steps import State
+from phospho_multimodal.batch.results.columns import COLUMNS
+from phospho_multimodal.batch.results.details import RowDetails
 from phospho_multimodal.batch.results.digests import digest_file
+from phospho_multimodal.batch.results.upload import Upload
 from phospho_multimodal.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["COLUMNS", "MANIFEST_NAME", "REPORT_NAME", "Results", "ResultsFormat", "check_format"]
 
@@ -29,28 +29,6 @@ REPORT_NAME = "_report.html"
 
 ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
-
-COLUMNS = {
-    "id": "string",
-    "source": "string",
-    "description": "string",
-    "status": "string",
-    "error_class": "string",
-    "error": "string",
-    "attempts": "int32",
-    "cost_usd": "float64",
-    "images_in_doubt": "int32",
-    "duplicate_of": "string",
-    "sha256": "string",
-    "width": "int32",
-    "height": "int32",
-    "seconds": "float64",
-    "prompt_id": "string",
-    "model": "string",
-    "time": "string",
-    "removed": "bool_",
-}
-"""The columns of a row and their types, by their names in Arrow."""
 
 # What tells whether two runs came to the same: not when, how fast, or at which attempt.
 _DIGESTED = (
@@ -75,6 +53,9 @@ class Results:
         job: Job,
         kind: ResultsFormat,
         usd_per_image: Decimal,
+        *,
+        details: RowDetails | None = None,
+        upload: Upload | None = None,
     ) -> None:
         """Tell where and how results are written.
 
@@ -84,7 +65,12 @@ class Results:
             job: What was asked.
             kind: The format.
             usd_per_image: Dollars for one image.
+            details: What rows say besides the answer.
+            upload: Where finished files are copied.
         """
+        self._details = details
+        self._upload = upload
+        self._columns = {**COLUMNS, **dict.fromkeys(details.columns if details else (), "string")}
         self._folder = folder
         self._journal = journal
         self._job = job
@@ -104,7 +90,7 @@ class Results:
             ConfigurationError: The results, the manifest or the report cannot be written.
         """
         self._check_outputs()
-        self._journal.check_parts(str(self._price), " ".join(COLUMNS))
+        self._journal.check_parts(str(self._price), " ".join(self._columns))
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
             path = self._folder / name
@@ -120,6 +106,11 @@ class Results:
             left.unlink(missing_ok=True)
         return bad
 
+    def forget_parts(self) -> None:
+        """Have all parts written again, because their rows say something else now."""
+        for number, *_ in self._journal.parts():
+            self._journal.drop_part(number)
+
     def write_finished(self) -> None:
         """Write every part whose inputs all have their row, up to the first that has not.
 
@@ -133,9 +124,11 @@ class Results:
             first, last = _range(number)
             as_of = self._journal.late_words
             if not self._journal.is_finished(first, last):
-                return
+                break
             name, rows, size, sha256 = self._write(number, self._read(first, last))
             self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
+        if self._upload is not None:
+            self._upload.try_to_copy()
 
     def write_rest(self) -> list[dict[str, Any]]:
         """Write what is done of the other parts, too; they are written anew when they are whole.
@@ -191,12 +184,17 @@ class Results:
         return -(-self._journal.last_position() // PART_ROWS)
 
     def _read(self, first: int, last: int) -> list[dict[str, Any]]:
-        return [self._row(raw) for raw in self._journal.rows(first, last)]
+        rows = [self._row(raw) for raw in self._journal.rows(first, last)]
+        if self._details is not None:
+            nothing = dict.fromkeys(self._details.columns)
+            details = self._details.read([row["id"] for row in rows])
+            rows = [{**row, **details.get(row["id"], nothing)} for row in rows]
+        return rows
 
     def _row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         pays = raw["first_id"] == raw["id"]
         picture = raw["picture"]
-        sent = picture is not None and len(picture) == DIGEST_BYTES and raw["first_id"] is not None
+        is_sent = picture is not None and raw["first_id"] is not None
         ended = raw["ended"]
         time = None if ended is None else datetime.fromtimestamp(ended, timezone.utc).isoformat()
         return {
@@ -210,7 +208,7 @@ class Results:
             "cost_usd": float(raw["images_billed"] * self._price) if pays else 0.0,
             "images_in_doubt": raw["images_in_doubt"] if pays else 0,
             "duplicate_of": None if pays else raw["first_id"],
-            "sha256": picture.hex() if sent else None,
+            "sha256": image_digest(picture) if is_sent else None,
             "width": raw["width"],
             "height": raw["height"],
             "seconds": raw["seconds"],
@@ -235,7 +233,7 @@ class Results:
 
     def _fill(self, path: Path, rows: list[dict[str, Any]]) -> None:
         if self._kind == "parquet":
-            _write_parquet(path, rows)
+            _write_parquet(path, rows, self._columns)
         else:
             _write_jsonl(path, rows)
 
@@ -290,17 +288,20 @@ def _range(number: int) -> tuple[int, int]:
     return number * PART_ROWS + 1, (number + 1) * PART_ROWS
 
 
-def _schema() -> pa.Schema:
-    pyarrow = _pyarrow()
-    return pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    schema = _schema()
+    pa = _pyarrow()
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
+    kept = columns.keys() - COLUMNS.keys()
+    rows = [{**row, **{name: _to_text(row[name]) for name in kept}} for row in rows]
     with path.open("wb") as file:  # pyarrow takes a path with a colon in it for a URL
-        pq.write_table(_pyarrow().Table.from_pylist(rows, schema=schema), file)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+
+
+def _to_text(value: object) -> str | None:
+    """Write a kept value as a text: all parts need one type, whatever their rows hold."""
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

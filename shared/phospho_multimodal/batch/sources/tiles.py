@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from phospho_multimodal.batch.sources.items import Item, Source
+from phospho_multimodal.batch.sources.items import Item, Source, WrappedSource
 from phospho_multimodal.errors import PhosphoError
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.images.tiles import tiles_of
@@ -14,7 +14,7 @@ from phospho_multimodal.settings import Settings
 __all__ = ["TiledSource"]
 
 
-class TiledSource:
+class TiledSource(WrappedSource):
     """Gives the tiles of another source's images, in reading order.
 
     An image that is small enough stays one input under its own id. So the number of inputs, and
@@ -28,9 +28,7 @@ class TiledSource:
             source: The images.
             settings: Of the client: the size of tiles, and how many there may be.
         """
-        self.name = f"{source.name}, in tiles"
-        self.skipped = source.skipped
-        self._source = source
+        super().__init__(source, f"{source.name}, in tiles")
         self._settings = settings
 
     def __iter__(self) -> Iterator[Item]:
@@ -55,4 +53,6 @@ class TiledSource:
             return
         for number, tile in enumerate(tiles, start=1):
             name = f"tile {number} of {len(tiles)}"
-            yield Item(f"{item.id}#{name}", f"{item.source} ({name})", tile.data, item.stamp)
+            yield replace(
+                item, id=f"{item.id}#{name}", source=f"{item.source} ({name})", image=tile.data
+            )
