@@ -33,17 +33,38 @@ def run_batch(
         str,
         typer.Argument(
             help="A folder, a pattern ('photos/**/*.jpg', 'shard-{000..012}.tar'), a table (.csv,"
-            " .jsonl, .parquet), a tar archive, or - for paths and URLs on standard input.",
+            " .jsonl, .parquet), a tar archive, the URL of any of these in a store (s3://, gs://,"
+            " hf://, https://), or - for paths and URLs on standard input.",
             show_default=False,
         ),
     ],
     *,
     out: Annotated[
-        Path, typer.Option(help="The folder for results; each prompt has its own inside.")
+        str,
+        typer.Option(help="The folder for results, or its URL; each prompt has its own inside."),
     ],
-    prompt: Annotated[str, typer.Option(help="The question.")] = DEFAULT_PROMPT,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The prompt. {name} stands for a column. May be given several times: each image"
+            f" then has a row for each prompt. [default: {DEFAULT_PROMPT}]",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="The column that holds each row's prompt.", show_default=False),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="The local folder for the journal, if --out is a URL. [default: in the user's"
+            " folder for state]",
+            show_default=False,
+        ),
+    ] = None,
     column: Annotated[
-        str | None, typer.Option(help="The table's column of pictures.", show_default=False)
+        str | None, typer.Option(help="The table's column of images.", show_default=False)
     ] = None,
     id_column: Annotated[
         str | None, typer.Option(help="The table's column of ids.", show_default=False)
@@ -69,6 +90,37 @@ def run_batch(
         int | None,
         typer.Option(min=1, help="Describe only the first N inputs.", show_default=False),
     ] = None,
+    min_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Leave out images whose shorter side has fewer pixels.",
+            show_default=False,
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="The encoding of a table, such as cp1252. [default: found out]",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns that the results keep, with commas between them.", show_default=False
+        ),
+    ] = None,
+    sidecar: Annotated[
+        Literal["txt", "metadata"] | None,
+        typer.Option(
+            help="Write captions beside the images: a .txt for each, or a metadata.jsonl.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files with captions that exist.")
+    ] = False,
     results: Annotated[
         Literal["parquet", "jsonl"], typer.Option("--format", help="What results are written as.")
     ] = "parquet",
@@ -187,6 +239,12 @@ def run_batch(
         name: value
         for name, value in {
             "column": column,
+            "prompt_column": prompt_column,
+            "journal": journal,
+            "min_size": min_size,
+            "encoding": encoding,
+            "keep": [name.strip() for name in keep.split(",")] if keep else None,
+            "sidecar": sidecar,
             "id_column": id_column,
             "root": root,
             "exclude": exclude,
@@ -230,7 +288,7 @@ def run_batch(
             result = describe_many(
                 source,
                 out,
-                prompt,
+                DEFAULT_PROMPT if not prompt else prompt[0] if len(prompt) == 1 else prompt,
                 **given,
                 model=model,
                 results=results,
@@ -238,6 +296,7 @@ def run_batch(
                 detail=detail,
                 url_mode=url_mode,
                 follow_links=follow_links,
+                overwrite=overwrite,
                 retry_failed=retry_failed,
                 retry_in_doubt=retry_in_doubt,
                 take_over=take_over,
