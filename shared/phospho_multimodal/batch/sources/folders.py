@@ -9,9 +9,10 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from phospho_multimodal.batch.sources.items import (
     Item,
@@ -38,6 +39,9 @@ _ANY_DEPTH = "**"
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
 
 
+_File: TypeAlias = tuple[str, str | None, int | None]  # path, stamp and size
+
+
 class _Entry(NamedTuple):
     """A file or folder as its folder lists it."""
 
@@ -45,6 +49,7 @@ class _Entry(NamedTuple):
     is_folder: bool
     is_link: bool = False
     stamp: str | None = None
+    size: int | None = None
 
 
 class Files:
@@ -98,23 +103,24 @@ class Files:
 
     def __iter__(self) -> Iterator[Item]:
         self.skipped.clear()
-        for relative, stamp in _sorted(self._walk()):
+        for relative, stamp, size in _sorted(self._walk()):
             path = self.base / relative
             shown = printable(relative)
             if isinstance(path, RemoteFile):
-                yield Item(shown, str(path), path, stamp)  # type: ignore[arg-type]
+                image: Any = replace(path, size=size)
+                yield Item(shown, str(path), image, stamp)
             else:
                 yield file_item(shown, path, str(path))
 
     def paths(self) -> Iterator[str]:
         """Return the sorted paths of the files below the folder, with `/`."""
-        return (relative for relative, _ in _sorted(self._walk()))
+        return (relative for relative, *_ in _sorted(self._walk()))
 
     def is_empty(self) -> bool:
         """Tell whether no file matches; the listing ends at the first one that does."""
         return next(self._walk(), None) is None
 
-    def _walk(self) -> Iterator[tuple[str, str | None]]:
+    def _walk(self) -> Iterator[_File]:
         """List every folder that may hold a match, in any order."""
         folders = [""]
         while folders:
@@ -126,7 +132,7 @@ class Files:
                         self.skipped["excluded names"] += 1
                     elif not entry.is_folder:
                         if self._is_wanted(relative, entry.name):
-                            yield relative, entry.stamp
+                            yield relative, entry.stamp, entry.size
                     elif self._is_entered(relative, entry):
                         folders.append(relative + "/")
             except OSError as failure:
@@ -191,7 +197,8 @@ def _list(folder: AnyPath) -> Iterator[_Entry]:
         path = str(info["name"]).rstrip("/")
         name = path.removeprefix(prefix)
         if path.startswith(prefix) and name and "/" not in name:
-            yield _Entry(name, info["type"] == "directory", stamp=_version(info))
+            is_folder = info["type"] == "directory"
+            yield _Entry(name, is_folder, stamp=_version(info), size=info.get("size"))
 
 
 def _version(info: dict[str, object]) -> str | None:
@@ -221,16 +228,16 @@ def _says_suffix(part: str) -> bool:
     return not has_wildcard(part) or (bool(suffix) and not has_wildcard(suffix))
 
 
-def _sorted(files: Iterator[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
+def _sorted(files: Iterator[_File]) -> Iterator[_File]:
     """Sort files by their paths in a temporary database, which may be larger than memory."""
     coding = ("utf-8", "surrogatepass")  # a name that is not UTF-8 has lone surrogates
     with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as database:
-        database.execute("CREATE TABLE files (path BLOB PRIMARY KEY, stamp TEXT) WITHOUT ROWID")
+        database.execute("CREATE TABLE files (path BLOB PRIMARY KEY, stamp, size) WITHOUT ROWID")
         database.execute("BEGIN")
-        rows = ((path.encode(*coding), stamp) for path, stamp in files)
-        database.executemany("INSERT OR IGNORE INTO files VALUES (?, ?)", rows)
-        for path, stamp in database.execute("SELECT path, stamp FROM files ORDER BY path"):
-            yield path.decode(*coding), stamp
+        rows = ((path.encode(*coding), stamp, size) for path, stamp, size in files)
+        database.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?)", rows)
+        for path, stamp, size in database.execute("SELECT * FROM files ORDER BY path"):
+            yield path.decode(*coding), stamp, size
 
 
 def has_wildcard(text: str) -> bool:

@@ -43,6 +43,7 @@ class RemoteFile:
 
     filesystem: Any = field(repr=False)
     path: str
+    size: int | None = None
 
     def __str__(self) -> str:
         return shown_url(str(self.filesystem.unstrip_protocol(self.path)))
@@ -71,8 +72,9 @@ class RemoteFile:
         return cast("IO[bytes]", self._call("open", self.path, mode))
 
     def read(self, size: int = -1) -> bytes:
-        """Download it, or its first bytes, in one request."""
-        return bytes(self._call("cat_file", self.path, *(() if size < 0 else (0, size))))
+        """Download it in one request, or its first bytes if it is known to be larger."""
+        is_larger = 0 <= size < (self.size or 0)
+        return bytes(self._call("cat_file", self.path, *((0, size) if is_larger else ())))
 
     def read_bytes(self) -> bytes:
         """Download it."""
