@@ -49,7 +49,6 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    s3fs.S3FileSystem.clear_instance_cache()
     return s3fs.S3FileSystem(use_listings_cache=False)
 
 
@@ -105,7 +104,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("what", SOURCES)
-def test_images_in_a_store_are_described(endpoint, batch, tmp_path, s3, bucket, what):
+def test_images_in_a_store_are_described(endpoint, tmp_path, s3, bucket, what):
     url = put(s3, bucket, 3)
     s3.pipe_file(f"{url}/.thumbs/a.png", numbered(99))
     s3.pipe_file(f"{url}/@eaDir/a.png", numbered(98))
@@ -122,7 +121,7 @@ def test_images_in_a_store_are_described(endpoint, batch, tmp_path, s3, bucket, 
     suffix, options = SOURCES[what]
     server = endpoint()
     for _ in range(2):
-        summary = batch(url + suffix, tmp_path / "out", base_url=server.base_url, **options)
+        summary = describe_many(url + suffix, tmp_path / "out", base_url=server.base_url, **options)
         assert (summary.described, summary.inputs) == (3, 3), read_rows(tmp_path / "out")
     assert dict(server.asked) == {0: 1, 1: 1, 2: 1}
     check_books(server, tmp_path / "out")
@@ -150,9 +149,7 @@ def test_a_source_that_is_not_there_is_rejected(endpoint, batch, tmp_path, bucke
     assert server.questions == []
 
 
-def test_results_go_to_a_store_and_the_next_run_pays_nothing(
-    endpoint, batch, tmp_path, s3, bucket
-):
+def test_results_go_to_a_store_and_the_next_run_pays_nothing(endpoint, batch, tmp_path, s3, bucket):
     server, photos, out = endpoint(), fill(tmp_path / "photos", 5), f"s3://{bucket}/out"
     for _ in range(2):
         summary = batch(photos, out, base_url=server.base_url)
@@ -175,6 +172,7 @@ def test_results_go_to_a_store_and_the_next_run_pays_nothing(
     assert server.billed == 5
 
 
+@pytest.mark.long
 def test_a_job_that_is_killed_goes_on_and_its_results_are_whole_in_the_store(
     endpoint, tmp_path, s3, bucket
 ):
