@@ -259,7 +259,7 @@ def test_a_kept_column_that_changes_is_written_again(endpoint, batch, tmp_path):
     assert server.billed == 3
 
 
-# --- captions beside the images --------------------------------------------------------------------
+# --- captions beside the images ----------------------------------------------------
 
 
 def test_captions_are_written_beside_the_images(endpoint, batch, tmp_path):
@@ -314,7 +314,7 @@ def test_metadata_of_an_imagefolder_is_written_and_kept_if_it_is_not_ours(
     ],
 )
 def test_captions_that_cannot_be_written_are_rejected_before_anything_is_paid(
-    endpoint, tmp_path, monkeypatch, what, options, words
+    endpoint, tmp_path, what, options, words
 ):
     server, photos = endpoint(), fill(tmp_path / "in", 2)
     sources = {"bytes": [numbered(1)], "list": [photos / "00000.png"]}

@@ -180,10 +180,14 @@ def test_a_job_that_is_killed_goes_on_and_its_results_are_whole_in_the_store(
     source, out = put(s3, bucket, 30), f"s3://{bucket}/out"
     told = [*CLI, source, "--out", out, "--journal", str(tmp_path / "journal"), "--yes"]
     told += ["--base-url", server.base_url, "--format", "jsonl", "--concurrency", "4"]
-    with subprocess.Popen(told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+    with subprocess.Popen(  # noqa: S603 - our own command
+        told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as killed:
         server.wait_for_requests(14)
         killed.send_signal(signal.SIGKILL)
-    done = subprocess.run([*told, "--retry-in-doubt"], capture_output=True, check=False, text=True)
+    done = subprocess.run(  # noqa: S603 - our own command
+        [*told, "--retry-in-doubt"], capture_output=True, check=False, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Results in {out}/job-" in done.stdout
     rows = rows_in(s3, out)
@@ -194,27 +198,24 @@ def test_a_job_that_is_killed_goes_on_and_its_results_are_whole_in_the_store(
 
 
 @pytest.mark.parametrize(
-    ("out", "words"),
-    [
-        ("s3://no-such-bucket-of-anyone/out", "cannot be written"),
-        ("https://127.0.0.1:1/out", "cannot be written"),
-        ("nostore://bucket/out", "Protocol not known"),
-    ],
+    "out",
+    ["s3://no-such-bucket-of-anyone/out", "https://127.0.0.1:1/out", "nostore://bucket/out"],
 )
 def test_an_output_that_cannot_be_written_is_rejected_before_anything_is_paid(
-    endpoint, batch, tmp_path, bucket, out, words
+    endpoint, batch, bucket, out
 ):
     server = endpoint()
-    with pytest.raises(ConfigurationError, match=f"{words}.*Nothing was sent"):
+    with pytest.raises(ConfigurationError, match=r"cannot be (opened|written).*Nothing was sent"):
         batch([numbered(1)], out, base_url=server.base_url)
     assert server.questions == []
 
 
 @pytest.mark.parametrize(
-    ("protocol", "package"), [("gs", "gcsfs"), ("hf", "huggingface_hub"), ("az", "adlfs")]
+    "driver", [("gs", "gcsfs"), ("hf", "huggingface_hub"), ("az", "adlfs")], ids=lambda d: d[0]
 )
 @pytest.mark.parametrize("place", ["source", "output", "cell"])
-def test_a_missing_driver_is_named(endpoint, tmp_path, monkeypatch, protocol, package, place):
+def test_a_missing_driver_is_named(endpoint, tmp_path, monkeypatch, driver, place):
+    protocol, package = driver
     for name in (package, "huggingface_hub"):
         monkeypatch.setitem(sys.modules, name, None)
     server, url = endpoint(), f"{protocol}://bucket/a"
@@ -224,11 +225,9 @@ def test_a_missing_driver_is_named(endpoint, tmp_path, monkeypatch, protocol, pa
         (row,) = read_rows(tmp_path / "out")
         assert f"pip install {package}" in row["error"]
     else:
+        source, out = (url, tmp_path / "out") if place == "source" else ([numbered(1)], url)
         with pytest.raises(ImportError, match=f"Nothing was sent.*pip install {package}"):
-            if place == "source":
-                describe_many(url, tmp_path / "out", **options)
-            else:
-                describe_many([numbered(1)], url, **options)
+            describe_many(source, out, **options)
     assert server.questions == []
 
 

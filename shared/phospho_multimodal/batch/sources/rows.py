@@ -103,7 +103,7 @@ class _Csv:
         # The module's limit is one for the process and too low for a data: URL. It is raised and
         # never lowered, so that nobody else's table breaks.
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
-        header = text.readline(_MAX_HEADER)
+        header = text.readline(_MAX_HEADER).removeprefix("\ufeff")
         excel = _EXCEL_SEPARATOR.fullmatch(header)
         if excel is not None:
             header = text.readline(_MAX_HEADER)
@@ -242,6 +242,11 @@ TABLE_SUFFIXES = tuple(_FORMS)
 
 def open_rows(path: AnyPath, encoding: str | None) -> Rows:
     """Open a table in the form that its name says; `encoding` is guessed if it is `None`."""
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        message = f"Python has no encoding {encoding!r}. Nothing was sent."
+        raise ConfigurationError(message) from None
     form = next(form for suffix, form in _FORMS.items() if path.name.lower().endswith(suffix))
     return form(path, encoding)
 

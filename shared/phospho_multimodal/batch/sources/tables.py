@@ -132,9 +132,6 @@ def open_table(path: AnyPath, options: ReadOptions, prefix: str = "") -> Table:
     except UNREADABLE as failure:
         message = f"The table {path} cannot be read: {failure_reason(failure)}."
         raise ConfigurationError(message) from None
-    except LookupError:
-        message = f"Python has no encoding {options.encoding!r}. Nothing was sent."
-        raise ConfigurationError(message) from None
     return Table(rows, f"table {path}", options, prefix)
 
 
