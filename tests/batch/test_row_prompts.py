@@ -307,7 +307,6 @@ def test_metadata_of_an_imagefolder_is_written_and_kept_if_it_is_not_ours(
     [
         ("bytes", {"sidecar": "txt"}, "are not files"),
         ("list", {"sidecar": "metadata"}, "for a folder"),
-        ("folder", {"sidecar": "txt", "detail": "tiles"}, "no tiles"),
         ("folder", {"sidecar": "txt", "prompt": ["a", "b"]}, "one prompt"),
         ("read-only", {"sidecar": "txt"}, "cannot be written"),
         ("read-only", {"sidecar": "metadata"}, "cannot be written"),

@@ -1,4 +1,4 @@
-"""What a batch asks about every picture, and the name that it gets by that."""
+"""The prompt and parameters of a batch, and the id that they give the job."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from phospho_multimodal.batch.sources.signed_urls import without_signature
-from phospho_multimodal.contract import request_body
+from phospho_multimodal.contract import checked_parameters, request_body
 from phospho_multimodal.exchange.prediction import GenerationOptions
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
-from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
+from phospho_multimodal.settings import Settings, checked_stop
 
 __all__ = ["DIGEST_BYTES", "Job", "digest_prompt", "image_digest", "picture_key"]
 
 DIGEST_BYTES = 32
-"""How long the key of a picture is; that of a URL which is passed on is longer."""
+"""The length of the key of an image. Keys of URLs and of tiled images are longer."""
 
 _PROMPT_BYTES = 16
 _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
@@ -26,12 +26,12 @@ _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folde
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One question, about any number of pictures.
+    """One prompt about any number of images.
 
     Attributes:
-        prompt: The question.
+        prompt: The prompt.
         asking: Model, parameters and stop strings.
-        max_image_side: Longest side of what is sent, in pixels; `None` for files as they are.
+        max_image_side: The longest side of what is sent, in pixels; `None` for files as they are.
         max_tiles: The most tiles of one image; `None` for one request for each image.
         prompts: The templates of a job whose rows have prompts of their own.
     """
@@ -51,21 +51,11 @@ class Job:
         stop: Sequence[str] | None = None,
         prompts: Sequence[str] = (),
     ) -> Job:
-        """Check what is to be asked.
-
-        Args:
-            prompt: The question.
-            settings: Of the client: its model, and how pictures are made ready.
-            parameters: Generation parameters; `None` means not set.
-            stop: Strings at which an answer is cut.
-            prompts: The templates of a job whose rows have prompts of their own.
-
-        Returns:
-            The job.
+        """Check the prompt and the parameters.
 
         Raises:
-            ConfigurationError: The endpoint would refuse a parameter.
-            UnsupportedContentError: The prompt or a stop string is a text that cannot be written.
+            ConfigurationError: The endpoint would reject a parameter.
+            UnsupportedContentError: The prompt or a stop string cannot be encoded.
         """
         asking = GenerationOptions(
             settings.model, checked_parameters(parameters), checked_stop(stop)
@@ -78,16 +68,16 @@ class Job:
 
     @property
     def prompt_id(self) -> str:
-        """Names what is asked: another prompt, model, parameter or size is another job."""
+        """The id of the job: another prompt, model, parameter or size is another job."""
         told = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:_NAME_LENGTH]
 
     def folder(self, out: Path) -> Path:
-        """Return the folder inside `out` in which this job keeps everything."""
+        """Return the folder of this job inside `out`."""
         return out / f"job-{self.prompt_id}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All that decides about an answer but the picture."""
+        """Return everything that decides about an answer, except the image."""
         stop = None if self.asking.stop is None else list(self.asking.stop)
         return {
             "prompt": list(self.prompts) if len(self.prompts) > 1 else self.prompt,
@@ -100,15 +90,10 @@ class Job:
 
 
 def picture_key(image: SendableImage, prompt: str | None = None) -> bytes:
-    """Tell two requests of a job apart by what is sent.
+    """Return the key of an image: the digest of what is sent.
 
-    Args:
-        image: An image, ready to be sent.
-        prompt: The prompt, in a job whose rows have prompts of their own.
-
-    Returns:
-        The digest of the image's bytes; for a URL that is passed on, of the URL without its
-        signature, with a mark before it. A prompt adds its own digest.
+    The key of a URL that is passed on is the digest of the URL without its signature, with a mark.
+    A prompt of the row's own adds its digest.
     """
     if isinstance(image, LinkedImage):
         key = b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()
@@ -123,6 +108,6 @@ def digest_prompt(prompt: str) -> bytes:
 
 
 def image_digest(key: bytes) -> str | None:
-    """Return the SHA-256 of the image that was sent, from a key; `None` for the key of a URL."""
+    """Return the SHA-256 of the one image that was sent, from its key."""
     is_image = len(key) in (DIGEST_BYTES, DIGEST_BYTES + _PROMPT_BYTES)
     return key[:DIGEST_BYTES].hex() if is_image else None

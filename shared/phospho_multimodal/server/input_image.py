@@ -9,7 +9,7 @@ from PIL import Image
 
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.images.decode import open_image, to_rgb
-from phospho_multimodal.images.inspect import clean_image
+from phospho_multimodal.images.inspect import find_passthrough
 from phospho_multimodal.images.safe_fetch import fetch_image
 from phospho_multimodal.server import errors as failures
 from phospho_multimodal.server.engines import Picture
@@ -47,7 +47,7 @@ def read_image(image_url: str, *, max_megapixels: int, allow_urls: bool = False)
     # What is whole by its structure needs no decoding to be taken in; the rest is tried here, so
     # that a broken file is refused whatever the engine. A PNG is told whole by unpacking it, and
     # then it may as well be decoded.
-    whole = image.format == "JPEG" and clean_image(data, max(width, height)) is not None
+    whole = image.format == "JPEG" and find_passthrough(data, max(width, height)) is not None
     pixels = decode if whole else decode()
     return Picture(data, image.format or "", width, height, pixels)
 

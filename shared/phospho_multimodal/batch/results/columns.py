@@ -21,7 +21,7 @@ COLUMNS = {
     "seconds": "float64",
     "prompt_id": "string",
     "model": "string",
-    "time": "string",
+    "time": "timestamp",
     "removed": "bool_",
 }
 """The columns of a row and their types, by their names in Arrow."""

@@ -10,10 +10,9 @@ from phospho_multimodal.batch.sources.filters import Limited, LongerThan, check_
 from phospho_multimodal.batch.sources.prompts import PromptedSource, parse_prompts
 from phospho_multimodal.batch.sources.remote import is_url
 from phospho_multimodal.batch.sources.select import Source, open_source
-from phospho_multimodal.batch.sources.tiles import TiledSource
+from phospho_multimodal.batch.sources.shards import Shard, ShardedSource
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
-from phospho_multimodal.settings import Settings
 
 __all__ = ["Inputs"]
 
@@ -44,10 +43,8 @@ class Inputs:
             message = "prompt_column= is the whole prompt of each row. Leave prompt= out."
         elif isinstance(keep, str):
             message = "keep must be a list of columns, got a text."
-        elif options.get("sidecar") and (
-            len(self._prompts) > 1 or options.get("detail") == "tiles"
-        ):
-            message = "sidecar= needs one description for each image: one prompt, and no tiles."
+        elif options.get("sidecar") and len(self._prompts) > 1:
+            message = "sidecar= needs one description for each image, and so one prompt."
         elif options.get("ray") and self.own_prompts:
             message = "Over Ray, all rows of a batch have the same prompt."
         if message:
@@ -72,11 +69,8 @@ class Inputs:
         is_own = len(self._prompts) > 1 or any(prompt.fields for prompt in self._prompts)
         return tuple(prompt.text for prompt in self._prompts) if is_own else ()
 
-    def open(self, settings: Settings) -> tuple[Source, Source]:
+    def open(self) -> tuple[Source, Source]:
         """Open the source.
-
-        Args:
-            settings: The client's.
 
         Returns:
             The source itself, and the inputs that are made from it.
@@ -99,8 +93,9 @@ class Inputs:
         min_size, limit = options.get("min_size"), options.get("limit")
         if min_size is not None:
             source = LongerThan(source, min_size)
-        if settings.detail == "tiles":
-            source = TiledSource(source, settings)
+        shard = options.get("shard")
+        if shard is not None:
+            source = ShardedSource(source, Shard(shard))
         if self.own_prompts:
             source = PromptedSource(source, self._prompts)
         if limit is not None:
