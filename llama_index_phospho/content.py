@@ -258,7 +258,7 @@ def stored_base64(data: bytes) -> ImageSource:
 
 def _no_image(owner: object, metadata: Mapping[str, Any] | None = None) -> ImageError:
     message = (
-        f"The {type(owner).__name__} has no image: its data, path and URL are empty."
+        f"The {type(owner).__name__} holds no image: its data, path and URL are empty."
         " Nothing was sent."
     )
     if str((metadata or {}).get("file_type")).startswith("image/"):

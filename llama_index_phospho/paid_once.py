@@ -20,11 +20,11 @@ from llama_index_phospho.fields import PARAMETERS
 from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ImageError, PhosphoError, UnexpectedReplyError
 from phospho_multimodal.batch.sources.signed_urls import without_signature
+from phospho_multimodal.contract import checked_parameters
 from phospho_multimodal.exchange import steps as steps_of_core
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.safe_fetch import fetch_image
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.settings import checked_parameters
 
 __all__ = ["Ask", "PaidOnce", "Steps", "arun_all", "arun_steps", "run_all", "run_steps"]
 

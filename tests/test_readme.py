@@ -19,9 +19,10 @@ from langchain_phospho import ChatPhospho
 from live_server import serve
 from llama_index_phospho import PhosphoMultiModal
 from phospho_multimodal import PhosphoClient, errors
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import load_engine
-from phospho_multimodal.settings import ClientOptions, ParameterOptions
+from phospho_multimodal.settings import ClientOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

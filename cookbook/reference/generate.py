@@ -15,7 +15,6 @@ import typer
 from phospho_multimodal.cli.main import app
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 PACKAGES = [
     "phospho_multimodal",
     "langchain_phospho",
@@ -63,9 +62,7 @@ def cell(text: str) -> str:
 def api() -> str:
     """Return one section for each package, with its exported names."""
     pages = ["# Python API\n\n`generate.py` writes this page from the docstrings.\n"]
-    loader = griffe.GriffeLoader(
-        search_paths=[ROOT, ROOT / "shared"], docstring_parser=griffe.Parser.google
-    )
+    loader = griffe.GriffeLoader(docstring_parser=griffe.Parser.google)
     for package in PACKAGES:
         loader.load(package.partition(".")[0])
     loader.resolve_aliases(external=False)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from phospho_multimodal.batch.sources.signed_urls import without_signature
-from phospho_multimodal.contract import request_body
+from phospho_multimodal.contract import checked_parameters, request_body
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.prediction import GenerationOptions
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
-from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
+from phospho_multimodal.settings import Settings, checked_stop
 
 __all__ = ["DIGEST_BYTES", "Job", "picture_key"]
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from phospho_multimodal.batch.pipeline.progress import Progress
 from phospho_multimodal.batch.preflight import Preflight
 from phospho_multimodal.batch.results.rows import ResultsFormat
+from phospho_multimodal.batch.sources.shards import Shard
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.settings import ClientOptions, ParameterOptions
+from phospho_multimodal.settings import ClientOptions
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         spending: A `Spending` of your own, instead of these three.
         retry_failed: Whether to send again what failed in an earlier run.
         retry_in_doubt: Whether to send again what may have been billed without an answer.
+        shard: `i/n` to describe only shard i of n, for array jobs without a cluster. Each shard has
+            its own folder and journal, and an n-th of `max_usd` and `max_images`.
         max_outage: Seconds without an answer after which the job ends, while the endpoint limits
             the rate (429), is not ready (503) or cannot be reached; 600 by default. Until then
             the job waits, for as long as `Retry-After` says or up to a minute each time. The rows
@@ -79,6 +83,7 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     spending: Spending | None
     retry_failed: bool
     retry_in_doubt: bool
+    shard: str | None
     max_outage: float
     take_over: bool
     ray: str | None
@@ -123,11 +128,18 @@ def open_spending(
             raise ConfigurationError(message)
         return own
     price = options.get("usd_per_image")
+    max_usd, max_images = options.get("max_usd"), options.get("max_images")
+    text = options.get("shard")
+    if text is not None:
+        shard = Shard(text)
+        Spending(max_usd, max_images=max_images)  # rejects wrong figures
+        max_usd = None if max_usd is None else Decimal(str(max_usd)) / shard.count
+        max_images = None if max_images is None else shard.share_of(max_images)
     return Spending.resumed(
         images_billed,
         images_in_doubt,
-        max_usd=options.get("max_usd"),
-        max_images=options.get("max_images"),
+        max_usd=max_usd,
+        max_images=max_images,
         usd_per_image=USD_PER_IMAGE if price is None else price,
     )
 

@@ -39,10 +39,12 @@ from phospho_multimodal.batch.report.build import check_report, report_on
 from phospho_multimodal.batch.results.manifest import WORKED, Summary, write_manifest
 from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_format
 from phospho_multimodal.batch.sources.select import Limited, Source, open_source
+from phospho_multimodal.batch.sources.shards import Shard, ShardedSource
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.attempts import ClientState
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import Spending
 
 __all__ = ["BatchRun"]
@@ -73,6 +75,10 @@ class BatchRun:
         parameters = _of_class(options, ParameterOptions)
         self._job = Job.of(prompt, self._settings, parameters, options.get("stop"))
         self._folder = self._job.folder(out)
+        shard = options.get("shard")
+        self._shard = None if shard is None else Shard(shard)
+        if self._shard is not None:
+            self._folder = self._folder.with_name(self._folder.name + self._shard.suffix)
         self._open_source: Callable[[], Source] = partial(
             open_source,
             source,
@@ -98,6 +104,8 @@ class BatchRun:
 
     async def _run(self) -> Summary:
         self._source = await asyncio.to_thread(self._open_source)
+        if self._shard is not None:
+            self._source = ShardedSource(self._source, self._shard)
         limit = self._options.get("limit")
         if limit is not None:
             self._source = Limited(self._source, limit)
@@ -117,7 +125,7 @@ class BatchRun:
             self._folder, journal, self._job, self._kind, spending.usd_per_image
         )
         shared = ClientState.of(self._settings, spending)
-        client = AsyncPhosphoClient.sharing(shared, self._options.get("http_client"))
+        client = AsyncPhosphoClient.over_aiohttp(shared, self._options.get("http_client"))
         async with client:
             preflight = await self._look_ahead(client, spending)
             goes_on = await self._goes_on(preflight)

@@ -120,6 +120,14 @@ class BatchFlags:
     api_key: Annotated[
         str | None, typer.Option(help="The key. [default: PHOSPHO_API_KEY]", show_default=False)
     ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Describe only shard I of N, in a folder of its own, with an N-th of the limit.",
+            show_default=False,
+        ),
+    ] = None
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Send again what failed in an earlier run.")
     ] = False

@@ -16,6 +16,7 @@ import anyio.to_thread
 import httpx
 
 from phospho_multimodal.client.base import BaseClient
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import PhosphoError
 from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.exchange.health_check import EndpointStatus, check_endpoint
@@ -32,8 +33,9 @@ from phospho_multimodal.exchange.steps import (
 )
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import Spending
+from phospho_multimodal.transport.aiohttp import aiohttp_client
 from phospho_multimodal.transport.pool import AsyncConnectionPool
 from phospho_multimodal.transport.requests import (
     foreign_errors_as_httpx,
@@ -96,6 +98,30 @@ class AsyncPhosphoClient(BaseClient[httpx.AsyncClient]):
     def _set_up(self, shared: ClientState, http_client: httpx.AsyncClient | None) -> None:
         super()._set_up(shared, http_client)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopResources] = {}
+        self._aiohttp_client: httpx.AsyncClient | None = None
+
+    @classmethod
+    def over_aiohttp(
+        cls, shared: ClientState, http_client: httpx.AsyncClient | None = None
+    ) -> Self:
+        """Make a client as `sharing` does, for one event loop with many concurrent requests.
+
+        Args:
+            shared: What it shares with others.
+            http_client: A client of your own to send with. Without one, requests go over aiohttp
+                if the extra `aiohttp` is installed and no proxy is used.
+
+        Returns:
+            The client.
+
+        Raises:
+            ConfigurationError: `http_client` is of the wrong class, or contradicts a setting.
+        """
+        client = cls.sharing(shared, http_client)
+        if http_client is None:
+            made = aiohttp_client(shared.settings)
+            client._http_client = client._aiohttp_client = made  # noqa: SLF001 - of the same class
+        return client
 
     async def describe(
         self,
@@ -132,6 +158,8 @@ class AsyncPhosphoClient(BaseClient[httpx.AsyncClient]):
         resources = self._loops.pop(asyncio.get_running_loop(), None)
         if resources is not None:
             await resources.close()
+        if self._aiohttp_client is not None:
+            await self._aiohttp_client.aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import httpx
 
+from phospho_multimodal.contract import checked_parameters
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.exchange.answer import answer_turns
 from phospho_multimodal.exchange.attempts import ClientState
-from phospho_multimodal.exchange.prediction import GenerationOptions, Prediction
+from phospho_multimodal.exchange.prediction import GenerationOptions, Prediction, answer_turns
 from phospho_multimodal.exchange.steps import Step
 from phospho_multimodal.messages.conversation import ImagePolicy, Turn
-from phospho_multimodal.settings import checked_model, checked_parameters, checked_stop
+from phospho_multimodal.settings import checked_model, checked_stop
 from phospho_multimodal.spending.budget import Spending
 from phospho_multimodal.transport.requests import check_borrowed
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from phospho_multimodal.client.base import BaseClient
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import PhosphoError
 from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.exchange.health_check import EndpointStatus, check_endpoint
@@ -30,7 +31,7 @@ from phospho_multimodal.exchange.steps import (
 )
 from phospho_multimodal.images.source import ImageInput, image_source
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT, ImagePolicy, Turn
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import Spending
 from phospho_multimodal.transport.pool import ConnectionPool
 from phospho_multimodal.transport.requests import (

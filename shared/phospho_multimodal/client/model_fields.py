@@ -19,6 +19,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from phospho_multimodal.contract import ParameterOptions, checked_parameters
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.messages.image_policy import DEFAULT_PROMPT, ImagePolicy, MultiImage
 from phospho_multimodal.settings import (
@@ -26,11 +27,9 @@ from phospho_multimodal.settings import (
     DEFAULT_MAX_TILES,
     ClientOptions,
     Detail,
-    ParameterOptions,
     Settings,
     Timeouts,
     UrlMode,
-    checked_parameters,
 )
 from phospho_multimodal.spending.budget import Spending
 

@@ -45,7 +45,7 @@ _SLICE = 256 * 1024
 class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
     """The body of one attempt, which knows whether all of it was passed to the transport.
 
-    It goes in slices: httpcore copies what is left of a slice after each partial send. The last
+    It goes in slices, because httpcore copies the rest of a slice after each partial send. The last
     byte goes by itself, and `fully_sent` is set before it. A call that is interrupted before that
     cannot be billed, and one that is interrupted while the last byte is written may be.
 
@@ -89,10 +89,10 @@ def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class RunInThread:
-    """Run this, which does not belong on an event loop, and send back what it returns.
+    """Run a function that would block an event loop, and send back its result.
 
-    What computes goes on as many threads at once as there are cores: more would only take memory.
-    What waits (for a lock on a file, for an image of somebody's server) takes no core.
+    Functions that compute run on as many threads as there are cores. More threads would only take
+    memory. Functions that wait for a file or a server do not count.
     """
 
     run: Callable[[], Any]
@@ -101,9 +101,9 @@ class RunInThread:
 
 @dataclass(frozen=True, slots=True)
 class AcquireSlot:
-    """Wait for a free slot and for the rate.
+    """Wait for a free slot and for the rate limit.
 
-    Send back the function that frees the slot again, or `None` if the deadline came first.
+    Send back the function that releases the slot, or `None` if the deadline passed before.
     """
 
     deadline: float | None
@@ -111,7 +111,7 @@ class AcquireSlot:
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
-    """Send one request and send back its `HttpResponse`."""
+    """Send a request, and send back its `HttpResponse`."""
 
     method: str
     url: str
@@ -122,17 +122,17 @@ class SendRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Do nothing for some seconds."""
+    """Wait for some seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Run several conversations at once, and send back what each came to.
+    """Run several exchanges concurrently, and send back a list of their outcomes.
 
-    That is a list in their order: what a conversation returned, or the `PhosphoError` it raised.
-    Any other error of one ends them all.
+    An outcome is the result of an exchange or the `PhosphoError` that it raised. Any other error
+    ends all of them.
     """
 
     exchanges: Sequence[Generator[Step, Any, Any]]
@@ -143,7 +143,7 @@ Step: TypeAlias = "RunInThread | AcquireSlot | SendRequest | Sleep | Gather"
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """An answer with its body, of which at most 10 MB were read."""
+    """A response with its body, of which at most 10 MB were read."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -151,11 +151,11 @@ class HttpResponse:
 
 
 class DeadlineError(Exception):
-    """A client tells the exchange with this that the deadline passed while it was sending."""
+    """The deadline passed while a client was sending."""
 
 
 TRANSPORT_FAILURES = (httpx.RequestError, DeadlineError)
-"""What a client may throw in where a `HttpResponse` was asked for."""
+"""The errors that a client may throw in instead of sending back an `HttpResponse`."""
 
 
 def run_steps(steps: Generator[S, Any, T], perform: Callable[[S], Any]) -> T:
@@ -169,8 +169,8 @@ def run_steps(steps: Generator[S, Any, T], perform: Callable[[S], Any]) -> T:
     failure: BaseException | None = None
     with closing(steps):
         while True:
-            # Not inside the handler below: httpx's error would become the context of ours, and it
-            # holds the request with the key.
+            # Outside the handler below. Otherwise our error would have httpx's as its context,
+            # which holds the request with the key.
             try:
                 step = steps.send(result) if failure is None else steps.throw(failure)
             except StopIteration as done:

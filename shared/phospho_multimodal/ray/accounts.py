@@ -18,10 +18,11 @@ from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import states_to_ask_again
 from phospho_multimodal.batch.pipeline.circuit_breaker import MAX_OUTAGE, check_max_outage
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 from phospho_multimodal.ray.coordinator import Coordinator, Orders, Snapshot
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 
 if TYPE_CHECKING:

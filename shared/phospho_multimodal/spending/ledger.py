@@ -1,7 +1,6 @@
-"""Where a ledger is kept: in memory, or in a file that processes share.
+"""The spending ledger, in memory or in a file that processes share.
 
-Both do the same three things under a lock of their own: set images aside if a condition holds,
-settle each once, and count.
+Both kinds reserve images if a condition holds, settle each reservation once, and count.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _TABLES = [
 
 
 class Outcome(Enum):
-    """The three ends of a reservation."""
+    """How a reservation ends."""
 
     BILLED = "billed"
     IN_DOUBT = "in_doubt"
@@ -42,7 +41,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Images by what became of them."""
+    """Numbers of images."""
 
     billed: int = 0
     in_doubt: int = 0
@@ -50,11 +49,11 @@ class Counts:
 
     @property
     def taken(self) -> int:
-        """What counts against a cap."""
+        """The images that count against a spending limit."""
         return self.billed + self.in_doubt + self.reserved
 
     def settled(self, outcome: Outcome) -> Counts:
-        """The counts after one reservation has found its end."""
+        """The counts after one reservation has ended."""
         return Counts(
             self.billed + (outcome is Outcome.BILLED),
             self.in_doubt + (outcome is Outcome.IN_DOUBT),
@@ -63,18 +62,18 @@ class Counts:
 
 
 class Ledger(Protocol):
-    """What a `Spending` needs of the place where its ledger is kept."""
+    """The methods that `Spending` needs."""
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
-        """Set images aside and return a ticket for each; `check` raises if there are too many."""
+        """Reserve images and return a ticket for each. `check` raises if there are too many."""
         ...
 
     def settle(self, ticket: int, outcome: Outcome) -> tuple[Counts, Counts] | None:
-        """End a reservation: the counts before and after, or `None` if it had ended already."""
+        """End a reservation. Return the counts before and after, or `None` if it had ended."""
         ...
 
     def resolve(self, billed: int | None) -> None:
-        """Decide about what is in doubt: so many were billed (`None`: all), the rest was not."""
+        """Settle the images in doubt: so many were billed (`None` means all), the rest was not."""
         ...
 
     def counts(self) -> Counts:
@@ -92,7 +91,7 @@ class LedgerInMemory:
         self._lock = threading.Lock()
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
-        """Set images aside; see `Ledger`."""
+        """Reserve images; see `Ledger`."""
         with self._lock:
             check(self._counts)
             tickets = list(range(self._next, self._next + images))
@@ -113,7 +112,7 @@ class LedgerInMemory:
             return before, self._counts
 
     def resolve(self, billed: int | None) -> None:
-        """Decide about what is in doubt; see `Ledger`."""
+        """Settle the images in doubt; see `Ledger`."""
         with self._lock:
             self._counts = _resolved(self._counts, billed)
 
@@ -125,8 +124,8 @@ class LedgerInMemory:
 class LedgerFile:
     """A ledger in one SQLite file, for any number of processes of one machine.
 
-    A reservation is a row with the process that made it; what a process that is gone had reserved
-    counts as in doubt. SQLite makes each step whole or not at all, whenever a process is killed.
+    A reservation is a row with the name of its process. The reservations of a process that has
+    ended count as in doubt. Each step is one transaction, so a kill cannot leave half of one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,7 +138,7 @@ class LedgerFile:
             pass
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
-        """Set images aside; see `Ledger`."""
+        """Reserve images; see `Ledger`."""
         with self._transaction() as database:
             check(_read(database))
             owner = name_of_process()
@@ -158,7 +157,7 @@ class LedgerFile:
             return before, after
 
     def resolve(self, billed: int | None) -> None:
-        """Decide about what is in doubt; see `Ledger`."""
+        """Settle the images in doubt; see `Ledger`."""
         with self._transaction() as database:
             after = _resolved(_read(database), billed)
             for owner in _dead_owners(database):

@@ -24,7 +24,7 @@ from phospho_multimodal.settings import Settings, checked_proxy, is_loopback
 from phospho_multimodal.transport.requests import DEADLINE
 from phospho_multimodal.transport.tls import tls_context
 
-__all__ = ["AsyncConnectionPool", "ConnectionPool"]
+__all__ = ["KEEPALIVE_SECONDS", "AsyncConnectionPool", "ConnectionPool", "find_proxy"]
 
 KEEPALIVE_SECONDS = 4.0
 """Servers close idle connections after 5 s or more, and a request that meets the close is lost."""
@@ -36,7 +36,7 @@ class ConnectionPool(httpx.BaseTransport):
     """The connections of one client, for any number of threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._make = partial(httpx.HTTPTransport, **_options(settings))
+        self._make = partial(httpx.HTTPTransport, **_transport_options(settings))
         self._idle: _IdleList[_Connection] = _IdleList()
         self._closed = False
         self._process = os.getpid()
@@ -77,7 +77,7 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
     """The connections of one client on one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._make = partial(httpx.AsyncHTTPTransport, **_options(settings))
+        self._make = partial(httpx.AsyncHTTPTransport, **_transport_options(settings))
         self._idle: _IdleList[httpx.AsyncHTTPTransport] = _IdleList()
         self._closed = False
 
@@ -242,13 +242,13 @@ def _has_leftover_bytes(transport: httpx.HTTPTransport | httpx.AsyncHTTPTranspor
         return True
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _transport_options(settings: Settings) -> dict[str, Any]:
     """The arguments of each transport. They raise `ConfigurationError` before a request is made."""
     limits = httpx.Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS)
-    return {"verify": tls_context(settings.verify), "limits": limits, "proxy": _proxy(settings)}
+    return {"verify": tls_context(settings.verify), "limits": limits, "proxy": find_proxy(settings)}
 
 
-def _proxy(settings: Settings) -> str | None:
+def find_proxy(settings: Settings) -> str | None:
     """The proxy of the argument or the environment. Loopback addresses never use one."""
     if is_loopback(settings.host):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from phospho_multimodal.batch.journal.file import JOURNAL_NAME, PART_ROWS
 from phospho_multimodal.batch.journal.inputs import Inputs
@@ -11,6 +11,8 @@ from phospho_multimodal.batch.journal.schema import IS_TILE, is_done
 from phospho_multimodal.batch.journal.steps import JobCounts, State
 
 __all__ = ["JOURNAL_NAME", "PART_ROWS", "Journal"]
+
+_SPANS = 100  # of the working time, in the plots of the report
 
 
 class Journal(Inputs, Parts):
@@ -96,19 +98,22 @@ class Journal(Inputs, Parts):
             ).fetchone()
         return int(files), int(requests)
 
-    def course(self) -> Iterator[tuple[float, int, int, int]]:
-        """Yield for each answer: when it ended, images billed and in doubt, and its rows."""
-        last = b""
-        while True:
-            with self._reading() as database:
-                found = database.execute(
-                    "SELECT picture, ended, images_billed, images_in_doubt, (SELECT COUNT(*)"
-                    " FROM inputs WHERE inputs.picture = answers.picture) FROM answers"
-                    " WHERE picture > ? AND ended IS NOT NULL ORDER BY picture LIMIT 1000",
-                    (last,),
-                ).fetchall()
-            for picture, ended, billed, in_doubt, rows in found:
-                yield ended, billed, in_doubt, rows
-                last = picture
-            if not found:
-                return
+    def course(self, worked: float) -> list[tuple[float, int, int, int]]:
+        """Return the course of the job: spans of the working time, without pauses.
+
+        Args:
+            worked: The working time of all runs, in seconds.
+
+        Returns:
+            For each span in which answers ended: its seconds, images billed and in doubt, and rows.
+        """
+        width = max(1.0, worked / _SPANS)
+        with self._reading() as database:
+            found = database.execute(
+                "SELECT SUM(images_billed), SUM(images_in_doubt), SUM(shown) FROM answers LEFT JOIN"
+                " (SELECT picture, COUNT(*) AS shown FROM inputs GROUP BY picture) USING (picture)"
+                " WHERE ended IS NOT NULL"
+                " GROUP BY CAST(ended / ? AS INTEGER) ORDER BY CAST(ended / ? AS INTEGER)",
+                (width, width),
+            ).fetchall()
+        return [(width, billed, in_doubt, rows or 0) for billed, in_doubt, rows in found]

@@ -111,7 +111,8 @@ class CircuitBreaker:
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         if now >= end or (asked is not None and now + asked > end):
             return self._give_up(error, asked)
-        if started >= self._opened:  # earlier requests say nothing new
+        is_new = started >= self._opened  # requests of the same round say nothing new
+        if is_new:
             self._rounds += 1
             self._opened = now
         delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._rounds - 1, 16))
@@ -120,7 +121,8 @@ class CircuitBreaker:
         if now + delay > self._until:
             self._until = min(now + delay, end)
             self._reason = _describe(error)
-            logger.warning("%s; the batch waits for %.1f s", self._reason, delay)
+            if is_new:
+                logger.warning("%s; the batch waits for %.1f s", self._reason, delay)
         return None
 
     def _give_up(self, error: PhosphoError, asked: float | None) -> PhosphoError:

@@ -18,6 +18,7 @@ logger = logging.getLogger("phospho_multimodal")
 
 _WINDOW = 30.0  # seconds that "now" is
 _TICK = 0.25
+_LONG_COUNT = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,9 @@ class ProgressReporter:
         self._duplicates, self._money = duplicates, money
 
     def show_counting(self, inputs: int) -> None:
-        """Report how many inputs are found so far."""
+        """Report how many inputs are found so far, if counting them takes seconds."""
+        if time.monotonic() - self._began < _LONG_COUNT:
+            return
         self._inputs = inputs
         self.show(0, 0, waits_for=f"Counting inputs: {inputs:,} found")
 

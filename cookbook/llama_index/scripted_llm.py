@@ -1,7 +1,7 @@
-"""The LLM that drives the agent of `cookbook/llama_index/react_agent.ipynb` in the tests.
+"""An agent's LLM that needs no account: it follows a script and answers from what it reads.
 
-The notebook names it in `PHOSPHO_COOKBOOK_LLM`. It reads the prices out of the observations, so
-that its answer is right only if the pictures were looked at.
+The notebook uses it unless `PHOSPHO_COOKBOOK_LLM` names a real LLM. Its answer is right only if the
+descriptions of the images are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llama_index.core.llms import (
 )
 from llama_index.core.llms.callbacks import llm_completion_callback
 
-__all__ = ["ScriptedDriver"]
+__all__ = ["ScriptedLLM"]
 
 MILLS = ("windmill", "watermill")
 
@@ -31,7 +31,7 @@ Thought: I can answer without using any more tools.
 Answer: The {cheap}: its wheat costs {low}, and that of the {dear} {high}."""
 
 
-class ScriptedDriver(CustomLLM):
+class ScriptedLLM(CustomLLM):
     """Looks at one price list after the other, then compares."""
 
     @property
@@ -40,7 +40,7 @@ class ScriptedDriver(CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        # One observation stands in the instructions, as an example; it names no price.
+        # The instructions contain an example of an observation. It has no price.
         prices = re.findall(r"^\| Wheat (\d\.\d\d)$", prompt, re.MULTILINE)
         if len(prices) < len(MILLS):
             return CompletionResponse(text=ACTION.format(mill=MILLS[len(prices)]))
