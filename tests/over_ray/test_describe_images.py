@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Serve = Callable[..., str]
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "cookbook/guides/batch.md").read_text(encoding="utf-8")
 
 
 def png(number: int, mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> bytes:
@@ -239,16 +239,19 @@ def kill_a_worker(base_url: str, after: int) -> None:
     kill_process("ray::MapWorker")
 
 
-def test_the_block_of_the_readme(
+def test_the_example_of_the_guide_writes_captions_and_no_pixels(
     serve: Serve, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ):
-    (block,) = re.findall(r"^```py\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```py\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if "open_accounts" in block)
     block = block.replace("/mnt/", f"{tmp_path}/")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PHOSPHO_BASE_URL", serve())
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own text
+    exec(compile(block, "batch.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own text
     assert "4 images billed" in capfd.readouterr().out
-    assert pq.read_table(tmp_path / "rows").num_rows == 4
+    table = pq.read_table(tmp_path / "rows")
+    assert table.num_rows == 4
+    assert set(table.column_names) == {"path", *ADDED}
 
 
 # --- images, columns and prompts ------------------------------------------------------------------
