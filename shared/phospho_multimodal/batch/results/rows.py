@@ -132,11 +132,10 @@ class Results:
         for number in range(self._parts()):
             if number in there:
                 continue
-            as_of = self._journal.late_words
             if not self._journal.is_finished(*rows_of_part(number)):
                 return
             name, rows, size, sha256 = self._write(number)
-            self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
+            self._journal.add_part(number, name, rows, size, sha256)
 
     def write_rest(self) -> list[dict[str, Any]]:
         """Write what is done of the other parts, too; they are written anew when they are whole.
