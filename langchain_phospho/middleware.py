@@ -24,11 +24,17 @@ from pydantic import Field, SkipValidation
 from typing_extensions import NotRequired, TypedDict
 
 from langchain_phospho.chat_models import ChatPhospho
-from langchain_phospho.image_describer import NOT_FOR_AGENTS, Eyes, Look, Sight, answered
+from langchain_phospho.image_describer import (
+    NOT_FOR_AGENTS,
+    ImageDescriber,
+    ImageQuestion,
+    RecognizedImage,
+    answered,
+)
 from langchain_phospho.message_images import (
     opened,
     require_chat_phospho,
-    shown_pictures,
+    shown_images,
     with_words,
 )
 from langchain_phospho.tools import (
@@ -38,7 +44,7 @@ from langchain_phospho.tools import (
     image_number,
 )
 from phospho_multimodal import PhosphoError
-from phospho_multimodal.messages.untrusted_text import fenced, single_line
+from phospho_multimodal.messages.untrusted_text import to_single_line, wrap_untrusted
 
 __all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
 
@@ -96,25 +102,27 @@ class LookAgainTool(DescribeImageTool):
         " conversation, this returns its description again."
     )
     args_schema: Annotated[ArgsSchema | None, SkipValidation()] = LookAgainInput
-    eyes: Any = Field(exclude=True, repr=False)
-    """The `Eyes` of the middleware."""
+    describer: Any = Field(exclude=True, repr=False)
+    """The `ImageDescriber` of the middleware."""
 
-    def _find(self, image: int | str | None, state: Any) -> tuple[str, Sight | _StoredDescription]:
+    def _find(
+        self, image: int | str | None, state: Any
+    ) -> tuple[str, RecognizedImage | _StoredDescription]:
         wanted = image_number(image)
         if isinstance(wanted, str):
             return super()._find(image, state)
         seen: dict[str, SeenImage] = (state or {}).get("phospho_images") or {}
         shown = (
-            self.eyes.recognise(picture)
+            self.describer.recognize(picture)
             for message in reversed(self._conversation(state))
-            for picture in reversed(shown_pictures(opened(message)))
+            for picture in reversed(shown_images(opened(message)))
         )
-        for sight in chain(shown, reversed(self.eyes.kept())):
-            if isinstance(sight, PhosphoError):
+        for found in chain(shown, reversed(self.describer.kept())):
+            if isinstance(found, PhosphoError):
                 if wanted is None:
-                    raise sight
-            elif sight.key in seen and wanted in {None, seen[sight.key]["number"]}:
-                return f"Image {seen[sight.key]['number']}", sight
+                    raise found
+            elif found.key in seen and wanted in {None, seen[found.key]["number"]}:
+                return f"Image {seen[found.key]['number']}", found
         stored = {entry["number"]: entry["description"] for entry in seen.values()}
         described = [number for number, text in stored.items() if text is not None]
         number = max(described, default=0) if wanted is None else wanted
@@ -128,21 +136,21 @@ class LookAgainTool(DescribeImageTool):
         raise ToolException(message)
 
     def _ask(
-        self, picture: Sight | _StoredDescription, question: str, config: RunnableConfig
+        self, picture: RecognizedImage | _StoredDescription, question: str, config: RunnableConfig
     ) -> AIMessage:
         del config  # of the first who asks, if several do
         if isinstance(picture, _StoredDescription):
             return AIMessage(picture.text)
-        (outcome,) = self.eyes.look([Look(picture, question)])
+        (outcome,) = self.describer.describe([ImageQuestion(picture, question)])
         return answered(outcome)
 
     async def _aask(
-        self, picture: Sight | _StoredDescription, question: str, config: RunnableConfig
+        self, picture: RecognizedImage | _StoredDescription, question: str, config: RunnableConfig
     ) -> AIMessage:
         del config
         if isinstance(picture, _StoredDescription):
             return AIMessage(picture.text)
-        (outcome,) = await self.eyes.alook([Look(picture, question)])
+        (outcome,) = await self.describer.adescribe([ImageQuestion(picture, question)])
         return answered(outcome)
 
 
@@ -151,9 +159,9 @@ class _View:
     """What a model is about to see, and what has to be looked at first."""
 
     messages: list[BaseMessage]
-    sights: list[list[Sight | PhosphoError]]
+    recognized: list[list[RecognizedImage | PhosphoError]]
     seen: dict[str, SeenImage]
-    looks: list[Look]
+    questions: list[ImageQuestion]
 
 
 class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
@@ -173,8 +181,8 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
 
     Example:
         ```python
-        eyes = VisionMiddleware(ChatPhospho(base_url="http://127.0.0.1:8000"))
-        agent = create_agent("openai:some-text-model", middleware=[eyes])
+        vision = VisionMiddleware(ChatPhospho(base_url="http://127.0.0.1:8000"))
+        agent = create_agent("openai:some-text-model", middleware=[vision])
         ```
     """
 
@@ -184,7 +192,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         """Open nothing yet.
 
         Args:
-            model: Who looks.
+            model: The model that describes images.
             look_again: Bring the tool; `False` for a driving model that calls no tools.
 
         Raises:
@@ -192,8 +200,8 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         """
         super().__init__()
         self.model = require_chat_phospho(model, "VisionMiddleware")
-        self._eyes = Eyes(model, INTERNAL_CALL)
-        self.tools = [LookAgainTool(model=model, eyes=self._eyes)] if look_again else []
+        self._describer = ImageDescriber(model, INTERNAL_CALL)
+        self.tools = [LookAgainTool(model=model, describer=self._describer)] if look_again else []
 
     def wrap_model_call(
         self,
@@ -213,7 +221,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             PhosphoModelError: Configuration, key, billing or the spending limit.
         """
         view = self._view(request)
-        outcomes = self._eyes.look(view.looks)
+        outcomes = self._describer.describe(view.questions)
         return self._noted(view, request, handler(self._told(view, outcomes, request)))
 
     async def awrap_model_call(
@@ -234,42 +242,42 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
             PhosphoModelError: Configuration, key, billing or the spending limit.
         """
         view = await asyncio.to_thread(self._view, request)
-        outcomes = await self._eyes.alook(view.looks)
+        outcomes = await self._describer.adescribe(view.questions)
         return self._noted(view, request, await handler(self._told(view, outcomes, request)))
 
     def _view(self, request: ModelRequest[ContextT]) -> _View:
         messages: list[BaseMessage] = list(map(opened, request.messages))
         if request.system_message is not None:
             messages.insert(0, request.system_message)
-        sights = [
-            [self._eyes.recognise(picture) for picture in shown_pictures(message)]
+        recognized = [
+            [self._describer.recognize(picture) for picture in shown_images(message)]
             for message in messages
         ]
         if request.system_message is not None:
-            self._eyes.keep(sights[0])
+            self._describer.keep(recognized[0])
         seen: dict[str, SeenImage] = dict(_remembered(request))
         next_number = 1 + max((entry["number"] for entry in seen.values()), default=0)
-        looks: dict[str, Look] = {}
+        questions: dict[str, ImageQuestion] = {}
         turn = _turn(messages)
-        for index, row in enumerate(sights):
-            for sight in row:
-                if isinstance(sight, PhosphoError):
+        for index, row in enumerate(recognized):
+            for image in row:
+                if isinstance(image, PhosphoError):
                     continue
-                if sight.key not in seen:
-                    seen[sight.key] = {"number": next_number, "description": None}
+                if image.key not in seen:
+                    seen[image.key] = {"number": next_number, "description": None}
                     next_number += 1
-                if seen[sight.key]["description"] is None and sight.key not in looks:
+                if seen[image.key]["description"] is None and image.key not in questions:
                     question = _question(messages, index) or self.model.default_prompt
-                    looks[sight.key] = Look(sight, question, turn)
-        return _View(messages, sights, seen, list(looks.values()))
+                    questions[image.key] = ImageQuestion(image, question, turn)
+        return _View(messages, recognized, seen, list(questions.values()))
 
     def _told(
         self, view: _View, outcomes: Sequence[Any], request: ModelRequest[ContextT]
     ) -> ModelRequest[ContextT]:
         """Make the request that has words where pictures were; what was learnt goes into `view`."""
         failures: dict[str, PhosphoError] = {}
-        for look, outcome in zip(view.looks, outcomes, strict=True):
-            key = look.sight.key
+        for look, outcome in zip(view.questions, outcomes, strict=True):
+            key = look.image.key
             if isinstance(outcome, PhosphoError) and not isinstance(outcome, NOT_FOR_AGENTS):
                 failures[key] = outcome
             else:
@@ -277,9 +285,9 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
                 view.seen[key] = {**view.seen[key], "description": answer.text}
         messages = [
             with_words(message, _words(row, view.seen, failures)) if row else message
-            for message, row in zip(view.messages, view.sights, strict=True)
+            for message, row in zip(view.messages, view.recognized, strict=True)
         ]
-        if not any(view.sights):
+        if not any(view.recognized):
             return request
         if request.system_message is None:
             return request.override(messages=cast("Any", messages))
@@ -328,17 +336,17 @@ def _question(messages: Sequence[BaseMessage], index: int) -> str:
 
 
 def _words(
-    row: Sequence[Sight | PhosphoError],
+    row: Sequence[RecognizedImage | PhosphoError],
     seen: dict[str, SeenImage],
     failures: dict[str, PhosphoError],
 ) -> Iterator[str]:
-    for sight in row:
-        if isinstance(sight, PhosphoError):
-            yield f"[An image that cannot be looked at: {single_line(str(sight))}]"
+    for image in row:
+        if isinstance(image, PhosphoError):
+            yield f"[An image that cannot be looked at: {to_single_line(str(image))}]"
             continue
-        number, description = seen[sight.key]["number"], seen[sight.key]["description"]
+        number, description = seen[image.key]["number"], seen[image.key]["description"]
         if description is None:
-            reason = single_line(str(failures[sight.key]))
+            reason = to_single_line(str(failures[image.key]))
             yield f"[Image {number} could not be described this time: {reason}]"
         else:
-            yield fenced(description, title=f"Image {number}")
+            yield wrap_untrusted(description, title=f"Image {number}")

@@ -1,4 +1,4 @@
-"""`DescribeImageTool`: an agent looks at the pictures of its conversation."""
+"""`DescribeImageTool`: an agent looks at the images of its conversation."""
 
 import asyncio
 import re
@@ -18,11 +18,11 @@ from pydantic import BaseModel, Field, SkipValidation
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import PhosphoModelError, langchain_errors
 from langchain_phospho.image_describer import NOT_FOR_AGENTS
-from langchain_phospho.message_images import message_about, opened, prepared, shown_pictures
+from langchain_phospho.message_images import message_about, opened, prepared, shown_images
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
-from phospho_multimodal.messages.untrusted_text import fenced
+from phospho_multimodal.messages.untrusted_text import wrap_untrusted
 
 __all__ = [
     "INTERNAL_CALL",
@@ -93,7 +93,7 @@ class DescribeImageTool(BaseTool):
     handle_tool_error: Any = True
 
     model: ChatPhospho
-    """Who looks."""
+    """The model that describes images."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts whose URLs may be named: `"example.com"`, or `"example.com:8443"` for that port."""
 
@@ -139,7 +139,7 @@ class DescribeImageTool(BaseTool):
         shown = [
             picture
             for message in self._conversation(state)
-            for picture in shown_pictures(opened(message))
+            for picture in shown_images(opened(message))
         ]
         if not shown:
             message = "There is no image in the conversation."
@@ -250,4 +250,4 @@ def _below(
 
 def _result(title: str, answer: AIMessage) -> tuple[str, dict[str, Any]]:
     artifact = {"description": answer.text, **answer.response_metadata}
-    return fenced(answer.text, title=title), artifact
+    return wrap_untrusted(answer.text, title=title), artifact

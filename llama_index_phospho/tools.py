@@ -13,10 +13,10 @@ from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ConfigurationError, ImageError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
 from phospho_multimodal.images.allowed_hosts import is_allowed
-from phospho_multimodal.images.prepare import storable_image
+from phospho_multimodal.images.prepare import image_to_string
 from phospho_multimodal.images.source import ImageSource, image_source
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
-from phospho_multimodal.messages.untrusted_text import fenced
+from phospho_multimodal.messages.untrusted_text import wrap_untrusted
 
 __all__ = ["PhosphoToolSpec"]
 
@@ -121,7 +121,7 @@ class PhosphoToolSpec(BaseToolSpec):
             raise
         except PhosphoError as error:
             return _told(error)
-        return fenced(response.text, title=title)
+        return wrap_untrusted(response.text, title=title)
 
     async def _aanswer(self, image: str, question: str) -> str:
         try:
@@ -131,7 +131,7 @@ class PhosphoToolSpec(BaseToolSpec):
             raise
         except PhosphoError as error:
             return _told(error)
-        return fenced(response.text, title=title)
+        return wrap_untrusted(response.text, title=title)
 
     def _ready(self, image: str) -> tuple[str, str]:
         """Make of an agent's argument a title, and a URL or base64, which core's events hold."""
@@ -153,7 +153,9 @@ class PhosphoToolSpec(BaseToolSpec):
             title = f"The image at {source.url_origin}"
         # The model makes tiles itself, of all the pixels that there are.
         whole = self._llm.prepare and self._llm.detail == "auto"
-        return title, storable_image(source, max_image_side=self._llm.max_image_side, prepare=whole)
+        return title, image_to_string(
+            source, max_image_side=self._llm.max_image_side, prepare=whole
+        )
 
     def _choices(self) -> str:
         names = ", ".join(repr(name) for name in self._images) or "none"

@@ -33,7 +33,7 @@ from llama_index_phospho.llms import Phospho
 from llama_index_phospho.paid_once import Ask, PaidOnce, Steps, arun_steps, run_steps
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
-from phospho_multimodal.messages.untrusted_text import fenced, single_line
+from phospho_multimodal.messages.untrusted_text import to_single_line, wrap_untrusted
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
@@ -272,10 +272,10 @@ class VisionLLM(FunctionCallingLLM):
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
-            note = f"[An image that could not be described: {single_line(str(error))}]"
+            note = f"[An image that could not be described: {to_single_line(str(error))}]"
             return [TextBlock(text=note)]
         text = "" if description is None else description.text
-        return [TextBlock(text=fenced(text, title=f"Image {name}"))]
+        return [TextBlock(text=wrap_untrusted(text, title=f"Image {name}"))]
 
     def _keep(self, name: str, block: BaseContentBlock) -> None:
         with self._lock:
@@ -297,4 +297,4 @@ class VisionLLM(FunctionCallingLLM):
             raise
         except PhosphoError as error:
             return f"The image could not be looked at. {type(error).__name__}: {error}"
-        return fenced(response.text, title=f"The image {name}")
+        return wrap_untrusted(response.text, title=f"The image {name}")

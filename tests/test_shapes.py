@@ -35,7 +35,7 @@ from llama_index.core.tools import FunctionTool
 from fault_server import FaultServer
 from langchain_phospho import ChatPhospho
 from llama_index_phospho import Phospho, PhosphoMultiModal
-from phospho_multimodal.messages.content_blocks import KINDS
+from phospho_multimodal.messages.content_blocks import BLOCK_KINDS
 from shapes import (
     AS_DOCUMENTS,
     BASE64,
@@ -265,7 +265,7 @@ def test_a_mapping_without_an_image_is_no_image_document(
     ask: Ask, server: FaultServer, document: Any
 ) -> None:
     model = PhosphoMultiModal(base_url=server.base_url)
-    becomes = Fails("no image block")
+    becomes = Fails("not an image block")
     check(server, becomes, lambda: ask(model, "complete", "What?", [document]))
 
 
@@ -284,7 +284,7 @@ def test_a_picture_of_additional_kwargs_counts_once_however_often_core_copies_it
 def test_every_kind_that_is_known_is_in_the_table() -> None:
     """But for those that are passed over, which differ in nothing but their name."""
     written = str([shape.block for shape in BLOCKS])
-    read = {kind for kind, reading in KINDS.items() if reading != "nothing"}
+    read = {kind for kind, reading in BLOCK_KINDS.items() if reading != "ignored"}
     assert {kind for kind in read if f"'{kind}'" not in written} == set()
 
 

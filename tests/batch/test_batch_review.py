@@ -30,9 +30,9 @@ from phospho_multimodal.batch import Preflight, Summary, adescribe_many, describ
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.commits import GroupCommit
 from phospho_multimodal.batch.journal.journal import Journal
-from phospho_multimodal.batch.journal.steps import Ended, Entry, Sending, State
+from phospho_multimodal.batch.journal.steps import AttemptStarted, ImageFinished, InputRecord, State
 from phospho_multimodal.batch.pipeline.preparation import Preparation
-from phospho_multimodal.batch.pipeline.progress import Watch
+from phospho_multimodal.batch.pipeline.progress import ProgressReporter
 from phospho_multimodal.batch.results.rows import Results
 from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.batch.sources.signed_urls import without_signature
@@ -158,12 +158,12 @@ def test_many_copies_of_one_picture_are_counted_at_once(tmp_path: Path) -> None:
     for first in range(0, 20_000, 250):
         journal.add(
             [
-                Entry(f"{number}", "a.png", "1-1", 1, b"the same")
+                InputRecord(f"{number}", "a.png", "1-1", 1, b"the same")
                 for number in range(first, first + 250)
             ]
         )
     began = time.monotonic()
-    assert journal.distinct_to_ask() == 1
+    assert journal.distinct_to_ask() == (1, 1)
     assert time.monotonic() - began < 5  # it took a minute
     journal.close()
 
@@ -224,7 +224,11 @@ class SlowJournal:
 async def test_what_was_told_is_noted_in_its_order_whoever_is_cancelled() -> None:
     journal: Any = SlowJournal()
     commits = GroupCommit(journal)
-    told = [Sending(b"a"), Sending(b"b"), Ended(b"c", State.DESCRIBED, description="paid")]
+    told = [
+        AttemptStarted(b"a"),
+        AttemptStarted(b"b"),
+        ImageFinished(b"c", State.DESCRIBED, description="paid"),
+    ]
     tasks = []
     for step in told:
         tasks.append(asyncio.ensure_future(commits.note(step)))
@@ -232,7 +236,7 @@ async def test_what_was_told_is_noted_in_its_order_whoever_is_cancelled() -> Non
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    last = Ended(b"b", State.PENDING)
+    last = ImageFinished(b"b", State.PENDING)
     commits.note_at_last(last)
     await asyncio.to_thread(commits.close)
     assert journal.steps == [*told, last]
@@ -274,7 +278,7 @@ def test_what_fails_meanwhile_gives_up_nothing_that_is_paid(
         monkeypatch.setattr(Results, "write_finished", unwritable)
     elif what == "bug":
         broken = Mock(side_effect=[*[DEFAULT] * 20, ZeroDivisionError])
-        monkeypatch.setattr(Watch, "count_ended", broken)
+        monkeypatch.setattr(ProgressReporter, "count_ended", broken)
         expected = ZeroDivisionError
     elif what == "progress":
         options["on_progress"] = Mock(side_effect=[None, ZeroDivisionError])
@@ -327,7 +331,7 @@ def test_few_items_that_hold_their_picture_are_held(tmp_path: Path) -> None:
             yield Item(f"{number}", "a.png", bytes(5_000_000), None)
 
     journal = Journal(tmp_path, JOB)
-    journal.add([Entry(f"{number}", "a.png") for number in range(100)])
+    journal.add([InputRecord(f"{number}", "a.png") for number in range(100)])
     source: Any = items()
     preparation = Preparation(source, journal, JOB, SETTINGS, lambda: False)
     assert len(preparation.next_inputs()) == 2

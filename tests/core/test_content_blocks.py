@@ -9,7 +9,7 @@ import pytest
 
 from phospho_multimodal import UnsupportedContentError
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.messages.content_blocks import read_content, shortened
+from phospho_multimodal.messages.content_blocks import quote_name, read_content
 from shapes import BLOCKS, DATA_URL, URL, Picture, Shape
 
 IMAGES = [shape for shape in BLOCKS if isinstance(shape.becomes, Picture)]
@@ -55,5 +55,5 @@ def test_what_is_no_block_is_named(block: Any) -> None:
 
 
 def test_a_name_in_an_error_is_short() -> None:
-    assert shortened("role") == "'role'"
-    assert len(shortened("a" * 1_000_000)) < 50
+    assert quote_name("role") == "'role'"
+    assert len(quote_name("a" * 1_000_000)) < 50

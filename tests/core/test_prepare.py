@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from phospho_multimodal import ConfigurationError, ImageError, PreparedImage, prepare_image
 from phospho_multimodal.images import inspect as headers
-from phospho_multimodal.images.inspect import clean_image, sniff
+from phospho_multimodal.images.inspect import find_passthrough, sniff
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import image_source
 from pictures import draw, encoded, png_header
@@ -400,7 +400,7 @@ def _error_or_picture(file: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_the_header_reader_never_fails(data: bytes):
     for file in (data, b"\xff\xd8" + data, b"\x89PNG\r\n\x1a\n" + data):
-        clean_image(file, 1536)
+        find_passthrough(file, 1536)
         sniff(file)
 
 
@@ -487,7 +487,7 @@ _ROWS = zlib.compress(b"\0" * (8 * 25))
     ],
 )
 def test_what_only_looks_like_a_clean_file_is_an_error(file: bytes):
-    assert clean_image(file, 1536) is None
+    assert find_passthrough(file, 1536) is None
     with pytest.raises(ImageError):
         prepare_image(file)
 
@@ -495,8 +495,8 @@ def test_what_only_looks_like_a_clean_file_is_an_error(file: bytes):
 def test_a_clean_png_with_rows_to_spare_or_too_few_is_not_sent_as_it_came():
     for rows in (7, 9):
         file = _png(_HEADER, (b"IDAT", zlib.compress(b"\0" * (rows * 25))), _END)
-        assert clean_image(file, 1536) is None
-    assert clean_image(_png(_HEADER, (b"IDAT", _ROWS), _END), 1536) is not None
+        assert find_passthrough(file, 1536) is None
+    assert find_passthrough(_png(_HEADER, (b"IDAT", _ROWS), _END), 1536) is not None
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["L", "RGB"]))
@@ -513,7 +513,7 @@ def test_an_interlaced_png_is_clean_like_any_other(width: int, height: int, mode
     header = size + bytes([8, 2 if mode == "RGB" else 0, 0, 0, 1])
     file = _png((b"IHDR", header), (b"IDAT", zlib.compress(rows)), _END)
 
-    assert clean_image(file, 1536) is not None
+    assert find_passthrough(file, 1536) is not None
     assert Image.open(io.BytesIO(file)).getpixel((width - 1, height - 1)) is not None
 
 

@@ -22,7 +22,7 @@ from phospho_multimodal.errors import (
     UnexpectedReplyError,
     status_error,
 )
-from phospho_multimodal.exchange.attempts import Call, Exchange, ask
+from phospho_multimodal.exchange.attempts import ClientState, RequestState, send_with_retries
 from phospho_multimodal.exchange.retry import RetryBudget, RetryPolicy, parse_retry_after
 from phospho_multimodal.settings import Settings
 from pictures import encoded
@@ -199,9 +199,9 @@ def test_three_retries_are_always_there(lab):
 
 @pytest.mark.parametrize("turn_comes", [True, False], ids=["over the cap", "too late for a turn"])
 def test_a_call_that_sends_nothing_earns_no_retries(turn_comes: bool):
-    shared = Exchange.of(Settings.resolve(base_url="http://127.0.0.1:9"), Spending(max_images=0))
+    shared = ClientState.of(Settings.resolve(base_url="http://127.0.0.1:9"), Spending(max_images=0))
     for _ in range(100):
-        conversation = ask(shared, Call([b"{}"], (), None))
+        conversation = send_with_retries(shared, RequestState([b"{}"], (), None))
         next(conversation)
         with pytest.raises(PhosphoError):
             conversation.send((lambda: None) if turn_comes else None)

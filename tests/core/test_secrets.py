@@ -20,7 +20,7 @@ from PIL import Image
 from drivers import DRIVERS, Driver
 from fault_server import Connection, FaultServer, Received
 from phospho_multimodal import PhosphoClient, Spending, prepare_image
-from phospho_multimodal.exchange.attempts import Exchange
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.images.prepare import prepare_source
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.messages.conversation import ImagePolicy, Turn, plan_conversation
@@ -130,7 +130,7 @@ def _objects() -> dict[str, Any]:
     return {
         "client": PhosphoClient(api_key=KEY),
         "settings": shown,
-        "shared": Exchange.of(shown, Spending()),
+        "shared": ClientState.of(shown, Spending()),
         "source": source,
         "data URL": image_source(
             "data:image/png;base64," + pybase64.b64encode_as_string(encoded())

@@ -33,7 +33,7 @@ from phospho_multimodal.spending.budget import Reservation
 from pictures import encoded
 
 PICTURE = encoded()
-ENDS = ("bill", "release", "doubt")
+ENDS = ("bill", "release", "mark_in_doubt")
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -73,7 +73,7 @@ class LedgerMachine(RuleBasedStateMachine):
         snapshot = self.spending.snapshot()
         counts = {end: list(self.ends.values()).count(end) for end in (*ENDS, "reserved")}
         assert snapshot.images_billed == counts["bill"]
-        assert snapshot.images_in_doubt == counts["doubt"]
+        assert snapshot.images_in_doubt == counts["mark_in_doubt"]
         assert snapshot.images_reserved == counts["reserved"]
 
     @invariant()
@@ -296,7 +296,7 @@ def test_a_snapshot_prints_well():
     reservations = spending.reserve(4)
     reservations[0].bill()
     reservations[1].bill()
-    reservations[2].doubt()
+    reservations[2].mark_in_doubt()
 
     assert str(spending.snapshot()) == (
         "2 images billed, $0.02 metered; $1 on the invoice; 1 in doubt ($0.01); 1 under way;"
@@ -307,7 +307,7 @@ def test_a_snapshot_prints_well():
 def test_the_callback_comes_once_when_four_fifths_are_gone():
     told: list[SpendingSnapshot] = []
     spending = Spending(0.10, on_nearly_spent=told.append)
-    for end in ("bill", "release", *["doubt"] * 4, *["bill"] * 4):
+    for end in ("bill", "release", *["mark_in_doubt"] * 4, *["bill"] * 4):
         (reservation,) = spending.reserve()
         getattr(reservation, end)()
 
@@ -341,7 +341,7 @@ def test_a_figure_that_makes_no_sense_is_refused(options):
 def test_what_is_in_doubt_can_be_settled():
     spending = Spending(max_images=4)
     for reservation in spending.reserve(4):
-        reservation.doubt()
+        reservation.mark_in_doubt()
 
     with pytest.raises(ConfigurationError, match="4 images in doubt"):
         spending.settle(billed=5)

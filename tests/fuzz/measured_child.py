@@ -71,7 +71,7 @@ def _resident() -> int:
 
 def _serve() -> None:
     from phospho_multimodal import ImageError, prepare_image  # noqa: PLC0415 - counted below
-    from phospho_multimodal.images import decode as pixels  # noqa: PLC0415, F401 - before the limit
+    from phospho_multimodal.images import decode  # noqa: PLC0415, F401 - before the limit
 
     warm = b"\x89PNG\r\n\x1a\n"
     with contextlib.suppress(ImageError):

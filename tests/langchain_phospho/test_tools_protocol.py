@@ -223,7 +223,7 @@ def test_a_forced_call_comes(driver: Any, model: ChatPhospho, endpoint: Any, red
     ("tools", "choice", "says"),
     [
         ([zoom], "refresh", "the tools are: zoom"),
-        ([{"type": "web_search_preview"}], None, "no function with a name"),
+        ([{"type": "web_search_preview"}], None, "not a function with a name"),
         ([], "any", "the tools are: none"),
     ],
 )

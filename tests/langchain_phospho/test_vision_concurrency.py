@@ -17,8 +17,8 @@ from langgraph.graph import END, START, StateGraph
 
 from fault_server import Connection, FaultServer, Received, answer, status
 from langchain_phospho import ChatPhospho, VisionMiddleware
-from langchain_phospho.image_describer import Eyes, Look, Sight
-from langchain_phospho.message_images import shown_pictures
+from langchain_phospho.image_describer import ImageDescriber, ImageQuestion, RecognizedImage
+from langchain_phospho.message_images import shown_images
 from scripted_chat import ScriptedChat
 
 PATIENCE = 20.0
@@ -225,11 +225,13 @@ def test_the_same_look_twice_in_a_row_is_one_request(
     gate: Gate, model: ChatPhospho, red: Any
 ) -> None:
     gate.open.set()
-    eyes = Eyes(model)
-    (picture,) = shown_pictures(HumanMessage([red.block]))
-    sight = eyes.recognise(picture)
-    assert isinstance(sight, Sight)
-    answers = eyes.look([Look(sight, "What?"), Look(sight, "What?"), Look(sight, "Why?")])
+    describer = ImageDescriber(model)
+    (picture,) = shown_images(HumanMessage([red.block]))
+    image = describer.recognize(picture)
+    assert isinstance(image, RecognizedImage)
+    answers = describer.describe(
+        [ImageQuestion(image, "What?"), ImageQuestion(image, "What?"), ImageQuestion(image, "Why?")]
+    )
     assert [answer.text for answer in answers] == [  # type: ignore[union-attr]
         "You asked: What?",
         "You asked: What?",
@@ -244,11 +246,11 @@ def test_memory_does_not_grow_for_ever(
     monkeypatch.setattr("langchain_phospho.image_describer._MOST_ANSWERS", 1)
     monkeypatch.setattr("langchain_phospho.image_describer._MOST_KEYS", 1)
     gate.open.set()
-    eyes = Eyes(model)
+    describer = ImageDescriber(model)
     for picture in (red, blue, red):
-        (shown,) = shown_pictures(HumanMessage([picture.block]))
-        sight = eyes.recognise(shown)
-        assert isinstance(sight, Sight)
-        eyes.look([Look(sight, "What?")])
-    assert (len(eyes._answers), len(eyes._keys)) == (1, 1)
+        (shown,) = shown_images(HumanMessage([picture.block]))
+        image = describer.recognize(shown)
+        assert isinstance(image, RecognizedImage)
+        describer.describe([ImageQuestion(image, "What?")])
+    assert (len(describer._answers), len(describer._keys)) == (1, 1)
     assert len(gate.asked) == 3

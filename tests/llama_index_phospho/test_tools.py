@@ -26,7 +26,7 @@ from phospho_multimodal import (
     Spending,
     SpendingLimitError,
 )
-from phospho_multimodal.messages.untrusted_text import fenced
+from phospho_multimodal.messages.untrusted_text import wrap_untrusted
 from pictures import draw, encoded
 
 KEY = "sk-secret-0123456789"
@@ -81,8 +81,10 @@ def test_an_image_is_asked_about_by_its_name(
     spec = PhosphoToolSpec(llm, images={"the receipt": image(path)})
     asked = call(spec, "ask_about_image", image="the receipt", question="What is the total?")
     described = call(spec, "describe_image", image="the receipt")
-    assert asked == fenced("You asked: What is the total?", title="The image 'the receipt'")
-    assert described == fenced("You asked: Describe this image.", title="The image 'the receipt'")
+    assert asked == wrap_untrusted("You asked: What is the total?", title="The image 'the receipt'")
+    assert described == wrap_untrusted(
+        "You asked: Describe this image.", title="The image 'the receipt'"
+    )
     assert {request.image for request in server.requests} == {PNG}
 
 

@@ -1,4 +1,4 @@
-"""The two clients behind one model of a framework: one ledger, one set of limits."""
+"""The two clients of a framework's model, which share a ledger and a rate limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.client.client import PhosphoClient
-from phospho_multimodal.exchange.attempts import Exchange
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending.budget import Spending
 
@@ -16,7 +16,7 @@ __all__ = ["ModelClients"]
 
 @dataclass(frozen=True, slots=True)
 class ModelClients:
-    """A client for threads and one for event loops; neither opens anything before it is asked."""
+    """A client for threads and a client for event loops. They connect with the first request."""
 
     sync: PhosphoClient
     asynchronous: AsyncPhosphoClient
@@ -30,21 +30,15 @@ class ModelClients:
         http_client: Any,
         http_async_client: Any,
     ) -> ModelClients:
-        """Make both.
+        """Make both clients, or raise `ConfigurationError` if one contradicts a setting.
 
         Args:
-            settings: Of both.
-            spending: The ledger of both; without one, spending is counted and not limited.
-            http_client: An `httpx.Client` to borrow.
-            http_async_client: An `httpx.AsyncClient` to borrow.
-
-        Returns:
-            The clients.
-
-        Raises:
-            ConfigurationError: A borrowed client contradicts a setting.
+            settings: The settings of both.
+            spending: The ledger of both. Without one, spending is counted and not limited.
+            http_client: An `httpx.Client` of the user, to send with.
+            http_async_client: An `httpx.AsyncClient` of the user, to send with.
         """
-        shared = Exchange.of(settings, spending)
+        shared = ClientState.of(settings, spending)
         return cls(
             PhosphoClient.sharing(shared, http_client),
             AsyncPhosphoClient.sharing(shared, http_async_client),

@@ -1,22 +1,18 @@
-"""The whole conversation with the endpoint, as a generator without I/O.
+"""One request with its retries and its money, as a generator without I/O.
 
-`ask` yields what has to be done (a turn, a request, a pause) and is sent back what came of it. The
-two clients only do these things, one with threads and one with await: every decision about
-retries, money and errors is here, once.
+`send_with_retries` yields the steps of `steps.py`. The two clients do them, one with threads and
+one with await. Every decision about retries, money and errors is here, once.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar, cast
-
-import httpx
+from typing import Any, TypeVar, cast
 
 from phospho_multimodal.contract import PREDICT_PATH, read_description, read_detail
 from phospho_multimodal.errors import (
@@ -29,258 +25,118 @@ from phospho_multimodal.errors import (
     quote,
     status_error,
 )
-from phospho_multimodal.exchange.limits import Rate, Slots
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.exchange.retry import (
     LONGEST_RETRY_AFTER,
     RetryBudget,
     RetryPolicy,
     parse_retry_after,
 )
+from phospho_multimodal.exchange.steps import (
+    TRANSPORT_FAILURES,
+    AcquireSlot,
+    DeadlineError,
+    HttpResponse,
+    RequestBody,
+    RunInThread,
+    SendRequest,
+    Sleep,
+    Step,
+)
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending.budget import Reservation, Spending
 
-__all__ = [
-    "TRANSPORT_FAILURES",
-    "AwaitTurn",
-    "Call",
-    "DeadlineError",
-    "Exchange",
-    "Pause",
-    "Reply",
-    "RequestBody",
-    "Send",
-    "Step",
-    "Together",
-    "Work",
-    "ask",
-    "set_aside",
-    "with_ledger",
-]
+__all__ = ["ClientState", "RequestState", "reserve_budget", "run_ledger_io", "send_with_retries"]
 
 logger = logging.getLogger("phospho_multimodal")
 
 T = TypeVar("T")
 
-MAX_REPLY_BYTES = 10 * 1024 * 1024
-"""What is read of a reply; an answer has a few hundred bytes."""
-
-_JOINED = 128 * 1024
-_WHOLE_PIECES = 2 * 1024 * 1024
-_SLICE = 256 * 1024
-_SHORT_END = 64
 _OK = 200
 _FREE_SERVER_ERRORS = frozenset({500, 503})
 
 
-class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of one attempt, which knows whether all of it was handed to the socket.
-
-    A small one is put together, since that costs less than another write. The pieces of a larger
-    one go as they are, without a copy. The largest go in slices: a piece given whole is copied
-    with each partial send.
-
-    The end is handed over by itself, a few bytes, and the body counts as sent from then on: whoever
-    is interrupted before has not sent it, and whoever is interrupted while it is written may have.
-    """
-
-    def __init__(self, *pieces: bytes) -> None:
-        self._pieces = [piece for piece in pieces if piece]
-        self.size = sum(map(len, pieces))
-        self.sent = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        end = self._pieces[-1] if self._pieces else b""
-        rest: list[bytes | memoryview] = [*self._pieces[:-1]]
-        if not rest or len(end) > _SHORT_END:
-            rest.append(memoryview(end)[:-1])
-            end = end[-1:]
-        if self.size > _WHOLE_PIECES:
-            yield from _slices(rest)
-        elif self.size > _JOINED:
-            yield from map(bytes, rest)  # which copies none that is bytes already
-        elif self.size > 1:
-            yield b"".join(rest)
-        self.sent = True
-        yield end
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
-
-
-def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
-    """Cut what the pieces are together, without ever putting all of it together."""
-    held: list[memoryview] = []
-    room = _SLICE
-    for piece in pieces:
-        rest = memoryview(piece)
-        while rest:
-            part, rest = rest[:room], rest[room:]
-            held.append(part)
-            room -= len(part)
-            if not room:
-                yield b"".join(held)
-                held, room = [], _SLICE
-    if held:
-        yield b"".join(held)
-
-
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Run this, which does not belong on an event loop, and send back what it returns.
-
-    What computes goes on as many threads at once as there are cores: more would only take memory.
-    What waits (for a lock on a file, for an image of somebody's server) takes no core.
-    """
-
-    run: Callable[[], Any]
-    computes: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitTurn:
-    """Wait for a free slot and for the rate.
-
-    Send back the function that frees the slot again, or `None` if the deadline came first.
-    """
-
-    deadline: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send one request and send back its `Reply`."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: RequestBody
-    deadline: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Do nothing for some seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Run several conversations at once, and send back what each came to.
-
-    That is a list in their order: what a conversation returned, or the `PhosphoError` it raised.
-    Any other error of one ends them all.
-    """
-
-    conversations: Sequence[Generator[Step, Any, Any]]
-
-
-Step: TypeAlias = "Work | AwaitTurn | Send | Pause | Together"
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer with its body, of which at most 10 MB were read."""
-
-    status_code: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-
-
-class DeadlineError(Exception):
-    """A client tells the exchange with this that the deadline passed while it was sending."""
-
-
-TRANSPORT_FAILURES = (httpx.RequestError, DeadlineError)
-"""What a client may throw in where a `Reply` was asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """What every call of one client shares, and both clients of one model."""
+class ClientState:
+    """What all calls of a client share, and both clients of one model."""
 
     settings: Settings
     spending: Spending
     retry: RetryPolicy
     budget: RetryBudget
-    slots: Slots
-    rate: Rate
-    cores: Slots
+    rate: RateLimit
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
-    def of(cls, settings: Settings, spending: Spending | None) -> Exchange:
-        """Put together what calls share."""
+    def of(cls, settings: Settings, spending: Spending | None) -> ClientState:
+        """Make the state for some settings."""
         return cls(
             settings=settings,
             spending=Spending() if spending is None else spending,
             retry=RetryPolicy(settings.max_retries, settings.retry_lost_replies),
             budget=RetryBudget(),
-            slots=Slots(settings.max_concurrency),
-            rate=Rate(settings.requests_per_second),
-            cores=Slots(os.cpu_count() or 1),
+            rate=RateLimit(settings.requests_per_second),
         )
 
 
 @dataclass(slots=True)
-class Call:
-    """One question on its way.
+class RequestState:
+    """One request, with the counts of its attempts.
 
     Attributes:
-        body: What is sent, in pieces: a megabyte of base64 is not copied to stand between quotes.
-        secrets: Key, text and image: what no error may repeat.
-        deadline: On the clock of the exchange.
-        reservation: Money that was set aside before; without it, each attempt reserves its own.
-        stopped_by: Asked before each attempt: an error of another question that ends this one.
-        attempts: How often it was sent.
-        in_doubt: Images that may have been billed without an answer.
-        service_errors: How often the answer was a 500.
-        request_id: The `x-request-id` of the last answer.
+        body: The pieces of the body. They are not joined, so that base64 is not copied.
+        secrets: The key, the prompt and the image, which no error may contain.
+        deadline: The end of the call, on the clock of the client's state.
+        reservation: Money that was reserved before. Without it, each attempt reserves its own.
+        abort_reason: Called before each attempt. If it returns an error, nothing more is sent.
+        attempts: How often the request was sent.
+        in_doubt: How many images may have been billed without an answer.
+        service_errors: How many responses had status 500.
+        request_id: The `x-request-id` of the last response.
     """
 
     body: Sequence[bytes] = field(repr=False)
     secrets: tuple[str | bytes, ...] = field(repr=False)
     deadline: float | None
     reservation: Reservation | None = None
-    stopped_by: Callable[[], PhosphoError | None] = field(default=lambda: None, repr=False)
+    abort_reason: Callable[[], PhosphoError | None] = field(default=lambda: None, repr=False)
     attempts: int = 0
     in_doubt: int = 0
     service_errors: int = 0
     request_id: str | None = None
 
     def hide(self) -> Iterator[str]:
-        """Give the secrets as text; that of an image is made when an error asks, and only then."""
+        """Yield the secrets as text. An image becomes text only when an error asks for it."""
         for secret in self.secrets:
             yield secret if isinstance(secret, str) else str(secret, "ascii")
 
 
-def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
-    """Make attempts until there is an answer or no hope of one.
+def send_with_retries(shared: ClientState, call: RequestState) -> Generator[Step, Any, str]:
+    """Send a request until it is answered, or until no further attempt can help.
 
     Args:
         shared: What the client's calls share.
-        call: The question; it keeps count of what becomes of it.
+        call: The request. Its counts are updated.
 
     Yields:
         Steps for the client to do.
 
     Returns:
-        The answer's text.
+        The text of the answer.
 
     Raises:
         PhosphoError: See `phospho_multimodal.errors`.
     """
     failure: PhosphoError | None = None
     while True:
-        release = yield AwaitTurn(call.deadline)
+        release = yield AcquireSlot(call.deadline)
         if release is None:
             raise _final(failure or _too_late(shared.settings), call)
         try:
-            stopped_by = call.stopped_by()
-            if stopped_by is not None:
-                raise _final(failure or _not_asked(stopped_by), call)
-            outcome = yield from _attempt(shared, call)
+            abort_reason = call.abort_reason()
+            if abort_reason is not None:
+                raise _final(failure or _not_sent(abort_reason), call)
+            outcome = yield from send_once(shared, call)
         except SpendingLimitError as refusal:
             raise _final(failure or refusal, call) from None
         finally:
@@ -297,155 +153,126 @@ def ask(shared: Exchange, call: Call) -> Generator[Step, Any, str]:
             type(failure).__name__,
             delay,
         )
-        yield Pause(delay)
+        yield Sleep(delay)
 
 
-def with_ledger(shared: Exchange, work: Callable[[], T]) -> Generator[Step, Any, T]:
-    """Do something with the ledger; one in a file may have to wait for another process.
-
-    Args:
-        shared: What the client's calls share.
-        work: What is to be done.
-
-    Yields:
-        The work, if it does not belong on an event loop.
-
-    Returns:
-        What came of it.
-    """
+def run_ledger_io(shared: ClientState, work: Callable[[], T]) -> Generator[Step, Any, T]:
+    """Use the ledger. A ledger file may be locked by another process, so it needs a thread."""
     if shared.spending.path is None:
         return work()
-    return cast("T", (yield Work(work, computes=False)))
+    return cast("T", (yield RunInThread(work, computes=False)))
 
 
-def set_aside(shared: Exchange, images: int = 1) -> Generator[Step, Any, tuple[Reservation, ...]]:
-    """Reserve money, and leave none reserved if the call ends before it has the reservations.
+def reserve_budget(
+    shared: ClientState, images: int = 1
+) -> Generator[Step, Any, tuple[Reservation, ...]]:
+    """Reserve money for some images, or raise `SpendingLimitError`.
 
-    Args:
-        shared: What the client's calls share.
-        images: How many.
-
-    Yields:
-        The work, if it does not belong on an event loop.
-
-    Returns:
-        A reservation for each.
-
-    Raises:
-        SpendingLimitError: The cap does not allow it. Nothing was reserved.
+    If the call ends before it has the reservations, they are released.
     """
     spending = shared.spending
     if spending.path is None:
         return spending.reserve(images)
     made: list[Reservation] = []
-    given_up = threading.Event()
+    abandoned = threading.Event()
 
     def make() -> tuple[Reservation, ...]:
-        if not given_up.is_set():
+        if not abandoned.is_set():
             made.extend(spending.reserve(images))
-        if given_up.is_set():
+        if abandoned.is_set():
             for reservation in made:
                 reservation.release()
         return tuple(made)
 
     try:
-        return cast("tuple[Reservation, ...]", (yield Work(make, computes=False)))
+        return cast("tuple[Reservation, ...]", (yield RunInThread(make, computes=False)))
     except BaseException:
-        # A cancelled task does not wait for the thread that works for it, and is not told what it
-        # made: whoever comes second, the thread or this, releases it.
-        given_up.set()
+        # A cancelled task does not wait for its thread. The later of the two releases the money.
+        abandoned.set()
         for reservation in made:
-            spending.settle_soon(reservation.release)
+            spending.settle_later(reservation.release)
         raise
 
 
-def _reservation(shared: Exchange, call: Call) -> Generator[Step, Any, Reservation]:
-    reservation, call.reservation = call.reservation, None
-    if reservation is not None:
-        return reservation
-    (reservation,) = yield from set_aside(shared)
-    return reservation
-
-
-def _attempt(shared: Exchange, call: Call) -> Generator[Step, Any, str | PhosphoError]:
-    """Send once and settle the money; a failure that can be judged is returned, not raised."""
+def send_once(shared: ClientState, call: RequestState) -> Generator[Step, Any, str | PhosphoError]:
+    """Send a request once and settle its money. Return a failure that a retry may help."""
     settings = shared.settings
     body = RequestBody(*call.body)
     reservation: Reservation | None = None
-    reply: Reply | None = None
+    response: HttpResponse | None = None
     settle: Callable[[], None] | None = None
     try:
-        reservation = yield from _reservation(shared, call)
+        reservation, call.reservation = call.reservation, None
+        if reservation is None:
+            (reservation,) = yield from reserve_budget(shared)
         call.attempts += 1
         if call.attempts == 1:  # a call that sends nothing earns no retries
             shared.budget.count_first_try()
         outcome: str | PhosphoError
         try:
-            reply = yield _request(settings, body, call.deadline)
+            response = yield _request(settings, body, call.deadline)
         except TRANSPORT_FAILURES as lost:
-            outcome = _transport_failure(lost, settings, call, sent=body.sent)
-        # Outside the handler: httpx's error holds the request, and with it the key.
-        if reply is None:
-            settle = _lost(call, reservation, sent=isinstance(outcome, ReplyLostError))
+            outcome = _transport_failure(lost, settings, call, sent=body.fully_sent)
+        # Outside the handler, because httpx's error holds the request with the key.
+        if response is None:
+            settle = _settle_lost(call, reservation, sent=isinstance(outcome, ReplyLostError))
         else:
-            outcome, settle = _judge(reply, settings, call, reservation)
-        yield from with_ledger(shared, settle)
+            outcome, settle = _judge(response, settings, call, reservation)
+        yield from run_ledger_io(shared, settle)
     except BaseException:
-        # Cancelled, interrupted or closed, at whatever point: only the money is left to settle.
-        # This may be on an event loop that waits for the task to end, and a generator that is
-        # closed may not yield; so a file is written by the ledger's own thread, for which the
-        # interpreter waits. Where a thread has begun to settle, the first end counts: both are one.
+        # The call was cancelled, interrupted or closed. A closed generator must not yield, so the
+        # money is settled later. A thread may be settling it already: the first end counts.
         if reservation is not None:
-            came = body.sent or reply is not None
-            shared.spending.settle_soon(settle or _lost(call, reservation, sent=came))
+            sent = body.fully_sent or response is not None
+            shared.spending.settle_later(settle or _settle_lost(call, reservation, sent=sent))
         raise
     return outcome
 
 
-def _request(settings: Settings, body: RequestBody, deadline: float | None) -> Send:
-    """Make the request. No frame that waits for its answer holds the headers in a variable."""
+def _request(settings: Settings, body: RequestBody, deadline: float | None) -> SendRequest:
+    """Build the step in a frame of its own: a frame that waits must not hold the headers."""
     headers = {
         **settings.headers(),
         "content-type": "application/json",
         "content-length": str(body.size),
     }
-    return Send("POST", settings.url(PREDICT_PATH), headers, body, deadline)
+    return SendRequest("POST", settings.url(PREDICT_PATH), headers, body, deadline)
 
 
 def _judge(
-    reply: Reply, settings: Settings, call: Call, reservation: Reservation
+    response: HttpResponse, settings: Settings, call: RequestState, reservation: Reservation
 ) -> tuple[str | PhosphoError, Callable[[], None]]:
-    """Tell what an answer comes to, and how its money is to be settled."""
-    call.request_id = reply.headers.get("x-request-id") or call.request_id
-    status = reply.status_code
+    """Return the outcome of a response, and the function that settles its money."""
+    call.request_id = response.headers.get("x-request-id") or call.request_id
+    status = response.status_code
     if status == _OK:
         try:
-            description = read_description(reply.body, hide=call.hide())
+            description = read_description(response.body, hide=call.hide())
         except UnexpectedReplyError as unexpected:
             call.in_doubt += 1
-            return unexpected, reservation.doubt
+            return unexpected, reservation.mark_in_doubt
         return description, reservation.bill
     if 300 <= status < 500 or status in _FREE_SERVER_ERRORS:  # noqa: PLR2004 - HTTP's classes
         settle = reservation.release
     else:
         call.in_doubt += 1
-        settle = reservation.doubt
-    if status == 500:  # noqa: PLR2004 - the one status that is tried once more only
+        settle = reservation.mark_in_doubt
+    if status == 500:  # noqa: PLR2004 - the one status that is retried only once
         call.service_errors += 1
     error = status_error(
         status,
         base_url=settings.base_url,
-        detail=read_detail(reply.body, hide=call.hide()),
-        retry_after=parse_retry_after(reply.headers.get("retry-after"), now=time.time()),
+        detail=read_detail(response.body, hide=call.hide()),
+        retry_after=parse_retry_after(response.headers.get("retry-after"), now=time.time()),
         request_id=call.request_id,
     )
     return error, settle
 
 
 def _transport_failure(
-    lost: httpx.RequestError | DeadlineError, settings: Settings, call: Call, *, sent: bool
+    lost: Exception, settings: Settings, call: RequestState, *, sent: bool
 ) -> ConnectionFailedError | ReplyLostError:
-    """Judge by the body alone: transports name the same failure differently."""
+    """Judge by the body alone, because transports name the same failure differently."""
     if isinstance(lost, DeadlineError):
         reason = f"the deadline of {settings.deadline:g} s passed"
     else:
@@ -463,16 +290,16 @@ def _transport_failure(
     )
 
 
-def _lost(call: Call, reservation: Reservation, *, sent: bool) -> Callable[[], None]:
-    """Tell how the money of an attempt without an answer is to be settled."""
+def _settle_lost(call: RequestState, reservation: Reservation, *, sent: bool) -> Callable[[], None]:
+    """Return the function that settles the money of an attempt without a response."""
     if not sent:
         return reservation.release
     call.in_doubt += 1
-    return reservation.doubt
+    return reservation.mark_in_doubt
 
 
-def _delay(shared: Exchange, call: Call, failure: PhosphoError) -> float | None:
-    """Tell after how many seconds to try again; `None` if not."""
+def _delay(shared: ClientState, call: RequestState, failure: PhosphoError) -> float | None:
+    """Return the seconds to wait before the next attempt, or `None` if there is none."""
     delay = shared.retry.delay(failure, failures=call.attempts, service_errors=call.service_errors)
     if delay is None:
         return None
@@ -481,22 +308,22 @@ def _delay(shared: Exchange, call: Call, failure: PhosphoError) -> float | None:
     return delay if shared.budget.take() else None
 
 
-def _not_asked(stopped_by: PhosphoError) -> PhosphoError:
-    """The error of a question that was not sent because another one showed that it is no use."""
-    twin = copy.copy(stopped_by)
+def _not_sent(abort_reason: PhosphoError) -> PhosphoError:
+    """Make the error of a request that was not sent because of another request's fatal error."""
+    twin = copy.copy(abort_reason)
     twin.args = ("Not asked, since another image was refused for good.",)
     return twin
 
 
 def _too_late(settings: Settings) -> ConnectionFailedError:
     return ConnectionFailedError(
-        f"The deadline of {settings.deadline} s passed before anything could be sent: while the"
-        " image was made ready, or while waiting for a free slot or for the rate. Nothing was sent."
-        " Raise deadline=, max_concurrency= or requests_per_second=."
+        f"The deadline of {settings.deadline} s passed while the image was prepared, or while the"
+        " call waited for a free slot or for the rate limit. Nothing was sent. Raise deadline=,"
+        " max_concurrency= or requests_per_second=."
     )
 
 
-def _final(failure: PhosphoError, call: Call) -> PhosphoError:
+def _final(failure: PhosphoError, call: RequestState) -> PhosphoError:
     """Complete an error that ends a call."""
     failure.attempts = call.attempts
     failure.images_in_doubt = call.in_doubt

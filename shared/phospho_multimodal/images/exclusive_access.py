@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from phospho_multimodal.spending.processes import after_fork
 
-__all__ = ["alone_with"]
+__all__ = ["exclusive_access"]
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ _turns = _Turns()
 
 
 @contextmanager
-def alone_with(owned: object) -> Iterator[None]:
+def exclusive_access(owned: object) -> Iterator[None]:
     """Read something of the caller's while no other thread does, here.
 
     Threads that read something else are not held up.

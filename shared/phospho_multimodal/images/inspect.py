@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from phospho_multimodal.images.jpeg import decodes
 
-__all__ = ["CleanImage", "clean_image", "sniff"]
+__all__ = ["PassthroughImage", "find_passthrough", "sniff"]
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -113,7 +113,7 @@ _UNPACKED_AT_ONCE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class CleanImage:
+class PassthroughImage:
     """An upright JPEG or PNG without metadata, alpha, or anything after its end."""
 
     format: str
@@ -142,7 +142,7 @@ def sniff(data: bytes) -> str | None:
     return "text" if _TEXT.fullmatch(data[:512]) else None
 
 
-def clean_image(data: bytes, max_side: int) -> CleanImage | None:
+def find_passthrough(data: bytes, max_side: int) -> PassthroughImage | None:
     """Tell whether a file can be sent byte for byte.
 
     Args:
@@ -163,10 +163,10 @@ def clean_image(data: bytes, max_side: int) -> CleanImage | None:
     return None
 
 
-def _clean_jpeg(data: bytes) -> CleanImage | None:
+def _clean_jpeg(data: bytes) -> PassthroughImage | None:
     """Look through a JPEG's segments: without its tables it is not an image."""
     position = 2
-    found: CleanImage | None = None
+    found: PassthroughImage | None = None
     tables: set[int] = set()
     while True:
         if data[position] != 0xFF:  # noqa: PLR2004 - every JPEG marker begins with it
@@ -196,13 +196,13 @@ def _next_marker(data: bytes, start: int) -> int:
     return match.start()
 
 
-def _jpeg_frame(segment: bytes) -> CleanImage | None:
+def _jpeg_frame(segment: bytes) -> PassthroughImage | None:
     height = int.from_bytes(segment[1:3], "big")
     width = int.from_bytes(segment[3:5], "big")
     eight_bits, components = segment[0] == 8, segment[5]  # noqa: PLR2004 - bits a sample
     if not (eight_bits and components in {1, 3} and width and height):
         return None
-    return CleanImage("JPEG", width, height)
+    return PassthroughImage("JPEG", width, height)
 
 
 def _harmless_segment(marker: int, segment: bytes, length: int) -> bool:
@@ -212,10 +212,10 @@ def _harmless_segment(marker: int, segment: bytes, length: int) -> bool:
     return marker == 0xEE and segment.startswith(b"Adobe") and length == _ADOBE_SEGMENT  # noqa: PLR2004
 
 
-def _clean_png(data: bytes, max_side: int) -> CleanImage | None:
+def _clean_png(data: bytes, max_side: int) -> PassthroughImage | None:
     """Look through a PNG's chunks, each with its checksum, and unpack the rows to count them."""
     position = len(_PNG_SIGNATURE)
-    found: CleanImage | None = None
+    found: PassthroughImage | None = None
     rows = _PngRows()
     names_srgb = other_gamma = False
     while True:
@@ -294,10 +294,10 @@ class _PngRows:
         return True
 
 
-def _png_header(header: bytes) -> CleanImage | None:
+def _png_header(header: bytes) -> PassthroughImage | None:
     width = int.from_bytes(header[0:4], "big")
     height = int.from_bytes(header[4:8], "big")
     eight_bits, colour = header[8] == 8, header[9]  # noqa: PLR2004 - bits a sample
     if not (eight_bits and colour in _PNG_GREY_OR_RGB and width and height):
         return None
-    return CleanImage("PNG", width, height)
+    return PassthroughImage("PNG", width, height)

@@ -26,9 +26,9 @@ def fingerprint(image: SendableImage) -> str:
     """
     if isinstance(image, LinkedImage):
         return f"url:{hashlib.sha256(image.url.encode()).hexdigest()}"
-    from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
+    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
-    picture = pixels.to_rgb(pixels.open_image(image.data)).convert("RGB")
+    picture = decode.to_rgb(decode.open_image(image.data)).convert("RGB")
     digest = hashlib.sha256(f"{picture.width}x{picture.height}:".encode())
     digest.update(picture.tobytes())
     return f"pixels:{digest.hexdigest()}"

@@ -12,7 +12,7 @@ import pybase64
 
 from phospho_multimodal.contract import DEFAULT_IMAGE_SIDE
 from phospho_multimodal.errors import ConfigurationError, ImageError
-from phospho_multimodal.images.inspect import CleanImage, clean_image
+from phospho_multimodal.images.inspect import PassthroughImage, find_passthrough
 from phospho_multimodal.images.legibility import shrinking_warnings
 from phospho_multimodal.images.source import ImageInput, ImageSource, SourceForm, image_source
 
@@ -23,13 +23,13 @@ __all__ = [
     "LinkedImage",
     "PreparedImage",
     "SendableImage",
-    "clean_source",
-    "encode_picture",
-    "opened_picture",
+    "decode_image",
+    "encode_image",
+    "image_to_string",
+    "passthrough_source",
     "prepare_content",
     "prepare_image",
     "prepare_source",
-    "storable_image",
 ]
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -168,7 +168,7 @@ def prepare_source(
     return replace(prepared, origin=origin)
 
 
-def clean_source(source: ImageSource, *, max_image_side: int) -> PreparedImage | None:
+def passthrough_source(source: ImageSource, *, max_image_side: int) -> PreparedImage | None:
     """Take a source as it is, if that is what would be sent anyway.
 
     Args:
@@ -184,7 +184,7 @@ def clean_source(source: ImageSource, *, max_image_side: int) -> PreparedImage |
     return _clean(source.read(), source.form, max_image_side)
 
 
-def storable_image(image: object, *, max_image_side: int, prepare: bool) -> str:
+def image_to_string(image: object, *, max_image_side: int, prepare: bool) -> str:
     """Make of an image a string that a model can keep, be written down with, and compare.
 
     Args:
@@ -223,9 +223,9 @@ def prepare_content(
     if clean is not None:
         return clean
     if not prepare and isinstance(content, bytes):
-        from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
+        from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
-        image = pixels.open_image(content)
+        image = decode.open_image(content)
         return PreparedImage(content, image.format or "", image.width, image.height, form)
     sizes: list[tuple[int, int]] = []
 
@@ -233,12 +233,12 @@ def prepare_content(
         sizes.append(size)
         return max_image_side
 
-    picture, lossless, changes = opened_picture(content, longest)
+    picture, lossless, changes = decode_image(content, longest)
     changes += shrinking_warnings(sizes[0], picture.size)
-    return encode_picture(picture, form, changes, lossless=lossless)
+    return encode_image(picture, form, changes, lossless=lossless)
 
 
-def opened_picture(
+def decode_image(
     content: bytes | Image, longest: Callable[[tuple[int, int]], int]
 ) -> tuple[Image, bool, list[str]]:
     """Decode a file or a PIL image, and shrink it.
@@ -253,26 +253,26 @@ def opened_picture(
     Raises:
         ImageError: It cannot be read, is of an unsupported type, or over a limit.
     """
-    from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
+    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
     changes: list[str] = []
     if isinstance(content, bytes):
-        image = pixels.open_image(content)
-        lossless = pixels.is_lossless(image, content)
+        image = decode.open_image(content)
+        lossless = decode.is_lossless(image, content)
         side = longest(image.size)
-        picture = pixels.to_rgb(image, max_side=side, changes=changes, borrowed=False)
+        picture = decode.to_rgb(image, max_side=side, changes=changes, borrowed=False)
         return picture, lossless, changes
-    from phospho_multimodal.images.exclusive_access import alone_with  # noqa: PLC0415 - for these alone
+    from phospho_multimodal.images.exclusive_access import exclusive_access  # noqa: PLC0415 - for these alone
 
-    with alone_with(content):
-        pixels.check_pixels(content.width, content.height)
-        lossless = pixels.is_lossless(content, None)
+    with exclusive_access(content):
+        decode.check_pixels(content.width, content.height)
+        lossless = decode.is_lossless(content, None)
         side = longest(content.size)
-        picture = pixels.to_rgb(content, max_side=side, changes=changes, borrowed=True)
+        picture = decode.to_rgb(content, max_side=side, changes=changes, borrowed=True)
     return picture, lossless, changes
 
 
-def encode_picture(
+def encode_image(
     picture: Image, form: SourceForm, changes: Sequence[str], *, lossless: bool
 ) -> PreparedImage:
     """Write pixels as they are sent.
@@ -286,9 +286,9 @@ def encode_picture(
     Returns:
         The image as it is sent.
     """
-    from phospho_multimodal.images import decode as pixels  # noqa: PLC0415 - loads Pillow, so only now
+    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
-    data, kind = pixels.encode(picture, lossless=lossless)
+    data, kind = decode.encode(picture, lossless=lossless)
     told = (*(changes or ["metadata removed"]), f"written as {kind}")
     return PreparedImage(data, kind, picture.width, picture.height, form, told)
 
@@ -301,7 +301,7 @@ def _clean(content: bytes | Image, form: SourceForm, max_image_side: int) -> Pre
     if content.startswith(_JPEG_START) and not content.endswith(_JPEG_END):
         content, changes = content + _JPEG_END, ("end marker added",)
     file = _File(content)
-    clean = _looked_through(file, max_image_side)
+    clean = inspect_cached(file, max_image_side)
     if clean is None:
         return None
     size = (clean.width, clean.height)
@@ -327,10 +327,10 @@ class _File:
 
 
 @lru_cache(maxsize=512)
-def _looked_through(file: _File, max_image_side: int) -> CleanImage | None:
+def inspect_cached(file: _File, max_image_side: int) -> PassthroughImage | None:
     """Look through a file once: agents send the same picture with every turn.
 
     A JPEG of 1 MB takes 6 ms, since it is decoded once, and a PNG of 1 MB takes 3 ms, since it is
     unpacked. Only digest, format and size are kept.
     """
-    return clean_image(file.take(), max_image_side)
+    return find_passthrough(file.take(), max_image_side)

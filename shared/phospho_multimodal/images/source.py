@@ -204,10 +204,10 @@ def _read_path(path: Path) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
-    from phospho_multimodal.images.exclusive_access import alone_with  # noqa: PLC0415 - few hand over files
+    from phospho_multimodal.images.exclusive_access import exclusive_access  # noqa: PLC0415 - few hand over files
 
     try:
-        with alone_with(file):
+        with exclusive_access(file):
             # From its beginning each time: the same object may be asked about twice.
             seekable = getattr(file, "seekable", None)
             if seekable is not None and seekable():

@@ -9,8 +9,8 @@ from phospho_multimodal.contract import DEFAULT_IMAGE_SIDE, DEFAULT_MAX_TILES
 from phospho_multimodal.errors import ConfigurationError, ImageError, UnsupportedContentError
 from phospho_multimodal.images.prepare import (
     PreparedImage,
-    encode_picture,
-    opened_picture,
+    decode_image,
+    encode_image,
     prepare_content,
 )
 from phospho_multimodal.images.source import ImageInput, ImageSource, image_source
@@ -150,7 +150,7 @@ def tiles_of(
         grid = plan_grid(size, max_side=max_side, max_tiles=max_tiles)
         return max(grid.width, grid.height)
 
-    picture, lossless, changes = opened_picture(content, longest)
+    picture, lossless, changes = decode_image(content, longest)
     origin = source.url_origin
     grid = plan_grid(picture.size, max_side=max_side, max_tiles=max_tiles)
     if grid.columns == grid.rows == 1:
@@ -160,7 +160,7 @@ def tiles_of(
         part: Image = picture.crop(box)
         told = (*changes, grid.name(index))
         tiles.append(
-            replace(encode_picture(part, source.form, told, lossless=lossless), origin=origin)
+            replace(encode_image(part, source.form, told, lossless=lossless), origin=origin)
         )
     return tiles
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.images.decode import open_image, to_rgb
-from phospho_multimodal.images.inspect import clean_image
+from phospho_multimodal.images.inspect import find_passthrough
 from phospho_multimodal.images.safe_fetch import fetch_image
 from phospho_multimodal.server.engines import InputImage
 from phospho_multimodal.server.errors import invalid_value
@@ -41,7 +41,7 @@ def read_image(image_url: str, *, max_megapixels: int, allow_urls: bool = False)
 
     # The structure of a JPEG shows whether it is complete. Other types are decoded here, so that
     # a broken file is rejected whichever engine answers.
-    complete = image.format == "JPEG" and clean_image(data, max(width, height)) is not None
+    complete = image.format == "JPEG" and find_passthrough(data, max(width, height)) is not None
     return InputImage(data, image.format or "", width, height, decode if complete else decode())
 
 

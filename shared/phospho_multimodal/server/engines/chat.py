@@ -13,7 +13,7 @@ from phospho_multimodal.server.engines.reasoning import without_reasoning
 from phospho_multimodal.server.engines.upstream import PASSING, read_json
 
 if TYPE_CHECKING:
-    from phospho_multimodal.server.engines.upstream import Reply
+    from phospho_multimodal.server.engines.upstream import HttpResponse
 
 __all__ = ["chat_body", "plain_text", "read_answer"]
 
@@ -53,7 +53,7 @@ def plain_text(prompt: str) -> str:
     return _PLACEHOLDER.sub(" ", prompt)
 
 
-def read_answer(reply: Reply, quoted: Callable[[str], str]) -> str:
+def read_answer(reply: HttpResponse, quoted: Callable[[str], str]) -> str:
     """Read the answer from a chat completion, without the model's reasoning.
 
     Args:
@@ -90,7 +90,7 @@ _THINKS = (
 )
 
 
-def _not_json(reply: Reply) -> str:
+def _not_json(reply: HttpResponse) -> str:
     kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
     start = reply.body[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
     if kind == "text/event-stream" or start.startswith((b"data:", b"event:", b"id:", b": ")):

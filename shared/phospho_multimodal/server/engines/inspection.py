@@ -9,7 +9,7 @@ import orjson
 from phospho_multimodal.server.engines import EngineBusy
 from phospho_multimodal.server.engines.dialects import DIALECTS, Dialect, of_models
 from phospho_multimodal.server.engines.model_facts import ModelFacts, facts
-from phospho_multimodal.server.engines.upstream import Reply, Upstream, no_answer, read_json
+from phospho_multimodal.server.engines.upstream import HttpResponse, Upstream, no_answer, read_json
 
 __all__ = ["NO_ROUTE", "get_models", "has_chat", "no_images", "read_facts", "recognize"]
 
@@ -19,7 +19,7 @@ NO_ROUTE = frozenset({404, 405})
 _SECONDS = 3.0
 
 
-async def get_models(upstream: Upstream, *, seconds: float = _SECONDS) -> Reply:
+async def get_models(upstream: Upstream, *, seconds: float = _SECONDS) -> HttpResponse:
     """Get the list of models.
 
     Returns:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from phospho_multimodal.images.prepare import PreparedImage
     from phospho_multimodal.server.engines import InputImage, Question, State
-    from phospho_multimodal.server.engines.upstream import Reply
+    from phospho_multimodal.server.engines.upstream import HttpResponse
 
 __all__ = ["ANSWER_SECONDS", "UPSTREAM_VARIABLE", "OpenAIEngine"]
 
@@ -202,7 +202,7 @@ class OpenAIEngine:
         self._learned().answered(busy)
         return answer
 
-    async def _ask(self, image: PreparedImage, question: Question) -> Reply:
+    async def _ask(self, image: PreparedImage, question: Question) -> HttpResponse:
         """Send the request, and repeat it without each parameter that the model rejects."""
         base64, mime = image.to_base64(), f"image/{image.format.lower()}"
         while True:
@@ -222,7 +222,7 @@ class OpenAIEngine:
                 fields[instead] = value
         return fields
 
-    def _leave_out(self, fields: dict[str, Any], reply: Reply) -> bool:
+    def _leave_out(self, fields: dict[str, Any], reply: HttpResponse) -> bool:
         """Learn from an error which field the model rejects; false if it is another error."""
         refused = without_refused(fields, reply.body.decode(errors="replace"))
         if refused is None:

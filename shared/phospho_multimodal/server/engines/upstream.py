@@ -16,11 +16,12 @@ import httpx
 import orjson
 
 from phospho_multimodal.errors import ConfigurationError, quote
-from phospho_multimodal.exchange.attempts import Reply, RequestBody, Send
 from phospho_multimodal.exchange.retry import parse_retry_after
+from phospho_multimodal.exchange.steps import HttpResponse, RequestBody, SendRequest
 from phospho_multimodal.server.engines import EngineBusy, EngineFailed
 from phospho_multimodal.settings import Settings, Timeouts, is_loopback
-from phospho_multimodal.transport.pool import AsyncConnectionPool, build_request, read_async_reply
+from phospho_multimodal.transport.pool import AsyncConnectionPool
+from phospho_multimodal.transport.requests import make_request, read_response_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY_VARIABLE",
     "PASSING",
-    "Reply",
+    "HttpResponse",
     "Upstream",
     "UpstreamAway",
     "no_answer",
@@ -92,7 +93,7 @@ class Upstream:
     def __repr__(self) -> str:
         return f"Upstream({self.root!r})"
 
-    async def send(self, method: str, url: str, *pieces: bytes, seconds: float) -> Reply:
+    async def send(self, method: str, url: str, *pieces: bytes, seconds: float) -> HttpResponse:
         """Send one request, whose body is JSON in pieces.
 
         Returns:
@@ -105,9 +106,9 @@ class Upstream:
         failure = UpstreamAway(f"{self.root}: nothing within {seconds:g} s", timed_out=True)
         with anyio.move_on_after(seconds):
             try:
-                step = Send(method, url, self._headers(body), body, None)
-                request = build_request(step, Timeouts(read=seconds), None)
-                return await read_async_reply(await self._pool.handle_async_request(request))
+                step = SendRequest(method, url, self._headers(body), body, None)
+                request = make_request(step, Timeouts(read=seconds))
+                return await read_response_async(await self._pool.handle_async_request(request))
             except httpx.RequestError as lost:
                 refused = isinstance(lost, (httpx.ConnectError, httpx.ConnectTimeout))
                 reason = f"{self.root}: {type(lost).__name__}"
@@ -116,7 +117,7 @@ class Upstream:
         # Outside the handler, because httpx's error has the request with the key.
         raise failure
 
-    async def post(self, path: str, *pieces: bytes, seconds: float) -> Reply:
+    async def post(self, path: str, *pieces: bytes, seconds: float) -> HttpResponse:
         """Send JSON to a path below the base URL; see `send`."""
         return await self.send("POST", self.base + path, *pieces, seconds=seconds)
 
@@ -124,7 +125,9 @@ class Upstream:
         """Close the idle connections."""
         await self._pool.aclose()
 
-    def failure(self, reply: Reply, *, hide: Iterable[str] = ()) -> EngineBusy | EngineFailed:
+    def failure(
+        self, reply: HttpResponse, *, hide: Iterable[str] = ()
+    ) -> EngineBusy | EngineFailed:
         """Make the exception for a response that is not a 200, without the texts to hide."""
         if reply.status_code in PASSING:
             reason = f"{self.root} answered {reply.status_code}"
@@ -141,7 +144,7 @@ class Upstream:
         return {**self._settings.headers(), **(length if body.size else {})}
 
 
-def read_json(reply: Reply) -> Any:
+def read_json(reply: HttpResponse) -> Any:
     """Decode a body, with or without a byte order mark; `None` if it is not JSON."""
     body = reply.body.removeprefix(codecs.BOM_UTF8)
     try:
@@ -154,7 +157,7 @@ def read_json(reply: Reply) -> Any:
         return None
 
 
-def no_answer(reply: Reply) -> bool:
+def no_answer(reply: HttpResponse) -> bool:
     """Check whether the status is an error."""
     return reply.status_code not in _OK
 
@@ -195,7 +198,7 @@ def _checked_key(api_key: str | None) -> str | None:
     return key or None
 
 
-def _retry_after(reply: Reply) -> int:
+def _retry_after(reply: HttpResponse) -> int:
     seconds = parse_retry_after(reply.headers.get("retry-after"), now=time.time())
     wanted = _RETRY_AFTER if seconds is None else math.ceil(seconds)
     return min(max(wanted, 1), _LONGEST_RETRY_AFTER)
