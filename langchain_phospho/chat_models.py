@@ -4,39 +4,27 @@ import hashlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel, ConfigDict, model_validator
-from typing_extensions import Self
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, ConfigDict
 
 from langchain_phospho.batching import Batches
+from langchain_phospho.content import read_messages
 from langchain_phospho.errors import langchain_errors
 from langchain_phospho.fields import PARAMETERS, PhosphoConfiguration
-from langchain_phospho.token_counts import TokenCounts
+from langchain_phospho.results import chat_chunk, chat_result
+from langchain_phospho.structured_output import Method, StructuredOutput
+from langchain_phospho.tool_calls import PROTOCOL_KEYWORDS, bound_tools, take_protocol
 from phospho_multimodal import ConfigurationError
 from phospho_multimodal.contract import CONTEXT_WINDOW, DEFAULT_MODEL, MAX_NEW_TOKENS
-from phospho_multimodal.on_demand import ModuleOnDemand
-
-if TYPE_CHECKING:
-    from langchain_core import tools as langchain_tools
-
-    from langchain_phospho import results, structured_output, tool_calls
-    from phospho_multimodal.tools import parsing as tool_replies
-    from phospho_multimodal.tools.parsing import Answer
-    from phospho_multimodal.tools.prompt import ToolProtocol
-else:
-    # For a hint alone: `with_fallbacks` has LangChain resolve those of the method that is called,
-    # so that all they name has to be found at run time.
-    langchain_tools = ModuleOnDemand("langchain_core.tools")
-    results = ModuleOnDemand("langchain_phospho.results")
-    structured_output = ModuleOnDemand("langchain_phospho.structured_output")
-    tool_calls = ModuleOnDemand("langchain_phospho.tool_calls")
-    tool_replies = ModuleOnDemand("phospho_multimodal.tools.parsing")
+from phospho_multimodal.tools.parsing import Answer, read_answer
+from phospho_multimodal.tools.prompt import ToolProtocol
 
 __all__ = ["ChatPhospho"]
 
@@ -55,7 +43,7 @@ _PROFILE: ModelProfile = {
     "pdf_tool_message": False,
     "audio_inputs": False,
     "video_inputs": False,
-    # Middleware reads it for triggers such as ("fraction", 0.8).
+    # LangChain's middleware compares conversations with it, such as with ("fraction", 0.8).
     "max_input_tokens": CONTEXT_WINDOW,
     "max_output_tokens": MAX_NEW_TOKENS,
     "text_outputs": True,
@@ -63,48 +51,47 @@ _PROFILE: ModelProfile = {
     "audio_outputs": False,
     "video_outputs": False,
     "reasoning_output": False,
-    # Both by prompt: the endpoint itself knows no tools.
+    # Both are prompt-based: the endpoint itself knows no tools.
     "tool_calling": True,
     "tool_choice": True,
-    # True would have `create_agent` take the first prose for a failed answer.
+    # With True, `create_agent` would take the first text answer for a failed one.
     "structured_output": False,
     "temperature": True,
 }
 
 
-@lru_cache(maxsize=4)  # asked for at every call, and a megabyte takes half a millisecond
+@lru_cache(maxsize=4)  # every call needs it, and hashing a megabyte takes half a millisecond
 def _digest(image: str) -> str:
     return hashlib.sha256(image.encode()).hexdigest()
 
 
 def _with_signature(method: _Method) -> _Method:
-    """Keep a method's signature with it: LangChain inspects it anew for each call."""
+    """Store a method's signature, because LangChain inspects it for each call."""
     cast("Any", method).__signature__ = inspect.signature(method)
     return method
 
 
-class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
-    """Answers a question about the newest image of a conversation.
+class ChatPhospho(Batches[AIMessage], PhosphoConfiguration):
+    """A chat model that answers a prompt about the newest image of a conversation.
 
-    Every answer's `response_metadata` tells what was sent and what it cost. Errors are those of
-    `phospho_multimodal.errors` and LangChain's `ModelError` at once. Tools and structured output
-    are prompted: the endpoint knows neither, and each step of an agent is an image billed.
+    The `response_metadata` of an answer say what was sent and what it cost. An error is both an
+    error of `phospho_multimodal.errors` and LangChain's `ModelError`. Tools and structured output
+    are prompt-based, and each step of an agent is billed as one image.
 
-    `batch` and `abatch` of the model stop at the first error, such as a 402. Those of
-    `model.with_retry()` and `model.with_fallbacks()` are LangChain's own, and they ask all other
-    questions after such an error. For many questions, call `batch` of the model itself, and set
-    `max_retries`.
+    `batch` and `abatch` of the model stop at the first error, such as a 402. After
+    `model.with_retry()` or `model.with_fallbacks()`, LangChain's own `batch` continues after such
+    an error. For many prompts, call `batch` of the model itself and set `max_retries`.
 
-    The transcript of a conversation names the speakers (`message.name`). Only the newest turn
-    raises for content that cannot be sent: in the turns before the newest user message, a mark in
-    the text replaces it, and `content_omitted` in the metadata counts it.
+    A conversation is sent as a transcript that names the speakers (`message.name`). Content that
+    cannot be sent is an error in the newest turn. Before the newest user message, a mark in the
+    text replaces it, and `content_omitted` in the metadata counts it.
 
     Example:
         ```python
         model = ChatPhospho(base_url="http://127.0.0.1:8000")
-        image = {"type": "image", "base64": picture, "mime_type": "image/png"}
-        question = {"type": "text", "text": "What does the receipt say?"}
-        print(model.invoke([HumanMessage([question, image])]).text)
+        image = {"type": "image", "base64": data, "mime_type": "image/png"}
+        prompt = {"type": "text", "text": "What does the receipt say?"}
+        print(model.invoke([HumanMessage([prompt, image])]).text)
         ```
     """
 
@@ -121,11 +108,14 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        """Everything that an answer depends on."""
+        """All settings that an answer depends on."""
         return {
             "model": self.model_name,
             "base_url": self.base_url,
-            **{name: getattr(self, name) for name in PARAMETERS},
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "repetition_penalty": self.repetition_penalty,
+            "top_p": self.top_p,
             "stop": self.stop,
             "multi_image": self.multi_image,
             "default_image": None if self.default_image is None else _digest(self.default_image),
@@ -139,67 +129,91 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
 
     def bind_tools(
         self,
-        tools: "Sequence[Mapping[str, Any] | type | Callable[..., Any] | langchain_tools.BaseTool]",
+        tools: Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool],
         *,
         tool_choice: str | bool | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Offer tools to the model, by prompt: the endpoint itself knows none.
+        """Offer tools to the model in the prompt, because the endpoint knows no tools.
 
-        One call at most comes of an answer. One that cannot be run is handed on as it was read, so
-        that an agent asks again, at most twice in a row: each time is an image billed.
+        An answer has at most one call. If a call cannot be run, the agent gets it and calls the
+        model again, at most twice in a row. Each repetition is billed as one image.
 
         Args:
-            tools: Whatever LangChain can turn into a tool.
+            tools: Anything that LangChain can turn into a tool.
             tool_choice: `None` or `"auto"`, `"none"`, `"any"` or `"required"` or `True`, a tool's
-                name, or another provider's mapping for one of these. A forced call that does not
-                come is a `NoToolCallError`, after one image.
-            **kwargs: `response_format`, for an answer that is no call, and the keywords of any
-                call. `strict` and `parallel_tool_calls` are accepted and change nothing.
+                name, or another provider's mapping for one of these. If a forced call does not
+                come, `NoToolCallError` is raised after one image was billed.
+            **kwargs: `response_format` for answers without a call, and the keywords of any call.
+                `strict` and `parallel_tool_calls` have no effect.
 
         Returns:
             The model with the tools.
 
         Raises:
-            ConfigurationError: A tool is no function, or the choice is none of them.
+            ConfigurationError: A tool is not a function, or `tool_choice` names no tool.
         """
         with langchain_errors():
-            return self.bind(**tool_calls.bound_tools(tools, tool_choice), **kwargs)
+            return self.bind(**bound_tools(tools, tool_choice), **kwargs)
 
     def with_structured_output(
         self,
         schema: dict[str, Any] | type,
         *,
-        method: "structured_output.Method" = "json_schema",
+        method: Method = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
         max_repairs: int = 0,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """Have the model answer with an object, by prompt: nothing makes it.
+        """Request an object as the answer. It is prompt-based, so the model can fail to give one.
 
         Args:
             schema: A pydantic class, a TypedDict, a JSON schema with a title, or an OpenAI tool.
-            method: `"json_schema"` shows the model the schema, `"function_calling"` shows it as a
-                tool, `"json_mode"` asks for JSON and leaves the form to your prompt.
-            include_raw: Give a dict of `raw` (the message), `parsed` and `parsing_error`.
-            strict: Accepted, and changes nothing: a pydantic class always checks all of an answer,
-                and of another schema what it requires has to be there.
-            max_repairs: How often a wrong answer is shown to the model to do better. Each is an
-                image billed; the metadata of `raw` tells the sum.
+            method: `"json_schema"` shows the schema to the model, `"function_calling"` shows it as
+                a tool, `"json_mode"` requests JSON and leaves the form to your prompt.
+            include_raw: Return a dict of `raw` (the message), `parsed` and `parsing_error`.
+            strict: Has no effect. A pydantic class always checks the whole answer. For another
+                schema, the required keys must be there.
+            max_repairs: How often a wrong answer is sent back to the model to be corrected. Each
+                repair is billed as one image. The metadata of `raw` have the sum.
             **kwargs: Keywords of any call.
 
         Returns:
-            It gives the object. An answer that is none raises LangChain's `OutputParserException`,
-            whose `llm_output` is the text.
+            A runnable that returns the object. If an answer has no such object, it raises
+            LangChain's `OutputParserException`, whose `llm_output` is the text.
 
         Raises:
-            ConfigurationError: The method is unknown, or the schema not that of an object.
+            ConfigurationError: The method is unknown, or the schema does not describe an object.
         """
         del strict
-        wanted = structured_output.StructuredOutput(schema, method, include_raw, max_repairs)
+        wanted = StructuredOutput(schema, method, include_raw, max_repairs)
         bound = self.bind(**wanted.keywords(), **kwargs)
         return wanted.reading(bound, self.max_concurrency)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Encode a text with `custom_get_token_ids`; the endpoint's tokens are unknown."""
+        if self.custom_get_token_ids is None:
+            with langchain_errors():
+                message = "The tokens of the endpoint are not known. Set custom_get_token_ids=."
+                raise ConfigurationError(message)
+        return super().get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """Estimate one token for four characters, or use `custom_get_token_ids`.
+
+        LangChain's own method would download a tokenizer.
+        """
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens(text)
+        return -(-len(text) // 4)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Estimate the tokens of the texts of messages, without images and tools."""
+        del tools
+        return sum(self.get_num_tokens(message.text) for message in messages)
 
     @_with_signature
     def _generate(
@@ -210,7 +224,7 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         **kwargs: Any,
     ) -> ChatResult:
         del run_manager
-        return results.chat_result(self._predict(messages, stop, kwargs))
+        return chat_result(self._predict(messages, stop, kwargs))
 
     @_with_signature
     async def _agenerate(
@@ -221,7 +235,7 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         **kwargs: Any,
     ) -> ChatResult:
         del run_manager
-        return results.chat_result(await self._apredict(messages, stop, kwargs))
+        return chat_result(await self._apredict(messages, stop, kwargs))
 
     def _stream(
         self,
@@ -230,7 +244,7 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chunk = results.chat_chunk(self._predict(messages, stop, kwargs))
+        chunk = chat_chunk(self._predict(messages, stop, kwargs))
         if run_manager is not None:
             run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         yield chunk
@@ -242,53 +256,56 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        chunk = results.chat_chunk(await self._apredict(messages, stop, kwargs))
+        chunk = chat_chunk(await self._apredict(messages, stop, kwargs))
         if run_manager is not None:
             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         yield chunk
 
     def _predict(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> "Answer":
+    ) -> Answer:
         with langchain_errors():
             protocol, call = self._call(stop, overrides)
-            turns = tool_calls.read_called_messages(messages)
+            turns = read_messages(messages)
             prediction = self._clients().sync.converse(protocol.turns(turns), **call)
-            return tool_replies.read_answer(prediction, protocol, turns)
+            return read_answer(prediction, protocol, turns)
 
     async def _apredict(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> "Answer":
+    ) -> Answer:
         with langchain_errors():
             protocol, call = self._call(stop, overrides)
-            turns = tool_calls.read_called_messages(messages)
+            turns = read_messages(messages)
             client = self._clients().asynchronous
             prediction = await client.converse(protocol.turns(turns), **call)
-            return tool_replies.read_answer(prediction, protocol, turns)
+            return read_answer(prediction, protocol, turns)
 
     def _call(
         self, stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> "tuple[ToolProtocol, dict[str, Any]]":
-        """Put together what one call differs in: its own keywords before the model's fields."""
+    ) -> tuple[ToolProtocol, dict[str, Any]]:
+        """Merge the keywords of one call, which come first, with the model's fields."""
         given = {name: value for name, value in overrides.items() if value is not None}
-        given.pop("stream", None)  # LangChain's own: whether `invoke` goes through `stream`
-        protocol = tool_calls.take_protocol(given)
+        given.pop("stream", None)  # LangChain's own: whether `invoke` calls `stream`
+        protocol = take_protocol(given)
         unknown = given.keys() - _KEYWORDS
         if unknown or {"max_tokens", "max_new_tokens"} <= given.keys():
-            # Names alone: a value could be a key.
-            names = ", ".join(sorted(unknown)) or "max_tokens beside max_new_tokens"
-            known = ", ".join(sorted(_KEYWORDS | tool_calls.PROTOCOL_KEYWORDS))
-            message = f"A call of ChatPhospho cannot take {names}. It takes: {known} and stop."
+            # Without the values, because one could be a key.
+            names = ", ".join(sorted(unknown)) or "both max_tokens and max_new_tokens"
+            known = ", ".join(sorted(_KEYWORDS | PROTOCOL_KEYWORDS))
+            message = (
+                f"A call of ChatPhospho does not take {names}. Nothing was sent."
+                f" It takes: {known} and stop."
+            )
             raise ConfigurationError(message)
         if "max_tokens" in given:
             given["max_new_tokens"] = given.pop("max_tokens")
+        parameters = {name: given.get(name, getattr(self, name)) for name in PARAMETERS}
+        has_protocol = bool(protocol)
         return protocol, {
-            "policy": self._policy(one_answer=bool(protocol)),
-            "model": given.pop("model", self.model_name),
+            "policy": self._policy(one_answer=has_protocol),
+            "model": given.get("model", self.model_name),
             "stop": self.stop if stop is None else stop,
-            "parameters": protocol.parameters(
-                {name: given.get(name, getattr(self, name)) for name in PARAMETERS}
-            ),
+            "parameters": protocol.parameters(parameters) if has_protocol else parameters,
         }
 
     def _get_invocation_params(
@@ -298,10 +315,10 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         return super()._get_invocation_params(stop=stop, **kwargs)
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        """Make the key of a cache from what an answer depends on, as the fields are now.
+        """Make the cache key from what an answer depends on.
 
-        LangChain makes it of the serialized model: once for each model, so that a field that was
-        set later would not count, and with the whole default image in it.
+        LangChain's own key is made once per model, so that it would miss fields that change later.
+        It also holds the whole default image.
         """
         return str(sorted(self._get_invocation_params(stop=stop, **kwargs).items()))
 
@@ -312,17 +329,6 @@ class ChatPhospho(Batches[AIMessage], TokenCounts, PhosphoConfiguration):
         if limit is not None:
             params["ls_max_tokens"] = limit
         return params
-
-    @model_validator(mode="after")
-    def _check_profile_keys(self) -> Self:
-        """Have LangChain check a profile's keys, if it has others than the one below.
-
-        It evaluates the annotations of all keys for each model made; those of ours are tested.
-        """
-        if isinstance(self.profile, dict) and self.profile.keys() <= _PROFILE.keys():
-            return self
-        check: Callable[[], Self] | None = getattr(super(), "_check_profile_keys", None)
-        return self if check is None else check()
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         return {**_PROFILE, "name": self.model_name}

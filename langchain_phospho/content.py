@@ -1,7 +1,7 @@
-"""From LangChain messages to the core's turns.
+"""Turn LangChain messages into turns of the core.
 
-Blocks are read as they stand in a message, by the core's one table: none of LangChain's own
-helpers is called.
+The core's table of block kinds reads the blocks as they are in a message. LangChain's own helpers
+leave out forms that occur in practice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from langchain_core.messages import (
 
 from phospho_multimodal import UnsupportedContentError
 from phospho_multimodal.messages.content_blocks import make_turn, quote_name, read_content
-from phospho_multimodal.messages.conversation import Role, Turn, count_older_turns
+from phospho_multimodal.messages.conversation import Role, ToolCall, Turn, count_older_turns
 
 __all__ = ["read_messages"]
 
@@ -43,42 +43,40 @@ _CHAT_ROLES: dict[str, Role] = {
 
 
 def read_messages(messages: Sequence[BaseMessage]) -> list[Turn]:
-    """Turn messages into turns.
+    """Make a turn of each message, oldest first.
 
     Args:
         messages: Oldest first.
 
     Returns:
-        A turn for each, in the same order. In turns before the newest user turn, a mark replaces
-        what cannot be sent.
+        The turns. Before the newest user turn, a mark replaces content that cannot be sent.
 
     Raises:
-        UnsupportedContentError: The newest turn holds something that cannot be sent.
+        UnsupportedContentError: The newest turn holds content that cannot be sent.
         ImageError: The URL of an image in the newest turn cannot be used.
     """
-    called = {
-        call["id"]: call["name"]
-        for message in messages
-        if isinstance(message, AIMessage)
-        for call in message.tool_calls
-    }
     roles = [_role(message) for message in messages]
     older = count_older_turns(roles)
-    return [
-        _read_message(message, role, called, is_older=index < older)
-        for index, (message, role) in enumerate(zip(messages, roles, strict=True))
-    ]
+    called: dict[str | None, str] = {}
+    turns: list[Turn] = []
+    for index, (message, role) in enumerate(zip(messages, roles, strict=True)):
+        calls: tuple[ToolCall, ...] = ()
+        if isinstance(message, AIMessage) and message.tool_calls:
+            calls = tuple(
+                ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls
+            )
+            called.update((call.id, call.name) for call in calls)
+        name = _name(message, called)
+        is_older = index < older
+        parts = read_content(message.content, is_older=is_older) if message.content else ()
+        turns.append(make_turn(role, parts, name, calls, is_older=is_older))
+    return turns
 
 
-def _read_message(
-    message: BaseMessage, role: Role, called: Mapping[str | None, str], *, is_older: bool
-) -> Turn:
-    # No content is no part.
-    parts = read_content(message.content, is_older=is_older) if message.content else ()
-    name = message.name
-    if name is None and isinstance(message, ToolMessage):
-        name = called.get(message.tool_call_id, message.tool_call_id)
-    return make_turn(role, parts, name, is_older=is_older)
+def _name(message: BaseMessage, called: Mapping[str | None, str]) -> str | None:
+    if message.name is None and isinstance(message, ToolMessage):
+        return called.get(message.tool_call_id, message.tool_call_id)
+    return message.name
 
 
 def _role(message: BaseMessage) -> Role:
@@ -88,10 +86,9 @@ def _role(message: BaseMessage) -> Role:
     name = message.role if isinstance(message, ChatMessage) else message.type
     known = _CHAT_ROLES.get(name.lower())
     if known is None:
-        roles = ", ".join(_CHAT_ROLES)
         reason = (
-            f"A message has the role {quote_name(name)}, which this model does not know."
-            f" Nothing was sent. Use one of: {roles}."
+            f"The role of a message is {quote_name(name)}, which this model does not know."
+            f" Nothing was sent. Use one of: {', '.join(_CHAT_ROLES)}."
         )
         raise UnsupportedContentError(reason)
     return known

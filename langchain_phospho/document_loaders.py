@@ -1,4 +1,4 @@
-"""`PhosphoImageBlobParser`: pictures become documents."""
+"""`PhosphoImageBlobParser`: images become documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +22,21 @@ _NPY_TYPE = "application/x-npy"
 
 
 class PhosphoImageBlobParser(BaseBlobParser):
-    """Makes one document of each image: its description.
+    """Makes one document of each image, with its description as the text.
 
-    The metadata of a document are `model_name`, `prompt`, the `source` if the blob has one, and
-    the blob's own. They are the same for the same image and prompt, so that `index()` skips
-    unchanged documents, and they are strings, which every vector store takes.
+    The metadata of a document have `model_name`, `prompt`, the `source` if the blob has one, and
+    the blob's own metadata. They are the same for the same image and prompt, so that `index()`
+    skips unchanged documents. They are strings, which every vector store accepts.
 
-    A parser pays once for an image that it gets again with the same prompt, such as a logo on every
-    page of a PDF. It keeps the newest 1024 descriptions, and no image. Failures are not kept.
+    A parser pays only once for an image that occurs again with the same prompt, such as a logo on
+    every page of a PDF. It keeps the newest 1024 descriptions and no image. It keeps no failures.
 
-    What an answer cost is not in the document. The callbacks of the model get it, in the
-    `response_metadata` of `on_llm_end`, as `cost_usd`, `attempts` and `request_id`. The logger
+    The cost of an answer is not in the document. The model's callbacks get it as `cost_usd`,
+    `attempts` and `request_id` in the `response_metadata` of `on_llm_end`. The logger
     `phospho_multimodal` writes it at INFO, and `Spending` keeps the sum.
 
-    The type is read from the bytes, whatever the blob says. Arrays that `numpy.save` wrote are
-    taken too: so some parsers of PDF files hand over the pictures of a page.
+    The type is read from the bytes, not from the blob's `mimetype`. Arrays that `numpy.save` wrote
+    are accepted too, because some PDF parsers pass the images of a page in this form.
 
     Example:
         ```python
@@ -50,10 +50,10 @@ class PhosphoImageBlobParser(BaseBlobParser):
 
         Args:
             model: The model that generates descriptions.
-            prompt: What to ask about each image; else the model's `default_prompt`.
+            prompt: The prompt for each image. Default: the model's `default_prompt`.
 
         Raises:
-            PhosphoConfigurationError: The model is not a `ChatPhospho`, or it is a wrapped one.
+            PhosphoConfigurationError: The model is not a `ChatPhospho`, or it is wrapped.
         """
         self._model = require_chat_phospho(model, type(self).__name__)
         self.prompt = prompt
@@ -71,7 +71,7 @@ class PhosphoImageBlobParser(BaseBlobParser):
             blob: The image, in memory or as a path.
 
         Yields:
-            One document, always: parsers of PDF files take the first without looking.
+            Always exactly one document, because PDF parsers take the first one without a check.
 
         Raises:
             PhosphoModelError: The image cannot be read or described.
@@ -86,14 +86,6 @@ class PhosphoImageBlobParser(BaseBlobParser):
         if blob.source is not None:  # some vector stores refuse None
             metadata["source"] = blob.source
         yield Document(answered(outcome).text, metadata={**metadata, **blob.metadata})
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Descriptions stay: they have locks, and another process would pay for its own.
-        return {name: value for name, value in self.__dict__.items() if name != "_describer"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._describer = ImageDescriber(self._model)
 
 
 def _source(blob: Blob) -> ImageSource:

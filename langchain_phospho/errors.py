@@ -1,14 +1,14 @@
-"""Every error of the core as one of LangChain's `ModelError` too.
+"""Errors that are both errors of the core and LangChain's `ModelError`.
 
-A 429 is caught as `phospho_multimodal.RateLimitedError` and as LangChain's `ModelRateLimitError`.
-None is retryable: the client's own loop has already retried, and another retry could be billed
-again. LangChain's middleware reads `is_retryable`. LangGraph's default `RetryPolicy` does not, but
-leaves every `RuntimeError` alone, so each class is one of those too.
+`except phospho_multimodal.RateLimitedError` and `except ModelRateLimitError` both catch a 429.
+No error is retryable, because the client has already retried and another retry could be billed.
+LangChain's middleware reads `is_retryable`. LangGraph's default `RetryPolicy` does not, but it
+never retries a `RuntimeError`, so each class is a `RuntimeError` too.
 """
 
 import re
-from contextlib import AbstractContextManager
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from langchain_core.exceptions import (
     ContextOverflowError,
@@ -136,28 +136,11 @@ class PhosphoNoToolCallError(PhosphoModelError, NoToolCallError, ModelAPIError):
     """A tool call was forced, and the model answered without one."""
 
 
-_IN_LANGCHAIN: dict[type[PhosphoError], type[PhosphoModelError]] = {
+# Each class above that is derived directly has its error of the core as the second base.
+_IN_LANGCHAIN: dict[type, type[PhosphoModelError]] = {
     PhosphoError: PhosphoModelError,
-    ConfigurationError: PhosphoConfigurationError,
-    MissingKeyError: PhosphoMissingKeyError,
-    UnsupportedContentError: PhosphoUnsupportedContentError,
-    MissingImageError: PhosphoMissingImageError,
-    ImageError: PhosphoImageError,
-    SpendingLimitError: PhosphoSpendingLimitError,
-    ConnectionFailedError: PhosphoConnectionFailedError,
-    ReplyLostError: PhosphoReplyLostError,
-    APIStatusError: PhosphoAPIStatusError,
-    InvalidRequestError: PhosphoInvalidRequestError,
-    AuthenticationError: PhosphoAuthenticationError,
-    PermissionDeniedError: PhosphoPermissionDeniedError,
-    PaymentRequiredError: PhosphoPaymentRequiredError,
-    EndpointGoneError: PhosphoEndpointGoneError,
-    RateLimitedError: PhosphoRateLimitedError,
-    ServiceError: PhosphoServiceError,
-    UnexpectedReplyError: PhosphoUnexpectedReplyError,
-    NoToolCallError: PhosphoNoToolCallError,
+    **{kind.__bases__[1]: kind for kind in PhosphoModelError.__subclasses__()},
 }
-
 
 _TOO_LARGE = 413
 # The words of vLLM, SGLang, llama.cpp, OpenAI and others, and pydantic's type of the error.
@@ -176,38 +159,25 @@ def _is_overflow(error: InvalidRequestError) -> bool:
     return error.status_code == _TOO_LARGE or _OVERFLOW.search(detail) is not None
 
 
-def _class_in_langchain(error: PhosphoError) -> type[PhosphoError]:
-    if type(error) is InvalidRequestError and _is_overflow(error):
-        return PhosphoContextOverflowError
-    return _IN_LANGCHAIN.get(type(error), type(error))
+def to_langchain_error(error: PhosphoError) -> PhosphoError:
+    """Make the `PhosphoModelError` that has the message and the attributes of an error."""
+    kind = _IN_LANGCHAIN.get(type(error))
+    if kind is None:  # it is one already
+        return error
+    if isinstance(error, InvalidRequestError) and _is_overflow(error):
+        kind = PhosphoContextOverflowError
+    twin = kind.__new__(kind, *error.args)
+    twin.__setstate__(vars(error))
+    return twin
 
 
-class _LangChainErrors:
-    """The one `with` block below; it has no state, and a generator would take twice as long."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, PhosphoError):
-            # The same object with its attributes and traceback: a second one would drag the first
-            # along as its context.
-            error.__class__ = _class_in_langchain(error)
-
-
-_LANGCHAIN_ERRORS = _LangChainErrors()
-
-
-def langchain_errors() -> AbstractContextManager[None]:
-    """Turn the core's errors that are raised inside into LangChain's.
-
-    Returns:
-        What a `with` statement takes. An error of the core that is raised inside goes on as a
-        `PhosphoModelError`: it is the same one, of another class.
-    """
-    return _LANGCHAIN_ERRORS
+@contextmanager
+def langchain_errors() -> Iterator[None]:
+    """Raise errors of the core as `PhosphoModelError`; the original is the `__cause__`."""
+    try:
+        yield
+    except PhosphoError as error:
+        twin = to_langchain_error(error)
+        if twin is error:
+            raise
+        raise twin from error

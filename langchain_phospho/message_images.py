@@ -16,22 +16,22 @@ from phospho_multimodal import (
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.messages.content_blocks import BLOCK_KINDS, Block, read_content
-from phospho_multimodal.messages.embedded_images import pictures_apart
+from phospho_multimodal.messages.embedded_images import split_embedded_images
 
 __all__ = [
-    "ShownPicture",
+    "ShownImage",
     "message_about",
     "opened",
     "prepared",
     "require_chat_phospho",
-    "shown_pictures",
+    "shown_images",
     "with_words",
 ]
 
-ShownPicture: TypeAlias = ImageSource | PhosphoError
+ShownImage: TypeAlias = ImageSource | PhosphoError
 """A picture of a message, or the reason why it cannot be looked at."""
 
-_Visitor: TypeAlias = Callable[[ShownPicture], str | None]
+_Visitor: TypeAlias = Callable[[ShownImage], str | None]
 
 _TYPES = ("mime_type", "media_type", "mimeType", "mediaType")
 
@@ -55,7 +55,7 @@ def opened(message: BaseMessage) -> BaseMessage:
     return message if apart == blocks else message.model_copy(update={"content": apart})
 
 
-def shown_pictures(message: BaseMessage) -> list[ShownPicture]:
+def shown_images(message: BaseMessage) -> list[ShownImage]:
     """Find the pictures of a message, in every form that `ChatPhospho` knows.
 
     Args:
@@ -64,7 +64,7 @@ def shown_pictures(message: BaseMessage) -> list[ShownPicture]:
     Returns:
         The pictures in their order; what is no picture is none of our business.
     """
-    pictures: list[ShownPicture] = []
+    pictures: list[ShownImage] = []
     # A visitor that has no words for a picture leaves it where it is.
     _walk(message.content, pictures.append)
     return pictures
@@ -151,7 +151,7 @@ def message_about(image: SendableImage, question: str) -> HumanMessage:
 
 def _apart(block: Any) -> Iterator[Any]:
     text = block.get("text") if isinstance(block, Mapping) and _reading(block) == "text" else block
-    parts = pictures_apart(text) if isinstance(text, str) else []
+    parts = split_embedded_images(text) if isinstance(text, str) else []
     if not any(isinstance(part, ImageSource) for part in parts):
         yield block
         return
@@ -189,10 +189,10 @@ def _walk_holder(holder: Block, visit: _Visitor) -> Block:
     return {**holder, **held}
 
 
-def _parts(block: Block) -> list[str | ShownPicture]:
+def _parts(block: Block) -> list[str | ShownImage]:
     """Read the texts and pictures of a block; what cannot be looked at is an error."""
     try:
-        return cast("list[str | ShownPicture]", list(read_content(block)))
+        return cast("list[str | ShownImage]", list(read_content(block)))
     except ImageError as error:
         return [error]
     except UnsupportedContentError as error:

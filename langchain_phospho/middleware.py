@@ -34,7 +34,7 @@ from langchain_phospho.image_describer import (
 from langchain_phospho.message_images import (
     opened,
     require_chat_phospho,
-    shown_pictures,
+    shown_images,
     with_words,
 )
 from langchain_phospho.tools import (
@@ -115,7 +115,7 @@ class LookAgainTool(DescribeImageTool):
         shown = (
             self.describer.recognize(picture)
             for message in reversed(self._conversation(state))
-            for picture in reversed(shown_pictures(opened(message)))
+            for picture in reversed(shown_images(opened(message)))
         )
         for found in chain(shown, reversed(self.describer.kept())):
             if isinstance(found, PhosphoError):
@@ -250,7 +250,7 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         if request.system_message is not None:
             messages.insert(0, request.system_message)
         recognized = [
-            [self._describer.recognize(picture) for picture in shown_pictures(message)]
+            [self._describer.recognize(picture) for picture in shown_images(message)]
             for message in messages
         ]
         if request.system_message is not None:

@@ -61,13 +61,13 @@ def _arguments(answer: Answer) -> dict[str, Any]:
 
 
 def _invalid(answer: Answer) -> list[Any]:
-    if answer.broken is None:
+    if answer.invalid_tool_name is None:
         return []
     # As a JSON string: where LangChain adds up chunks it completes cut JSON, and so would make of
     # a broken call one that runs, on what is left of its arguments or on none.
     return [
         invalid_tool_call(
-            name=answer.broken or None,
+            name=answer.invalid_tool_name or None,
             args=to_compact_json(answer.text),
             id=None,
             error=answer.metadata["tool_call_problem"],

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, SkipValidation
 from langchain_phospho.chat_models import ChatPhospho
 from langchain_phospho.errors import PhosphoModelError, langchain_errors
 from langchain_phospho.image_describer import NOT_FOR_AGENTS
-from langchain_phospho.message_images import message_about, opened, prepared, shown_pictures
+from langchain_phospho.message_images import message_about, opened, prepared, shown_images
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.images.allowed_hosts import is_allowed
 from phospho_multimodal.images.source import ImageSource, image_source
@@ -139,7 +139,7 @@ class DescribeImageTool(BaseTool):
         shown = [
             picture
             for message in self._conversation(state)
-            for picture in shown_pictures(opened(message))
+            for picture in shown_images(opened(message))
         ]
         if not shown:
             message = "There is no image in the conversation."

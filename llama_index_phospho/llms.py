@@ -1,8 +1,8 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -15,107 +15,116 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from pydantic import ConfigDict
 from typing_extensions import override
 
+from llama_index_phospho.content import has_image, message_turns, prompt_turns
 from llama_index_phospho.fields import PARAMETERS
-from llama_index_phospho.programs import WithPrograms
-from llama_index_phospho.text_llm import check_for_image
-from phospho_multimodal import ConfigurationError
+from llama_index_phospho.results import chat_response, completion_response, tool_selections
+from llama_index_phospho.structured_output import (
+    StructuredPrediction,
+    asks_for_object,
+    record_prediction,
+    require_object,
+    take_schema,
+)
+from llama_index_phospho.text_llm import (
+    TextRequest,
+    calls_functions,
+    is_from_text_llm,
+    text_chat,
+    text_options,
+)
+from phospho_multimodal import ConfigurationError, MissingImageError, Prediction
+from phospho_multimodal.client.model_clients import ModelClients
+from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import OmittedPart, Turn
 from phospho_multimodal.messages.image_policy import ImagePolicy
-from phospho_multimodal.on_demand import ModuleOnDemand
+from phospho_multimodal.tools.parsing import read_answer
+from phospho_multimodal.tools.prompt import ToolProtocol
+from phospho_multimodal.tools.schema import inline_references
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import ToolSelection
     from llama_index.core.tools.types import BaseTool
 
-    from llama_index_phospho import (
-        content,
-        results,
-        structured_output,
-        synthesizers,
-        tool_calls,
-    )
-    from phospho_multimodal import Prediction
-    from phospho_multimodal.images import source
-    from phospho_multimodal.messages.conversation import Turn
-    from phospho_multimodal.tools import parsing as tool_replies
-    from phospho_multimodal.tools.prompt import ToolProtocol
-else:
-    content = ModuleOnDemand("llama_index_phospho.content")
-    results = ModuleOnDemand("llama_index_phospho.results")
-    source = ModuleOnDemand("phospho_multimodal.images.source")
-    structured_output = ModuleOnDemand("llama_index_phospho.structured_output")
-    synthesizers = ModuleOnDemand("llama_index_phospho.synthesizers")
-    tool_calls = ModuleOnDemand("llama_index_phospho.tool_calls")
-    tool_replies = ModuleOnDemand("phospho_multimodal.tools.parsing")
-
 __all__ = ["Phospho"]
 
-_USUAL_OUTPUT = 200
-"""Tokens of an answer where `max_new_tokens` is not set: the server's default."""
+_DEFAULT_OUTPUT = 200
+"""Tokens of an answer if `max_new_tokens` is not set: the server's default."""
 
 _NO_TOOLS = (
-    "This model has is_function_calling_model=False and takes no tools. Nothing was sent. Set it to"
-    " True to have them called by prompt, or use what reasons in text, a ReActAgent for one."
+    "This model has is_function_calling_model=False, so it accepts no tools. Nothing was sent. Set"
+    " it to True for prompt-based tool calls, or use an agent that reasons in text: ReActAgent."
 )
+_NO_IMAGE = (
+    "There is no image in the conversation, and this endpoint only answers about an image. Nothing"
+    " was sent. A memory that is full drops the oldest messages with their image: give it an"
+    " ImageMemoryBlock, or raise its token_limit= or context_window=. A query engine needs"
+    " multimodal=True, and a context_window= with room for an image and its metadata. For steps"
+    " without an image, set text_llm=, or default_image=, which is billed."
+)
+_REQUIRED = "tool_required"
+_GIVES_ANSWER = "gives_answer"
+
+_Response = TypeVar("_Response", ChatResponse, CompletionResponse)
 
 
 @dataclass(frozen=True, slots=True)
-class _Chat:
-    """One chat: what is asked, with what, and how the answer is read."""
+class _EndpointRequest(Generic[_Response]):
+    """A request to the endpoint, and how to read its answer. A stream has one chunk."""
 
-    turns: "list[Turn]"
-    protocol: "ToolProtocol"
-    asked: dict[str, Any]
-    filters: bool
+    clients: Callable[[], ModelClients]
+    turns: Sequence[Turn]
+    options: dict[str, Any]
+    read: Callable[[Prediction, bool], _Response]
 
-    @property
-    def shown(self) -> "list[Turn]":
-        return self.protocol.turns(self.turns)
+    def send(self, *, streamed: bool = False) -> _Response:
+        return self.read(self.clients().sync.converse(self.turns, **self.options), streamed)
 
-    def response(self, prediction: "Prediction", *, streamed: bool = False) -> ChatResponse:
-        structured_output.record_prediction(prediction.metadata)
-        answer = tool_replies.read_answer(prediction, self.protocol, self.turns)
-        if self.filters:
-            synthesizers.check_filtered_answer(answer.text, prediction)
-        elif self.protocol.answer_schema is not None:
-            structured_output.check_object(answer.text, self.protocol.answer_schema, prediction)
-        return results.chat_response(answer, streamed=streamed)
+    async def asend(self, *, streamed: bool = False) -> _Response:
+        client = self.clients().asynchronous
+        return self.read(await client.converse(self.turns, **self.options), streamed)
+
+    def stream(self) -> Generator[_Response, None, None]:
+        yield self.send(streamed=True)
+
+    async def astream(self) -> AsyncGenerator[_Response, None]:
+        yield await self.asend(streamed=True)
 
 
-class Phospho(WithPrograms):
-    """The phospho multimodal endpoint as an LLM of LlamaIndex: one image, one question, one answer.
+_Request: TypeAlias = _EndpointRequest[_Response] | TextRequest[_Response]
 
-    It goes wherever an LLM goes, `Settings.llm` for one. A call without any image is answered by
-    `text_llm`, another LLM, or else goes out with `default_image`; if neither is set, it raises
-    `MissingImageError` before anything is sent. What each answer cost is in `response.raw`. Each
-    call also takes the parameters of the answer as keywords, which win over the model's.
-    `is_function_calling_model=True` has core's agents and programs hand over tools, which are
-    called by prompt: the endpoint itself knows none.
+
+class Phospho(StructuredPrediction):
+    """The phospho multimodal endpoint as an LLM of LlamaIndex: one image, one prompt, one answer.
+
+    Use it wherever LlamaIndex takes an LLM, for example as `Settings.llm`. If a call has no image,
+    `text_llm` answers it, or else `default_image` is sent. If neither is set, the call raises
+    `MissingImageError` before anything is sent. The cost of each answer is in `response.raw`. Each
+    call accepts the generation parameters as keywords, which override the model's. With
+    `is_function_calling_model=True`, agents and programs pass tools, which the model calls by
+    prompt: the endpoint has no tool calls of its own.
 
     Example:
         ```python
         llm = Phospho(base_url="http://127.0.0.1:8000")
-        question = TextBlock(text="What is the total?")
-        message = ChatMessage(blocks=[question, ImageBlock(path="receipt.png")])
+        prompt = TextBlock(text="What is the total?")
+        message = ChatMessage(blocks=[prompt, ImageBlock(path="receipt.png")])
         print(llm.chat([message]).message.content)
         ```
     """
 
-    model_config = ConfigDict(defer_build=False)
-
     @classmethod
     def class_name(cls) -> str:
-        """Name the class in what is written down."""
+        """Return the name of the class in serialized objects."""
         return "phospho"
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What core plans its requests with."""
+        """The metadata with which LlamaIndex plans its requests."""
         return LLMMetadata(
             context_window=self.context_window,
-            num_output=self.max_new_tokens or _USUAL_OUTPUT,
+            num_output=self.max_new_tokens or _DEFAULT_OUTPUT,
             is_chat_model=True,
             is_function_calling_model=self.is_function_calling_model,
             model_name=self.model,
@@ -123,151 +132,100 @@ class Phospho(WithPrograms):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Ask what a conversation asks about its newest image."""
-        if other := self._text_llm_for(messages):
-            return other.chat(messages, kwargs)
-        chat = self._chat(messages, kwargs)
-        return chat.response(self._clients().sync.converse(chat.shown, **chat.asked))
+        """Answer the last message of a conversation about its newest image."""
+        return self._chat(messages, kwargs).send()
 
     @llm_completion_callback()
     def complete(
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponse:
-        """Ask one question about an image; the second argument may be the images as well."""
-        turns = content.prompt_turns(prompt, formatted, image_documents)
-        if other := self._text_llm_for_turns(turns):
-            return other.complete(prompt, formatted, kwargs)
-        return results.completion_response(
-            self._clients().sync.converse(turns, **self._asked(kwargs, turns))
-        )
+        """Answer a prompt about an image; the second argument may be the images instead."""
+        return self._complete(prompt, formatted, image_documents, kwargs).send()
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Do as `chat`, with the whole answer as the one chunk of a stream."""
-        if other := self._text_llm_for(messages):
-            return other.stream_chat(messages, kwargs)
-        chat = self._chat(messages, kwargs)
-
-        def answer() -> ChatResponseGen:
-            prediction = self._clients().sync.converse(chat.shown, **chat.asked)
-            yield chat.response(prediction, streamed=True)
-
-        return answer()
+        """Do the same as `chat`, as a stream of one chunk."""
+        return self._chat(messages, kwargs).stream()
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponseGen:
-        """Do as `complete`, with the whole answer as the one chunk of a stream."""
-        turns = content.prompt_turns(prompt, formatted, image_documents)
-        if other := self._text_llm_for_turns(turns):
-            return other.stream_complete(prompt, formatted, kwargs)
-        asked = self._asked(kwargs, turns)
-
-        def answer() -> CompletionResponseGen:
-            yield results.completion_response(
-                self._clients().sync.converse(turns, **asked), streamed=True
-            )
-
-        return answer()
+        """Do the same as `complete`, as a stream of one chunk."""
+        return self._complete(prompt, formatted, image_documents, kwargs).stream()
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Do as `chat`, with await."""
-        if other := self._text_llm_for(messages):
-            return await other.achat(messages, kwargs)
-        chat = self._chat(messages, kwargs)
-        client = self._clients().asynchronous
-        return chat.response(await client.converse(chat.shown, **chat.asked))
+        """Do the same as `chat`, async."""
+        return await self._chat(messages, kwargs).asend()
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponse:
-        """Do as `complete`, with await."""
-        turns = content.prompt_turns(prompt, formatted, image_documents)
-        if other := self._text_llm_for_turns(turns):
-            return await other.acomplete(prompt, formatted, kwargs)
-        asked = self._asked(kwargs, turns)
-        return results.completion_response(
-            await self._clients().asynchronous.converse(turns, **asked)
-        )
+        """Do the same as `complete`, async."""
+        return await self._complete(prompt, formatted, image_documents, kwargs).asend()
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """Do as `stream_chat`, with await."""
-        if other := self._text_llm_for(messages):
-            return await other.astream_chat(messages, kwargs)
-        chat = self._chat(messages, kwargs)
-
-        async def answer() -> ChatResponseAsyncGen:
-            client = self._clients().asynchronous
-            prediction = await client.converse(chat.shown, **chat.asked)
-            yield chat.response(prediction, streamed=True)
-
-        return answer()
+        """Do the same as `stream_chat`, async."""
+        return self._chat(messages, kwargs).astream()
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, image_documents: Any = None, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """Do as `stream_complete`, with await."""
-        turns = content.prompt_turns(prompt, formatted, image_documents)
-        if other := self._text_llm_for_turns(turns):
-            return await other.astream_complete(prompt, formatted, kwargs)
-        asked = self._asked(kwargs, turns)
+        """Do the same as `stream_complete`, async."""
+        return self._complete(prompt, formatted, image_documents, kwargs).astream()
 
-        async def answer() -> CompletionResponseAsyncGen:
-            prediction = await self._clients().asynchronous.converse(turns, **asked)
-            yield results.completion_response(prediction, streamed=True)
+    @override
+    def chat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **kwargs: Any
+    ) -> ChatResponse:
+        """Chat with tools; see `FunctionCallingLLM`. Without an image, `text_llm` answers."""
+        if request := self._text_llm_with_tools(tools, *args, **kwargs):
+            return request.send()
+        return super().chat_with_tools(tools, *args, **kwargs)
 
-        return answer()
+    @override
+    def stream_chat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **kwargs: Any
+    ) -> ChatResponseGen:
+        """Do the same as `chat_with_tools`, as a stream."""
+        if request := self._text_llm_with_tools(tools, *args, **kwargs):
+            return request.stream()
+        return super().stream_chat_with_tools(tools, *args, **kwargs)
 
-    def _chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Chat:
-        rest = dict(given)
-        protocol = tool_calls.take_protocol(rest)
-        if protocol and not self.is_function_calling_model:
-            raise ConfigurationError(_NO_TOOLS)
-        shown, schema = structured_output.take_schema(messages)
-        if schema is not None and not protocol:
-            protocol = replace(protocol, answer_schema=schema)
-        turns = tool_calls.called_message_turns(shown)
-        asked = self._asked(rest, turns)
-        asked["policy"] = replace(asked["policy"], one_answer=bool(protocol))
-        asked["parameters"] = protocol.parameters(asked["parameters"])
-        return _Chat(turns, protocol, asked, synthesizers.is_filter(messages))
+    @override
+    async def achat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **kwargs: Any
+    ) -> ChatResponse:
+        """Do the same as `chat_with_tools`, async."""
+        if request := self._text_llm_with_tools(tools, *args, **kwargs):
+            return await request.asend()
+        return await super().achat_with_tools(tools, *args, **kwargs)
 
-    def _asked(self, given: Mapping[str, Any], turns: "Sequence[Turn]") -> dict[str, Any]:
-        """Put together what a client is asked with: this call's values over the model's.
+    @override
+    async def astream_chat_with_tools(
+        self, tools: Sequence["BaseTool"], *args: Any, **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """Do the same as `stream_chat_with_tools`, async."""
+        if request := self._text_llm_with_tools(tools, *args, **kwargs):
+            return request.astream()
+        return await super().astream_chat_with_tools(tools, *args, **kwargs)
 
-        Args:
-            given: The keywords of a call; `None` means not given.
-            turns: What is asked.
-
-        Returns:
-            The keywords of `converse`.
-
-        Raises:
-            ConfigurationError: A keyword is unknown, or a value out of range.
-            MissingImageError: There is no image, and no default image.
-        """
-        values = self.call_values(given)
-        default_image = values["default_image"]
-        if default_image is None:
-            check_for_image(turns)
-        return {
-            "policy": ImagePolicy(
-                multi_image=values["multi_image"],
-                max_images=values["max_images"],
-                default_image=None if default_image is None else source.image_source(default_image),
-                default_prompt=values["default_prompt"],
-            ),
-            "model": values["model"],
-            "stop": values["stop"],
-            "parameters": {name: values[name] for name in PARAMETERS},
-        }
+    @override
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list["ToolSelection"]:
+        """Read the tool calls of a response: at most one, except in a response of `text_llm`."""
+        if is_from_text_llm(response) and calls_functions(self.text_llm):
+            return self.text_llm.get_tool_calls_from_response(
+                response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
+            )
+        return tool_selections(response, error_on_no_tool_call=error_on_no_tool_call)
 
     @override
     def _prepare_chat_with_tools(
@@ -285,17 +243,124 @@ class Phospho(WithPrograms):
         messages = list(chat_history or ())
         if user_msg is not None:
             messages.append(ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg)
-        return tool_calls.chat_with_tools_keywords(
-            tools, messages, required=tool_required, given=kwargs
-        )
+        keywords = {**kwargs, "messages": messages}
+        if tools or tool_required:
+            # Streams of programs do not require the tool, and would make an empty object of prose.
+            keywords["tools"] = [_definition(tool) for tool in tools]
+            keywords[_GIVES_ANSWER] = asks_for_object(kwargs)
+            keywords[_REQUIRED] = tool_required or keywords[_GIVES_ANSWER]
+        return keywords
 
-    @override
-    def get_tool_calls_from_response(
-        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
-    ) -> list["ToolSelection"]:
-        """Read the tool call out of a response: there is one at most, but for the text LLM's."""
-        if other := self._text_llm_of(response):
-            return other.get_tool_calls_from_response(
-                response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
-            )
-        return tool_calls.selected_tools(response, error_on_no_tool_call=error_on_no_tool_call)
+    def _chat(
+        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+    ) -> _Request[ChatResponse]:
+        given = dict(given)
+        protocol = _take_protocol(given)
+        if self.text_llm is not None and not has_image(messages):
+            return text_chat(self.text_llm, messages, given, protocol)
+        if protocol and not self.is_function_calling_model:
+            raise ConfigurationError(_NO_TOOLS)
+        messages, schema = take_schema(messages)
+        if schema is not None and not protocol:
+            protocol = replace(protocol, answer_schema=schema)
+        turns = message_turns(messages)
+
+        def read(prediction: Prediction, streamed: bool) -> ChatResponse:
+            record_prediction(prediction.metadata)
+            answer = read_answer(prediction, protocol, turns)
+            if protocol.answer_schema is not None:
+                require_object(answer.text, protocol.answer_schema, prediction.metadata)
+            return chat_response(answer, streamed=streamed)
+
+        options = self._options(given, turns, protocol)
+        return _EndpointRequest(self._clients, protocol.turns(turns), options, read)
+
+    def _complete(
+        self, prompt: str, formatted: object, image_documents: object, given: Mapping[str, Any]
+    ) -> _Request[CompletionResponse]:
+        turns = prompt_turns(prompt, formatted, image_documents)
+        if self.text_llm is not None and not turns[0].images:
+            options = {"formatted": formatted is True, **text_options(given)}
+            return TextRequest(self.text_llm, "complete", (prompt,), options)
+
+        def read(prediction: Prediction, streamed: bool) -> CompletionResponse:
+            return completion_response(prediction, streamed=streamed)
+
+        return _EndpointRequest(self._clients, turns, self._options(given, turns), read)
+
+    def _text_llm_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> TextRequest[ChatResponse] | None:
+        messages = [*(chat_history or ())]
+        if isinstance(user_msg, ChatMessage):
+            messages.append(user_msg)
+        if not tools or not calls_functions(self.text_llm) or has_image(messages):
+            return None
+        given = (tools, user_msg, chat_history, *args)
+        return TextRequest(self.text_llm, "chat_with_tools", given, kwargs)
+
+    def _options(
+        self,
+        given: Mapping[str, Any],
+        turns: Sequence[Turn],
+        protocol: ToolProtocol = ToolProtocol(),  # noqa: B008 - it is frozen
+    ) -> dict[str, Any]:
+        """Make the keywords of `converse`: the values of this call override the model's."""
+        values = self.call_values(given)
+        default_image = values["default_image"]
+        if default_image is None and not _has_image(turns):
+            raise MissingImageError(_NO_IMAGE)
+        return {
+            "policy": ImagePolicy(
+                multi_image=values["multi_image"],
+                max_images=values["max_images"],
+                default_image=None if default_image is None else image_source(default_image),
+                default_prompt=values["default_prompt"],
+                one_answer=bool(protocol),
+            ),
+            "model": values["model"],
+            "stop": values["stop"],
+            "parameters": protocol.parameters({name: values[name] for name in PARAMETERS}),
+        }
+
+
+def _has_image(turns: Sequence[Turn]) -> bool:
+    """Check for an image, or for one that cannot be read: the core says why it cannot."""
+    return any(
+        turn.images or any(isinstance(part, OmittedPart) and part.is_image for part in turn.parts)
+        for turn in turns
+    )
+
+
+def _take_protocol(given: dict[str, Any]) -> ToolProtocol:
+    """Remove the keywords about tools from those of a chat, and make the protocol of them."""
+    tools, choice = given.pop("tools", None), given.pop("tool_choice", None)
+    gives_answer = given.pop(_GIVES_ANSWER, False)
+    if not given.pop(_REQUIRED, False):
+        return ToolProtocol.of(tools, tool_choice=choice)
+    # A program has no agent that could ask again.
+    protocol = replace(ToolProtocol.of(tools, tool_choice=choice or "any"), max_reasks=0)
+    names = frozenset(tool.name for tool in protocol.tools) if gives_answer else frozenset()
+    return replace(protocol, answer_tools=names)
+
+
+def _definition(tool: "BaseTool") -> dict[str, Any]:
+    # Not `to_openai_tool`, which changes names, so that core does not find the tool.
+    schema = (
+        None if tool.metadata.fn_schema is None else tool.metadata.fn_schema.model_json_schema()
+    )
+    if schema is None or "$ref" not in schema:
+        parameters = tool.metadata.get_parameters_dict()
+    else:  # core loses the root of a class that contains itself
+        parameters = inline_references(schema)
+    function = {
+        "name": tool.metadata.get_name(),
+        "description": tool.metadata.description,
+        "parameters": parameters,
+    }
+    return {"type": "function", "function": function}

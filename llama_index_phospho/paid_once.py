@@ -20,10 +20,11 @@ from llama_index_phospho.fields import PARAMETERS
 from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ImageError, PhosphoError, UnexpectedReplyError
 from phospho_multimodal.batch.sources.signed_urls import without_signature
+from phospho_multimodal.contract import checked_parameters
+from phospho_multimodal.exchange import steps as steps_of_core
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.safe_fetch import fetch_image
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.settings import checked_parameters
 
 __all__ = ["Ask", "PaidOnce", "Steps", "arun_all", "arun_steps", "run_all", "run_steps"]
 
@@ -61,48 +62,26 @@ Progress: TypeAlias = Callable[[Iterable[Any], int], Iterable[Any]]
 
 def run_steps(steps: Steps[T]) -> T:
     """Do the steps in this thread."""
-    resume: Callable[..., Step] = steps.send
-    value: Any = None
-    while True:
-        try:
-            step = resume(value)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        try:
-            resume = steps.send
-            if isinstance(step, Ask):
-                value = step.llm.complete(step.prompt, image_documents=[step.image])
-            elif isinstance(step, _Wait):
-                time.sleep(_LOOK_AGAIN)
-                value = None
-            else:
-                value = step()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the step was wanted
-            resume, value = steps.throw, error
+    return steps_of_core.run_steps(steps, _perform)
 
 
 async def arun_steps(steps: Steps[T]) -> T:
     """Do the steps with await."""
-    resume: Callable[..., Step] = steps.send
-    value: Any = None
-    while True:
-        try:
-            step = resume(value)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        try:
-            resume = steps.send
-            if isinstance(step, Ask):
-                value = await step.llm.acomplete(step.prompt, image_documents=[step.image])
-            elif isinstance(step, _Wait):
-                await asyncio.sleep(_LOOK_AGAIN)
-                value = None
-            else:
-                value = await asyncio.to_thread(step)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the step was wanted
-            resume, value = steps.throw, error
+    return await steps_of_core.run_steps_async(steps, _perform_async)
+
+
+def _perform(step: Step) -> Any:
+    if isinstance(step, Ask):
+        return step.llm.complete(step.prompt, image_documents=[step.image])
+    return time.sleep(_LOOK_AGAIN) if isinstance(step, _Wait) else step()
+
+
+async def _perform_async(step: Step) -> Any:
+    if isinstance(step, Ask):
+        return await step.llm.acomplete(step.prompt, image_documents=[step.image])
+    if isinstance(step, _Wait):
+        return await asyncio.sleep(_LOOK_AGAIN)
+    return await asyncio.to_thread(step)
 
 
 @dataclass(slots=True)

@@ -226,10 +226,10 @@ BLOCKS = [
     Shape(
         "image_url: a path",
         {"type": "image_url", "image_url": {"path": "/etc/passwd"}},
-        Fails("names a path"),
+        Fails("has a path"),
     ),
     Shape("image_url: empty", {"type": "image_url", "image_url": {"url": ""}}, Fails("no image")),
-    Shape("image_url: missing", {"type": "image_url"}, Fails("'image_url' holds no image")),
+    Shape("image_url: missing", {"type": "image_url"}, Fails("'image_url' has no image")),
     Shape(
         "OpenAI file: a data URL",
         {"type": "file", "file": {"file_data": DATA_URL, "filename": "a.png"}},
@@ -417,7 +417,7 @@ BLOCKS = [
     Shape(
         "v1 file: a PDF",
         {"type": "file", "base64": PDF, "mime_type": "application/pdf"},
-        Fails("'application/pdf'; only images"),
+        Fails("'application/pdf', which is not an image"),
     ),
     Shape(
         "v1 file: a PDF that says it is an image",
@@ -428,14 +428,14 @@ BLOCKS = [
     Shape(
         "v1 file without a type",
         {"type": "file", "url": "https://x.example/a"},
-        Fails("does not tell its type"),
+        Fails("a file of unknown type"),
     ),
     Shape(
         "v1 text-plain",
         {"type": "text-plain", "text": "a file", "mime_type": "text/plain"},
         Text("a file"),
     ),
-    Shape("v1 text-plain: an id", {"type": "text-plain", "file_id": "f"}, Fails("holds no text")),
+    Shape("v1 text-plain: an id", {"type": "text-plain", "file_id": "f"}, Fails("has no text")),
     Shape(
         "v1 audio",
         {"type": "audio", "base64": "UklGRg==", "mime_type": "audio/wav"},
@@ -508,12 +508,12 @@ BLOCKS = [
             "type": "document",
             "source": {"type": "base64", "media_type": "application/pdf", "data": PDF},
         },
-        Fails("'application/pdf'; only images"),
+        Fails("'application/pdf', which is not an image"),
     ),
     Shape(
         "Anthropic document: a URL",
         {"type": "document", "source": {"type": "url", "url": "https://x.example/a.pdf"}},
-        Fails("does not tell its type"),
+        Fails("a file of unknown type"),
     ),
     Shape("Anthropic thinking", {"type": "thinking", "thinking": "hm", "signature": "x"}, Text()),
     Shape("Anthropic redacted_thinking", {"type": "redacted_thinking", "data": BASE64}, Text()),
@@ -635,7 +635,7 @@ BLOCKS = [
     Shape(
         "MCP resource: a PDF",
         {"type": "resource", "resource": {"mimeType": "application/pdf", "blob": PDF}},
-        Fails("'application/pdf'; only images"),
+        Fails("'application/pdf', which is not an image"),
     ),
     Shape(
         "MCP resource_link",
@@ -652,11 +652,11 @@ BLOCKS = [
         Fails("type ndarray"),
     ),
     Shape("Vercel's file", {"type": "file", "mediaType": "image/png", "data": BASE64}, Picture()),
-    Shape("a path in a block", {"type": "image", "path": "/etc/passwd"}, Fails("names a path")),
+    Shape("a path in a block", {"type": "image", "path": "/etc/passwd"}, Fails("has a path")),
     Shape(
         "a Path object in a block",
         {"type": "image", "image": Path("/etc/passwd")},
-        Fails("names a path"),
+        Fails("has a path"),
     ),
     Shape("a number for an image", {"type": "image", "image": 7}, Fails("type int")),
     Shape(

@@ -3,15 +3,15 @@
     python tests/test_cookbook.py cookbook/langchain/chain.ipynb
 
 runs a notebook and stores what it shows. The server is the local one, with the engine that the
-notebook's metadata names under `phospho_engine` (`ocr`, if it names none). What drives agents is
-scripted, in `cookbook_driver/` and `cookbook_llama_driver.py`. Cells with the tag `check` are the
-notebook's claims.
+notebook's metadata names under `phospho_engine` (`ocr`, if it names none). The agent models are the
+scripted ones beside the notebooks. Cells with the tag `check` are the notebook's claims.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,15 +65,13 @@ def run(path: Path, base_url: str, folder: Path) -> Any:
         cell.update(outputs=[], execution_count=None)
     desk = folder / "desk"
     desk.mkdir()
-    paths = [str(TESTS / "cookbook_driver"), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    for script in path.parent.glob("*.py"):
+        shutil.copy(script, desk)
     environment = {
         **os.environ,
         "IPYTHONDIR": str(folder),
         "MPLCONFIGDIR": str(folder),
         "PHOSPHO_BASE_URL": base_url,
-        "PHOSPHO_COOKBOOK_LLM": "cookbook_llama_driver:ScriptedDriver",
-        "PHOSPHO_COOKBOOK_MODEL": f"upstage:{path.stem}",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "TMPDIR": str(folder),
     }
     client = NotebookClient(

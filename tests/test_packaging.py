@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
+import zipfile
 from importlib import metadata, resources
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["langchain_phospho", "llama_index_phospho", "phospho_multimodal"]
 EXTRAS = [
     "agents",
+    "aiohttp",
     "all",
     "batch",
     "bench",
@@ -206,3 +210,24 @@ def test_an_import_loads_only_what_it_needs_and_opens_nothing(
     assert package in outcome["loaded"]
     assert unwanted & set(outcome["loaded"]) == set()
     assert outcome["made"] == []
+
+
+@pytest.mark.parametrize("name", ["langchain-phospho", "llama-index-llms-phospho"])
+def test_a_distribution_without_code_installs_this_version(name: str) -> None:
+    project = (ROOT / "packaging" / name / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'name = "{name}"' in project
+    assert f'version = "{_version.__version__}"' in project
+    (extra,) = re.findall(rf"phospho-multimodal\[(.+)\]=={_version.__version__}", project)
+    assert extra in EXTRAS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["langchain-phospho", "llama-index-llms-phospho"])
+def test_a_distribution_without_code_builds(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path)]
+    command.append(str(ROOT / "packaging" / name))
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own command
+    (wheel,) = tmp_path.glob("*.whl")
+    assert {file.split("/")[0] for file in zipfile.ZipFile(wheel).namelist()} == {
+        f"{name.replace('-', '_')}-{_version.__version__}.dist-info"
+    }

@@ -265,7 +265,7 @@ def test_a_mapping_without_an_image_is_no_image_document(
     ask: Ask, server: FaultServer, document: Any
 ) -> None:
     model = PhosphoMultiModal(base_url=server.base_url)
-    becomes = Fails("no image block")
+    becomes = Fails("not an image block")
     check(server, becomes, lambda: ask(model, "complete", "What?", [document]))
 
 

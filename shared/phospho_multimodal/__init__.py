@@ -1,11 +1,12 @@
-"""The phospho multimodal endpoint: one image and one text in, one answer out.
+"""The phospho multimodal endpoint: one image and one prompt in, one answer out.
 
-The core that the LangChain and LlamaIndex adapters stand on, and a client in its own right.
+A client of its own, and the core of the LangChain and LlamaIndex adapters.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal._version import __version__
 from phospho_multimodal.errors import (
@@ -29,7 +30,6 @@ from phospho_multimodal.errors import (
     UnexpectedReplyError,
     UnsupportedContentError,
 )
-from phospho_multimodal.on_demand import exports_on_demand
 
 if TYPE_CHECKING:
     from phospho_multimodal.client.async_client import AsyncPhosphoClient
@@ -40,22 +40,20 @@ if TYPE_CHECKING:
     from phospho_multimodal.images.source import ImageInput
     from phospho_multimodal.images.tiles import prepare_tiles
     from phospho_multimodal.spending.budget import Spending, SpendingSnapshot
-else:
-    __getattr__ = exports_on_demand(
-        __name__,
-        {
-            "AsyncPhosphoClient": "client.async_client",
-            "EndpointStatus": "exchange.health_check",
-            "ImageInput": "images.source",
-            "PhosphoClient": "client.client",
-            "Prediction": "exchange.prediction",
-            "PreparedImage": "images.prepare",
-            "Spending": "spending.budget",
-            "SpendingSnapshot": "spending.budget",
-            "prepare_image": "images.prepare",
-            "prepare_tiles": "images.tiles",
-        },
-    )
+
+# These modules import httpx or Pillow, which `import phospho_multimodal` must not.
+_MODULES = {
+    "AsyncPhosphoClient": "client.async_client",
+    "EndpointStatus": "exchange.health_check",
+    "ImageInput": "images.source",
+    "PhosphoClient": "client.client",
+    "Prediction": "exchange.prediction",
+    "PreparedImage": "images.prepare",
+    "Spending": "spending.budget",
+    "SpendingSnapshot": "spending.budget",
+    "prepare_image": "images.prepare",
+    "prepare_tiles": "images.tiles",
+}
 
 __all__ = [
     "APIStatusError",
@@ -89,6 +87,13 @@ __all__ = [
     "prepare_image",
     "prepare_tiles",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import html
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from phospho_multimodal.errors import UnexpectedReplyError, UnsupportedContentError, quote
+from phospho_multimodal.errors import (
+    ConfigurationError,
+    UnexpectedReplyError,
+    UnsupportedContentError,
+    quote,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,10 +39,12 @@ __all__ = [
     "MODEL_PREFIX",
     "PREDICT_PATH",
     "GenerationParameters",
+    "ParameterOptions",
     "PredictInput",
     "PredictOutput",
     "PredictRequest",
     "PredictResponse",
+    "checked_parameters",
     "read_description",
     "read_detail",
     "request_body",
@@ -82,6 +89,10 @@ REPLY_EXCERPT = 64
 """Characters of a reply outside the contract that an error may repeat."""
 
 
+LOWEST_TEMPERATURE = 0.1
+"""The lowest temperature of the endpoint. Frameworks write 0 for the least random answer."""
+
+
 class GenerationParameters(BaseModel):
     """The four parameters of a prediction; `None` leaves the choice to the server."""
 
@@ -95,6 +106,15 @@ class GenerationParameters(BaseModel):
     """Above 1 discourages repetition; the server's default is 1.15."""
     top_p: float | None = Field(default=None, ge=0.0, le=1.0)
     """Nucleus sampling: 0.0 to 1.0; the server's default is 1.0."""
+
+
+class ParameterOptions(TypedDict, total=False):
+    """Generation parameters of one call; `GenerationParameters` documents them."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    repetition_penalty: float | None
+    top_p: float | None
 
 
 class PredictInput(GenerationParameters):
@@ -135,6 +155,27 @@ class PredictResponse(BaseModel):
 
     predictions: list[PredictOutput] = Field(min_length=1, max_length=1)
     """The answers: exactly one."""
+
+
+def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the generation parameters that are not `None`, if all are in their ranges."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if not given:
+        return given
+    if given.get("temperature") == 0:
+        given["temperature"] = LOWEST_TEMPERATURE
+    try:
+        checked = GenerationParameters.model_validate(given)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_context=False)[0]
+        name = ".".join(str(step) for step in first["loc"])
+        # The value of an unknown name could be a key.
+        known = name in GenerationParameters.model_fields
+        what = f"{name}={given[name]!r}" if known else name
+        message = f"{what} cannot be sent: {first['msg']}. Nothing was sent."
+        raise ConfigurationError(message) from None
+    # As pydantic read them, because numbers of other libraries are not JSON.
+    return checked.model_dump(include=set(given))
 
 
 def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[str, Any]) -> bytes:

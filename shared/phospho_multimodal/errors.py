@@ -81,14 +81,7 @@ class PhosphoError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by class, message and attributes, whatever a subclass's signature is."""
-        return _revive, (type(self), self.args, self.__dict__)
-
-
-def _revive(kind: type[PhosphoError], args: tuple[Any, ...], state: dict[str, Any]) -> PhosphoError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class ConfigurationError(PhosphoError):

@@ -52,7 +52,7 @@ class TestBeforeAnythingIsPaid:
         assert first.base_url == server.base_url
         assert first.models == ("phospho-multimodal",)
         assert first.folder == summary.folder
-        for said in ("8, ", "$0.06 to $0.09", "2,000 images more", server.base_url):
+        for said in ("8, ", "$0.00 to $0.09, $0.06 if", "2,000 images more", server.base_url):
             assert said in str(first)
 
         batch(photos, tmp_path / "out", confirm=lambda preflight: True, **options)

@@ -21,6 +21,7 @@ from describing_many import (
 )
 from fault_server import Connection, Received, status
 from phospho_multimodal.batch import Progress, describe_many
+from phospho_multimodal.batch.pipeline import progress as progress_module
 from phospho_multimodal.errors import (
     PaymentRequiredError,
 )
@@ -93,6 +94,15 @@ class TestPace:
         told.clear()
         batch(photos, tmp_path / "out", base_url=server.base_url, on_progress=told.append)
         assert all(progress.done == 61 for progress in told)
+
+    def test_a_long_count_is_reported(self, endpoint, batch, tmp_path, monkeypatch):
+        monkeypatch.setattr(progress_module, "_LONG_COUNT", 0.0)
+        photos = fill(tmp_path / "photos", 7)
+        seen: list[Progress] = []
+        batch(photos, tmp_path / "out", base_url=endpoint().base_url, on_progress=seen.append)
+        assert seen[0].waits_for == "Counting inputs: 7 found"
+        assert (seen[0].inputs, seen[0].done, seen[0].limit) == (7, 0, 0)
+        assert seen[-1].done == 7
 
     def test_an_error_of_on_progress_is_logged_once_and_ends_nothing(
         self, endpoint, batch, tmp_path, caplog

@@ -1,13 +1,17 @@
-"""A batch with `detail="tiles"`: each tile is an input with a row, counted before it is paid."""
+"""A batch with `detail="tiles"`: each image has one row, which joins the answers of its tiles."""
 
 from __future__ import annotations
 
+import json
+import re
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from describing_many import Batch, fill, read_rows
+from describing_many import Batch, described, fill, read_rows
+from fault_server import reset, status
 from phospho_multimodal import ConfigurationError, SpendingLimitError
 
 TILES = {"detail": "tiles", "max_image_side": 64}
@@ -19,22 +23,51 @@ def screenshot(path: Path) -> Path:
     return path
 
 
-def test_each_tile_has_a_row_and_the_price_is_known_before(endpoint, batch: Batch, tmp_path):
+HEADINGS = [
+    f"Tile {at + 1} of 6: row {row} of 2, column {column} of 3"
+    for at, (row, column) in enumerate((row, column) for row in (1, 2) for column in (1, 2, 3))
+]
+
+
+def test_an_image_has_one_row_with_the_answers_of_its_tiles_and_the_price_is_known_before(
+    endpoint, batch: Batch, tmp_path
+):
     photos = fill(tmp_path / "photos", 1)
     screenshot(photos / "00001.png")
     server = endpoint()
-    told = []
+    before = []
 
     def confirm(preflight) -> bool:
-        told.append((preflight.inputs, preflight.pictures, server.billed))
+        before.append((preflight.inputs, preflight.pictures, preflight.requests, server.billed))
+        before.append(preflight.usd_expected)
         return True
 
     summary = batch(photos, tmp_path / "out", base_url=server.base_url, confirm=confirm, **TILES)
 
-    ids = [f"00001.png#tile {number} of 6" for number in range(1, 7)]
-    assert [row["id"] for row in read_rows(summary)] == ["00000.png", *ids]
-    assert told == [(7, 7, 0)]
+    small, tiled = read_rows(summary)
+    assert [small["id"], tiled["id"]] == ["00000.png", "00001.png"]
+    assert [part.partition(":\n")[0] for part in tiled["description"].split("\n\n")] == HEADINGS
+    assert before == [(2, 2, 7, 0), Decimal("0.07")]
     assert server.billed == summary.images_billed == 7
+    assert (tiled["attempts"], tiled["cost_usd"]) == (6, pytest.approx(0.06))
+    assert summary.manifest["distinct_pictures"] == 2
+    prompts = [json.loads(request.body)["inputs"][0]["text"] for request in server.questions]
+    assert sum("tile 2 of 6" in prompt for prompt in prompts) == 1
+
+
+def test_the_same_image_twice_is_paid_for_once(endpoint, batch: Batch, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        screenshot(photos / name)
+    server = endpoint()
+
+    summary = batch(photos, tmp_path / "out", base_url=server.base_url, **TILES)
+
+    first, second = read_rows(summary)
+    assert first["description"] == second["description"]
+    assert (second["duplicate_of"], second["cost_usd"]) == ("a.png", 0.0)
+    assert server.billed == 6
 
 
 def test_the_same_command_goes_on_where_the_spending_limit_stopped_it(
@@ -51,19 +84,52 @@ def test_the_same_command_goes_on_where_the_spending_limit_stopped_it(
     assert server.billed == 2
     summary = batch(photos, tmp_path / "out", max_images=6, **options)
 
-    assert summary.described == 6
-    assert server.billed == 6
+    assert summary.described == 1
+    assert server.billed == summary.images_billed == 6
 
 
-def test_a_url_that_is_not_opened_has_a_row_with_its_error(endpoint, batch: Batch, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "again", "error"),
+    [
+        (status(422, b'{"detail": "No."}'), "retry_failed", "InvalidRequestError"),
+        (reset(), "retry_in_doubt", "ReplyLostError"),
+    ],
+)
+def test_only_the_tile_without_an_answer_is_sent_again(
+    endpoint, batch: Batch, tmp_path, *, fault, again, error
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    screenshot(photos / "a.png")
+    server = endpoint(fault, described())
+    options = {"base_url": server.base_url, "concurrency": 1, **TILES}
+
+    (row,) = read_rows(batch(photos, tmp_path / "out", **options))
+    assert row["description"] is None
+    assert row["error_class"] == error
+    assert re.match(r"Tile \d of 6: ", row["error"])
+    summary = batch(photos, tmp_path / "out", **options, **{again: True})
+
+    assert summary.described == 1
+    assert len(server.questions) == 7
+    assert summary.images_billed == 6
+    assert summary.images_in_doubt == (again == "retry_in_doubt")
+
+
+def test_a_url_that_is_not_opened_is_rejected_before_anything_is_sent(
+    endpoint, batch: Batch, tmp_path
+):
+    photos = fill(tmp_path / "photos", 1)
     server = endpoint()
 
-    summary = batch(
-        ["https://x.example/a.png"], tmp_path / "out", base_url=server.base_url, **TILES
-    )
+    with pytest.raises(ConfigurationError, match="url_mode='fetch'"):
+        batch(
+            [photos / "00000.png", "https://x.example/a.png"],
+            tmp_path / "out",
+            base_url=server.base_url,
+            **TILES,
+        )
 
-    (row,) = read_rows(summary)
-    assert row["error_class"] == "UnsupportedContentError"
     assert server.billed == 0
 
 

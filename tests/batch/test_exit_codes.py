@@ -177,11 +177,11 @@ def test_a_price_is_no_promise_where_files_may_be_broken(endpoint, tmp_path):
         confirm=lambda preflight: not told.append(preflight),
     )
     assert float(told[0].usd_from) <= summary.cost_usd <= float(told[0].usd_to)
-    assert "less where files are broken" in str(told[0])
+    assert "$0.00 to $0.14, $0.11 if every file is an image" in str(told[0])
 
 
 def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("phospho_multimodal.batch.api._NOTE_EVERY", 0.01)
+    monkeypatch.setattr("phospho_multimodal.batch.run._NOTE_EVERY", 0.01)
     source: Any = [numbered(number) for number in range(30)]
     options: Any = {"base_url": endpoint(slow(0.02)).base_url, "results": "jsonl"}
 
@@ -189,7 +189,7 @@ def test_time_that_a_killed_run_worked_counts(endpoint, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("phospho_multimodal.batch.api.write_manifest", killed)
+        patch.setattr("phospho_multimodal.batch.run.write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             describe_many(source, tmp_path / "out", **options, concurrency=1)
     summary = describe_many(source, tmp_path / "out", **options)
@@ -299,6 +299,21 @@ def test_a_wait_is_one_line_in_a_log():
         reporter.show(_progress(7, waits_for=f"The endpoint limits the rate (429): in {seconds} s"))
     reporter.show(_progress(7))
     assert [("429" in line) for line in log.getvalue().splitlines()] == [False, True, False]
+
+
+def test_a_log_gets_a_line_while_inputs_are_counted():
+    now = [0.0]
+    log = io.StringIO()
+    reporter = ProgressDisplay(Console(file=log, width=40), clock=lambda: now[0])
+    for second in range(0, 25, 5):
+        now[0] = float(second)
+        found = 1000 * second
+        reporter.show(
+            _progress(0, inputs=found, limit=0, waits_for=f"Counting inputs: {found:,} found")
+        )
+    assert log.getvalue().splitlines() == [
+        f"Counting inputs: {found} found" for found in ("0", "10,000", "20,000")
+    ]
 
 
 def test_an_interrupted_run_says_so_on_its_last_line(endpoint, run, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_a_second_process_is_rejected_before_anything_is_sent(endpoint, photos, 
     server = endpoint()
     first = Journal(JOB.folder(out), JOB)
     # As in another PID namespace, where the first one's number is nobody's.
-    monkeypatch.setattr("phospho_multimodal.batch.journal.journal.is_alive", lambda _: False)
+    monkeypatch.setattr("phospho_multimodal.batch.journal.file.is_alive", lambda _: False)
     for options in ({}, {"take_over": True}):
         with pytest.raises(ConfigurationError, match=rf"{os.getpid()} on .+, since 20\d\d-"):
             describe(server, photos, out, **options)

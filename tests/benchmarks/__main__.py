@@ -3,7 +3,7 @@
     make bench
 
 installs the peers (extra `bench`) into .venv and measures what is there. It needs
-Linux, takes some minutes, ends with 1 if a target was missed, and writes the README's table and
+Linux, takes some minutes, ends with 1 if a target was missed, and writes the reference's table and
 `overhead.svg` beside this file if `--write` is given.
 """
 

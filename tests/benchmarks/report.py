@@ -1,4 +1,4 @@
-"""What was measured, as Markdown for the README and as a plot beside it."""
+"""What was measured, as Markdown for the reference and as a plot beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from throughput import RAW
 __all__ = ["print_report", "table_of_readme", "write_report"]
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
+PAGE = HERE.parent.parent / "cookbook" / "reference" / "benchmarks.md"
 _BEGIN, _END = "<!-- make bench WRITE=1 -->", "<!-- end of what it wrote -->"
 _HEADING = (
     "CPU of one call in µs, and what the plugin adds to its framework and a bare request; each "
@@ -65,7 +65,7 @@ def print_report(results: dict[str, Any], verdicts: list[Verdict]) -> None:
 
 
 def table_of_readme(results: dict[str, Any]) -> str:
-    """Write the part of the README that comes from a run."""
+    """Write the part of the reference that comes from a run."""
     lines = [
         _HEADING,
         "",
@@ -116,15 +116,15 @@ def table_of_readme(results: dict[str, Any]) -> str:
 
 
 def write_report(results: dict[str, Any]) -> None:
-    """Put the tables into the README, and draw the plot beside this file."""
-    before, begin, rest = README.read_text(encoding="utf-8").partition(_BEGIN)
+    """Put the tables into the reference, and draw the plot beside them."""
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
-        message = f"The README has no place for the tables: {_BEGIN} … {_END}"
+        message = f"cookbook/reference/benchmarks.md has no place for the tables: {_BEGIN} … {_END}"
         raise ValueError(message)
     text = f"{before}{begin}\n{table_of_readme(results)}{end}{after}"
-    README.write_text(text, encoding="utf-8")
-    (HERE / "overhead.svg").write_text(_plot(results["overhead"]), encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
+    (PAGE.parent / "overhead.svg").write_text(_plot(results["overhead"]), encoding="utf-8")
 
 
 def _plot(tables: list[Overhead]) -> str:

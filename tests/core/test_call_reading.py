@@ -43,7 +43,7 @@ Run = tuple[str, dict[str, Any]] | None
 
 
 def read(reply: str, choice: Any = None) -> Answer:
-    protocol = replace(ToolProtocol.of(TOOLS, tool_choice=choice), tells=True)
+    protocol = replace(ToolProtocol.of(TOOLS, tool_choice=choice), return_invalid_calls=True)
     metadata = {"images_billed": 1, "images_in_doubt": 0, "attempts": 1}
     return read_answer(Prediction(reply, metadata), protocol, [Turn("user", ("?",))])
 
@@ -348,7 +348,7 @@ def test_a_form_that_is_not_filled_in_is_not_called() -> None:
 )
 def test_an_object_that_names_no_offered_tool_is_an_answer(reply: str) -> None:
     answer = read(reply)
-    assert (answer.text, answer.call, answer.broken) == (reply, None, None)
+    assert (answer.text, answer.call, answer.invalid_tool_name) == (reply, None, None)
     assert "tool_call_problem" not in answer.metadata
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 
@@ -36,7 +38,6 @@ from phospho_multimodal import (
     ReplyLostError,
     Spending,
 )
-from phospho_multimodal.client import async_client
 from phospho_multimodal.exchange import attempts as exchange
 from phospho_multimodal.exchange import retry
 from phospho_multimodal.exchange.attempts import ClientState, RequestState, send_with_retries
@@ -346,30 +347,6 @@ def test_ctrl_c_sends_nothing_more_of_several_images(lab, interrupt_after, real_
     assert spending.snapshot().images_reserved == 0
 
 
-def test_a_forked_child_has_slots_and_locks_of_its_own(lab):
-    server = lab(answer(), hang(), answer())
-
-    printed = _printed(f"""
-        import os, threading, time, warnings
-        from phospho_multimodal import PhosphoClient
-        # Python 3.12 and later warn of just this.
-        warnings.filterwarnings("ignore", ".* is multi-threaded, use of fork", DeprecationWarning)
-        client = PhosphoClient(base_url={server.base_url!r}, max_concurrency=1)
-        client.describe({PICTURE!r})  # no child can go on with an import of another thread
-        threading.Thread(target=client.describe, args=({PICTURE!r},), daemon=True).start()
-        time.sleep(0.3)
-        child = os.fork()
-        if child == 0:
-            answer = client.describe({PICTURE!r}, "child")
-            os._exit(answer.metadata["attempts"] - 1)
-        begin = time.monotonic()
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.monotonic() - begin < 10)
-        os._exit(0)
-    """)
-
-    assert printed == "0 True"
-
-
 def test_only_the_thread_that_asked_closes_its_connection(lab, monkeypatch):
     """Closed by another, a descriptor's number may be a stranger's while it is still read from."""
     server = lab(drip(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200, every=0.02))
@@ -537,14 +514,14 @@ async def test_a_cancelled_call_does_not_wait_for_a_held_ledger_file(lab, ledger
 async def test_cancelled_before_a_thread_settles_an_answer_is_billed(lab, ledger, monkeypatch):
     spending, _ = ledger
     server = lab(answer())
-    on_a_thread = async_client._on_a_thread
+    run_sync = anyio.to_thread.run_sync
 
-    async def cancelled_after_the_answer(work: Callable[[], object]) -> object:
+    async def cancelled_after_the_answer(work: Callable[[], object], **options: Any) -> object:
         if server.billed:
             task.cancel()
-        return await on_a_thread(work)  # whose first step is where the task ends
+        return await run_sync(work, **options)  # whose first step is where the task ends
 
-    monkeypatch.setattr(async_client, "_on_a_thread", cancelled_after_the_answer)
+    monkeypatch.setattr(anyio.to_thread, "run_sync", cancelled_after_the_answer)
     async with AsyncPhosphoClient(base_url=server.base_url, spending=spending) as client:
         task = asyncio.create_task(client.describe(PICTURE))
         with pytest.raises(asyncio.CancelledError):
@@ -552,6 +529,31 @@ async def test_cancelled_before_a_thread_settles_an_answer_is_billed(lab, ledger
 
     snapshot = spending.snapshot()
     assert (snapshot.images_billed, snapshot.images_reserved) == (1, 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", [None, "spending.db"], ids=["memory", "file"])
+def test_an_image_whose_loop_was_closed_after_it_was_sent_stays_in_the_ledger(lab, tmp_path, path):
+    server = lab(hang())
+
+    printed = _printed(f"""
+        import asyncio, gc, os
+        from phospho_multimodal import AsyncPhosphoClient, Spending
+        spending = Spending(path={path and str(tmp_path / path)!r})
+        loop = asyncio.new_event_loop()
+        client = AsyncPhosphoClient(base_url={server.base_url!r}, spending=spending)
+        call = loop.create_task(client.describe({PICTURE!r}))
+        loop.run_until_complete(asyncio.sleep(1))
+        loop.close()
+        call._log_destroy_pending = False
+        del call
+        gc.collect()
+        now = spending.snapshot()
+        print(now.images_in_doubt + now.images_reserved, now.images_billed, flush=True)
+        os._exit(0)
+    """)
+
+    assert printed == "1 0"
 
 
 def _late_answer(connection: Connection, request: Received) -> None:

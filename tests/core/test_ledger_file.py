@@ -20,7 +20,7 @@ CHILD = """
     import sys
     from phospho_multimodal import Spending, SpendingLimitError
     spending = Spending(max_images=int(sys.argv[2]), path=sys.argv[1])
-    ends = ["bill", "release", "doubt"]
+    ends = ["bill", "release", "mark_in_doubt"]
     print("ready", flush=True)
     for step in range(int(sys.argv[3])):
         try:
@@ -60,7 +60,7 @@ def test_processes_share_the_cap(path: pathlib.Path):
 
     snapshot = Spending(path=path, max_images=20).snapshot()
     assert snapshot.images_billed == sum(lines.count("bill") for lines in printed)
-    assert snapshot.images_in_doubt == sum(lines.count("doubt") for lines in printed)
+    assert snapshot.images_in_doubt == sum(lines.count("mark_in_doubt") for lines in printed)
     assert snapshot.images_billed + snapshot.images_in_doubt == 20
     assert snapshot.images_reserved == 0
 
@@ -79,7 +79,7 @@ def test_a_process_killed_at_any_moment_leaves_a_ledger_that_can_be_read(path: p
         child.stdout.close()
         child.wait()
         billed += lines.count("bill")
-        doubted += lines.count("doubt")
+        doubted += lines.count("mark_in_doubt")
 
     snapshot = Spending(path=path).snapshot()
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from phospho_multimodal.tools.schema_text import inline_references, prune_schema
+from phospho_multimodal.tools.schema import inline_references, prune_schema
 
 
 class Node(BaseModel):

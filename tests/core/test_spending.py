@@ -33,7 +33,7 @@ from phospho_multimodal.spending.budget import Reservation
 from pictures import encoded
 
 PICTURE = encoded()
-ENDS = ("bill", "release", "doubt")
+ENDS = ("bill", "release", "mark_in_doubt")
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -73,7 +73,7 @@ class LedgerMachine(RuleBasedStateMachine):
         snapshot = self.spending.snapshot()
         counts = {end: list(self.ends.values()).count(end) for end in (*ENDS, "reserved")}
         assert snapshot.images_billed == counts["bill"]
-        assert snapshot.images_in_doubt == counts["doubt"]
+        assert snapshot.images_in_doubt == counts["mark_in_doubt"]
         assert snapshot.images_reserved == counts["reserved"]
 
     @invariant()
@@ -307,7 +307,7 @@ def test_a_snapshot_prints_well():
 def test_the_callback_comes_once_when_four_fifths_are_gone():
     told: list[SpendingSnapshot] = []
     spending = Spending(0.10, on_nearly_spent=told.append)
-    for end in ("bill", "release", *["doubt"] * 4, *["bill"] * 4):
+    for end in ("bill", "release", *["mark_in_doubt"] * 4, *["bill"] * 4):
         (reservation,) = spending.reserve()
         getattr(reservation, end)()
 

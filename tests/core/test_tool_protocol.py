@@ -227,12 +227,12 @@ def test_every_form_of_tool_choice_is_known(choice: Any, forced: bool, only: str
     ("options", "says"),
     [
         ({"tools": []}, "tools= is empty"),
-        ({"tools": [{"type": "web_search"}]}, "no function with a name"),
-        ({"tools": ["refresh"]}, "no function with a name"),
+        ({"tools": [{"type": "web_search"}]}, "not a function with a name"),
+        ({"tools": ["refresh"]}, "not a function with a name"),
         ({"tools": BOTH, "tool_choice": "zoom"}, "the tools are: get_weather, refresh"),
         ({"tool_choice": "any"}, "the tools are: none"),
-        ({"tools": BOTH, "tool_choice": 3}, "tool_choice is a int"),
-        ({"tools": BOTH, "tool_choice": ["refresh"]}, "tool_choice is a list"),
+        ({"tools": BOTH, "tool_choice": 3}, "got a int"),
+        ({"tools": BOTH, "tool_choice": ["refresh"]}, "got a list"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
     ],
@@ -291,7 +291,7 @@ def test_a_call_is_read_in_every_dialect(reply: str) -> None:
     answer = read(reply, FREE)
     assert answer.call is not None
     assert (answer.call.name, answer.call.arguments) == ("get_weather", PARIS)
-    assert (answer.text, answer.broken) == ("", None)
+    assert (answer.text, answer.invalid_tool_name) == ("", None)
     assert answer.metadata["raw_reply"] == reply
     assert not answer.metadata.keys() & {"tool_call_problem", "tool_calls_omitted"}
 
@@ -336,10 +336,10 @@ def test_letters_stay_as_they_are_and_ids_differ() -> None:
 )
 def test_what_is_no_call_stays_text(reply: str) -> None:
     answer = read(reply, FREE)
-    assert (answer.text, answer.call, answer.broken) == (reply, None, None)
+    assert (answer.text, answer.call, answer.invalid_tool_name) == (reply, None, None)
     with pytest.raises(NoToolCallError, match="it called none"):
         read(reply, FORCED)
-    told_instead = read(reply, replace(FORCED, tells=True))
+    told_instead = read(reply, replace(FORCED, return_invalid_calls=True))
     assert told_instead.text == reply
 
 
@@ -379,7 +379,7 @@ def test_a_call_that_cannot_be_run_is_handed_on_twice_in_a_row(
             assert problem in answer.metadata["tool_call_problem"]
     third = [*ASKED, *IN_VAIN, called("nope"), told("There is no such tool.")]
     answer = read(reply, FREE, third)
-    assert (answer.text, answer.call, answer.broken) == (reply, None, name)
+    assert (answer.text, answer.call, answer.invalid_tool_name) == (reply, None, name)
     with pytest.raises(NoToolCallError, match=problem):
         read(reply, FORCED, third)
     # A call that ran in between, and it may try again.
@@ -426,7 +426,7 @@ def test_what_python_would_read_in_its_own_way_is_not_read(value: str) -> None:
 )
 def test_a_broken_call_does_not_run_where_nothing_is_required(reply: str, problem: str) -> None:
     answer = read(reply, FREE)
-    assert (answer.text, answer.call, answer.broken) == (reply, None, "refresh")
+    assert (answer.text, answer.call, answer.invalid_tool_name) == (reply, None, "refresh")
     with pytest.raises(NoToolCallError, match=problem):
         read(reply, FORCED)
 
@@ -434,7 +434,7 @@ def test_a_broken_call_does_not_run_where_nothing_is_required(reply: str, proble
 def test_a_call_of_an_unknown_tool_is_an_answer_unless_a_call_was_forced() -> None:
     reply = '{"name": "nope", "arguments": {"x": 1.50}}'
     answer = read(reply, FREE)
-    assert (answer.text, answer.call, answer.broken) == (reply, None, None)
+    assert (answer.text, answer.call, answer.invalid_tool_name) == (reply, None, None)
     assert "tool_call_problem" not in answer.metadata
     for turns in (ASKED, [*ASKED, *IN_VAIN]):
         answer = read(reply, FORCED, turns)
@@ -469,7 +469,7 @@ def test_another_tool_than_the_one_forced_is_not_handed_on() -> None:
 def test_arguments_alone_are_a_call_where_only_one_tool_was_meant(
     reply: str, protocol: ToolProtocol, arguments: dict[str, Any] | None
 ) -> None:
-    answer = read(reply, replace(protocol, tells=True))
+    answer = read(reply, replace(protocol, return_invalid_calls=True))
     assert (None if answer.call is None else answer.call.arguments) == arguments
 
 
@@ -642,7 +642,7 @@ def test_a_reply_cut_anywhere_is_never_a_call_with_other_arguments(
     arguments = data.draw(ARGUMENTS)
     name = data.draw(st.sampled_from(["get_weather", "refresh"]))
     protocol = ToolProtocol.of(BOTH, tool_choice=name if forced else None)
-    protocol = replace(protocol, tells=True)
+    protocol = replace(protocol, return_invalid_calls=True)
     written = "Look: " + DIALECTS[dialect](name, arguments)
     for length in range(len(written)):
         answer = read(written[:length], protocol)

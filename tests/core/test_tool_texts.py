@@ -19,7 +19,11 @@ from phospho_multimodal import UnsupportedContentError
 from phospho_multimodal.images.source import ImageSource
 from phospho_multimodal.messages.content_blocks import make_turn
 from phospho_multimodal.messages.conversation import Turn
-from phospho_multimodal.messages.embedded_images import LONGEST_RUN, check_tool_text, pictures_apart
+from phospho_multimodal.messages.embedded_images import (
+    LONGEST_RUN,
+    check_tool_text,
+    split_embedded_images,
+)
 from pictures import encoded, receipt
 
 
@@ -132,7 +136,7 @@ PICTURES = {name: data for name, data in FILES.items() if name != "anything"}
 @pytest.mark.parametrize("wrap", [*WRAPPINGS.values(), str, repr], ids=[*WRAPPINGS, "str", "repr"])
 def test_pictures_are_taken_out_of_a_text_whole(data: bytes, wrap: Any) -> None:
     text = f"Before: {wrap(data)}\nBetween: {wrap(data)}\nAfter"
-    before, first, between, second, after = pictures_apart(text)
+    before, first, between, second, after = split_embedded_images(text)
     assert isinstance(first, ImageSource)
     assert isinstance(second, ImageSource)
     assert first.read() == second.read() == data
@@ -148,7 +152,7 @@ def test_pictures_are_taken_out_of_a_text_whole(data: bytes, wrap: Any) -> None:
     "text", [*TEXTS.values(), base64.b64encode(FILES["anything"]).decode()], ids=[*TEXTS, "a file"]
 )
 def test_what_is_no_picture_stays_text(text: str) -> None:
-    assert pictures_apart(text) == [text]
+    assert split_embedded_images(text) == [text]
 
 
 # What looks like a picture, and is none, or cannot be read any more.
@@ -167,14 +171,14 @@ ODD_TEXTS = {
 @pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS)
 def test_what_only_looks_like_a_picture_stays_text(text: str) -> None:
     begin = time.process_time()
-    assert pictures_apart(text) == [text]
+    assert split_embedded_images(text) == [text]
     assert time.process_time() - begin < 1
 
 
 def test_a_short_first_line_behind_an_escaped_break_is_no_error() -> None:
     symbols = base64.b64encode(noise(3 * LONGEST_RUN, 1)).decode()
     text = f"\\n{symbols[:59]}\n{symbols[59:]}"
-    assert pictures_apart(text) == [text]
+    assert split_embedded_images(text) == [text]
     with pytest.raises(UnsupportedContentError):
         check_tool_text(text)
 
@@ -189,14 +193,14 @@ def test_a_picture_behind_another_whose_last_line_is_full_is_found(kind: str) ->
         "JPEG": lambda: data[:2] + b"\xff" * missing + data[2:],
         "GIF": lambda: data[:6] + bytes(missing) + data[6:],
     }[kind]()
-    found = pictures_apart((base64.encodebytes(first) + base64.encodebytes(NOISE)).decode())
+    found = split_embedded_images((base64.encodebytes(first) + base64.encodebytes(NOISE)).decode())
     assert [part.read() for part in found if isinstance(part, ImageSource)] == [first, NOISE]
 
 
 def test_a_large_picture_as_python_shows_bytes_takes_no_long_time() -> None:
     data = b"\x89PNG\r\n\x1a\n" + noise(4_000_000, 1)
     begin = time.process_time()
-    (picture,) = pictures_apart(repr(data))
+    (picture,) = split_embedded_images(repr(data))
     assert isinstance(picture, ImageSource)
     assert picture.read() == data
     assert time.process_time() - begin < 3
@@ -208,7 +212,7 @@ def test_no_byte_is_lost_between_lines(size: int, width: int) -> None:
     data = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + noise(size, size)
     symbols = base64.b64encode(data).decode()
     lines = "\n".join(symbols[at : at + width] for at in range(0, len(symbols), width))
-    before, picture, after = pictures_apart(f"It is\n{lines}\nAll of it.")
+    before, picture, after = split_embedded_images(f"It is\n{lines}\nAll of it.")
     assert isinstance(picture, ImageSource)
     assert (before, picture.read()) == ("It is\n", data)
     assert str(after).strip() == "All of it."
@@ -224,7 +228,7 @@ def test_two_pictures_on_lines_of_their_own_are_two(width: int, line_break: str)
         if width > len(symbols):
             symbols = symbols.rstrip("=")
         lines += [symbols[at : at + width] for at in range(0, len(symbols), width)]
-    found = pictures_apart(line_break.join(lines))
+    found = split_embedded_images(line_break.join(lines))
     assert [part.read() for part in found if isinstance(part, ImageSource)] == pictures
     assert not "".join(part for part in found if isinstance(part, str)).strip("\\nr\r\n")
 

@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import httpx_aiohttp
 import pytest
+from httpx_aiohttp import HttpxAiohttpClient
 
 from fault_server import Behaviour, answer, hang, prediction, raw, reset, status
 from phospho_multimodal import AsyncPhosphoClient, PhosphoClient, PhosphoError, Spending
+from phospho_multimodal.exchange.attempts import ClientState
+from phospho_multimodal.settings import Settings
 from pictures import encoded
 
 PICTURE = encoded()
@@ -67,7 +69,7 @@ OVER_SOCKETS = {
     "the async client's own": _own_async,
     "httpx.Client": _httpx,
     "httpx.AsyncClient": _async_with(httpx.AsyncClient),
-    "httpx-aiohttp": _async_with(httpx_aiohttp.HttpxAiohttpClient),
+    "httpx-aiohttp": _async_with(HttpxAiohttpClient),
 }
 
 # What the server does, how the call ends, requests received, images billed, images in doubt.
@@ -218,3 +220,22 @@ async def test_an_application_that_fails_before_it_reads_has_received_nothing():
 
     assert _end(result) == "ConnectionFailedError"
     assert spending.snapshot().images_in_doubt == 0
+
+
+def test_a_batch_sends_over_aiohttp_unless_it_is_given_a_client(lab):
+    shared = ClientState.of(Settings.resolve(base_url=lab().base_url), None)
+    own = httpx.AsyncClient()
+
+    assert isinstance(AsyncPhosphoClient.over_aiohttp(shared)._http_client, HttpxAiohttpClient)
+    assert AsyncPhosphoClient.over_aiohttp(shared, own)._http_client is own
+
+
+async def test_the_client_over_aiohttp_is_closed_with_the_one_that_made_it(lab):
+    server = lab(answer())
+    shared = ClientState.of(Settings.resolve(base_url=server.base_url), None)
+
+    async with AsyncPhosphoClient.over_aiohttp(shared) as client:
+        await client.describe(PICTURE)
+
+    assert client._http_client.is_closed
+    await asyncio.to_thread(server.wait_until_idle)

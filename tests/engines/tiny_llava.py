@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT :{% endif %}"
 )
 
-_SIDE, _PATCH, _WIDTH = 28, 14, 48
+_SIDE, _PATCH, _WIDTH = 28, 14, 64  # vLLM: 32 for each of two heads
 
 
 def save_tiny_llava(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:

@@ -53,8 +53,7 @@ def test_an_error_is_in_both_trees_and_survives_a_pickle(kind: type[errors.Phosp
     with pytest.raises(kind) as raised, langchain_errors():
         raise original
     error = raised.value
-    assert error is original
-    assert (error.__context__, error.__cause__) == (None, None)
+    assert error.__cause__ is original
     revived = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     for held in (error, revived):
         assert isinstance(held, EXPECTED[kind])
@@ -202,7 +201,9 @@ def test_nothing_hangs_on_an_error_of_the_network(how: str, driver: Any, red: An
     with pytest.raises(errors.ConnectionFailedError) as raised:
         getattr(driver, how)(model, ask(red))
     assert isinstance(raised.value, langchain.ModelConnectionError)
-    assert (raised.value.__context__, raised.value.__cause__) == (None, None)
+    cause = raised.value.__cause__
+    assert isinstance(cause, errors.ConnectionFailedError)
+    assert (cause.__context__, cause.__cause__) == (None, None)
 
 
 @pytest.mark.parametrize("body", ["<html>", {"predictions": []}, {"predictions": [{}, {}]}])

@@ -70,7 +70,7 @@ def test_two_pictures_never_share_a_cached_answer(
     assert [request.picture for request in endpoint.received] == [red.sha256, blue.sha256]
 
 
-def test_a_cache_tells_pictures_apart_by_their_messages_and_not_by_their_pixels(
+def test_a_cache_tells_split_embedded_images_by_their_messages_and_not_by_their_pixels(
     driver: Any, cached: ChatPhospho, endpoint: Any, red: Any
 ) -> None:
     forms = [

@@ -18,7 +18,7 @@ from langgraph.graph import END, START, StateGraph
 from fault_server import Connection, FaultServer, Received, answer, status
 from langchain_phospho import ChatPhospho, VisionMiddleware
 from langchain_phospho.image_describer import ImageDescriber, ImageQuestion, RecognizedImage
-from langchain_phospho.message_images import shown_pictures
+from langchain_phospho.message_images import shown_images
 from scripted_chat import ScriptedChat
 
 PATIENCE = 20.0
@@ -226,7 +226,7 @@ def test_the_same_look_twice_in_a_row_is_one_request(
 ) -> None:
     gate.open.set()
     describer = ImageDescriber(model)
-    (picture,) = shown_pictures(HumanMessage([red.block]))
+    (picture,) = shown_images(HumanMessage([red.block]))
     image = describer.recognize(picture)
     assert isinstance(image, RecognizedImage)
     answers = describer.describe(
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_for_ever(
     gate.open.set()
     describer = ImageDescriber(model)
     for picture in (red, blue, red):
-        (shown,) = shown_pictures(HumanMessage([picture.block]))
+        (shown,) = shown_images(HumanMessage([picture.block]))
         image = describer.recognize(shown)
         assert isinstance(image, RecognizedImage)
         describer.describe([ImageQuestion(image, "What?")])

@@ -34,7 +34,7 @@ from langgraph.constants import TAG_NOSTREAM
 from PIL import Image
 
 from langchain_phospho import ChatPhospho, VisionMiddleware
-from langchain_phospho.message_images import shown_pictures, with_words
+from langchain_phospho.message_images import shown_images, with_words
 from langchain_phospho.middleware import LookAgainTool
 from live_server import serve
 from phospho_multimodal import (
@@ -134,7 +134,7 @@ def test_all_that_a_providers_tool_gave_is_read(
 @pytest.mark.parametrize("shape", BLOCKS, ids=lambda shape: shape.name)
 def test_every_form_of_a_picture_gives_way_to_words(shape: Shape) -> None:
     message = ToolMessage(["before", shape.block, "after"], tool_call_id="1")
-    pictures = shown_pictures(message)
+    pictures = shown_images(message)
     words = iter(f"picture {number}" for number in range(9))
     replaced = with_words(message, words)
     assert message.content == ["before", shape.block, "after"]
@@ -177,7 +177,7 @@ def test_a_picture_that_cannot_be_looked_at_leaves_a_note(
 def test_what_is_no_picture_is_left_to_the_driving_model(model: ChatPhospho) -> None:
     sound = {"type": "audio", "base64": "aGVsbG8=", "mime_type": "audio/wav"}
     paper = {"type": "file", "base64": "JVBERi0=", "mime_type": "application/pdf"}
-    assert shown_pictures(HumanMessage(["Hear", sound, paper])) == []
+    assert shown_images(HumanMessage(["Hear", sound, paper])) == []
 
 
 @pytest.mark.parametrize("wrap", ["base64", "data URL", "bytes", "a block as text", "two"])

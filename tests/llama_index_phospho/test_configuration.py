@@ -23,7 +23,8 @@ from phospho_multimodal import (
     MissingImageError,
     MissingKeyError,
 )
-from phospho_multimodal.settings import ClientOptions, ParameterOptions
+from phospho_multimodal.contract import ParameterOptions
+from phospho_multimodal.settings import ClientOptions
 from pictures import draw, encoded
 
 KEY = "sk-secret-0123456789"

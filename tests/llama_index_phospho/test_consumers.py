@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import BaseNode, ImageNode, TextNode
-from pydantic import BaseModel
 
 from consumer_matrix import CONSUMERS, PICTURES, Consumer, table
 from consumers import Animal, FixedRetriever, Material
@@ -26,7 +24,6 @@ from llama_index_phospho import Phospho, PhosphoMultiModal
 from phospho_multimodal import (
     APIStatusError,
     AuthenticationError,
-    ConfigurationError,
     EndpointGoneError,
     InvalidRequestError,
     MissingImageError,
@@ -147,7 +144,9 @@ def test_a_cell_of_the_matrix(
 
 
 def test_the_readme_shows_the_matrix() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "cookbook/reference/llama_index_matrix.md").read_text(
+        encoding="utf-8"
+    )
     assert table() in readme
 
 
@@ -263,81 +262,6 @@ class TestFilteringOfAnswersByText:
         node = image_node if multimodal else TextNode(text="Cats are nice.")
         engine = filtering(make(default_image=picture), node, multimodal=multimodal)
         assert str(queried(engine, how)) == says
-
-
-class Count(BaseModel):
-    """How many there are."""
-
-    answer: int
-
-
-@pytest.mark.parametrize("how", ["query", "aquery"])
-@pytest.mark.parametrize("mode", ["compact", "refine"])
-@pytest.mark.parametrize("multimodal", [True, False], ids=["pictures", "texts"])
-@pytest.mark.parametrize("output_cls", [Animal, Count])
-def test_an_object_that_core_cannot_stream_is_refused_before_it_is_paid_for(
-    make: Callable[..., Any],
-    *,
-    server: FaultServer,
-    image_node: ImageNode,
-    picture: bytes,
-    output_cls: type[BaseModel],
-    multimodal: bool,
-    mode: str,
-    how: str,
-) -> None:
-    """Core's synthesizers stream the field `answer` alone, and would end in "Empty Response"."""
-    server.script = [answer('{"name": "cat", "answer": 3}')]
-    engine = RetrieverQueryEngine.from_args(
-        FixedRetriever([image_node if multimodal else TextNode(text="Cats are nice.")]),
-        llm=make(default_image=picture),
-        multimodal=multimodal,
-        response_mode=mode,
-        output_cls=output_cls,
-        streaming=True,
-    )
-    with pytest.raises(ConfigurationError, match=f"streaming=False.*{output_cls.__name__}"):
-        queried(engine, how)
-    assert server.requests == []
-
-
-class Perhaps(BaseModel):
-    """An answer of which only the answer tells whether it can be streamed."""
-
-    answer: str | int | None
-
-
-@pytest.mark.parametrize("how", ["query", "aquery"])
-@pytest.mark.parametrize("mode", ["compact", "refine"])
-@pytest.mark.parametrize("multimodal", [True, False], ids=["pictures", "texts"])
-@pytest.mark.parametrize(("reply", "told"), [("null", "NoneType"), ("3", "int"), ('"a cat"', None)])
-def test_an_object_without_a_text_to_stream_is_no_empty_response(
-    make: Callable[..., Any],
-    *,
-    server: FaultServer,
-    image_node: ImageNode,
-    picture: bytes,
-    reply: str,
-    told: str | None,
-    multimodal: bool,
-    mode: str,
-    how: str,
-) -> None:
-    server.script = [answer(f'{{"answer": {reply}}}')]
-    engine = RetrieverQueryEngine.from_args(
-        FixedRetriever([image_node if multimodal else TextNode(text="Cats are nice.")]),
-        llm=make(default_image=picture),
-        multimodal=multimodal,
-        response_mode=mode,
-        output_cls=Perhaps,
-        streaming=True,
-    )
-    if told is None:
-        assert str(queried(engine, how)) == json.loads(reply)
-    else:
-        with pytest.raises(NoToolCallError, match=f"'answer' of the Perhaps is of type {told}"):
-            queried(engine, how)
-    assert server.billed == 1
 
 
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])

@@ -58,15 +58,15 @@ def test_a_model_comes_back_from_its_dict(
 @pytest.mark.parametrize(
     ("spending", "given", "warns"),
     [
-        pytest.param(Spending(max_usd=1), {}, True, id="a cap in dollars"),
-        pytest.param(Spending(max_images=5), {}, True, id="a cap in images"),
-        pytest.param(Spending(max_usd=0), {}, True, id="a cap of nothing"),
+        pytest.param(Spending(max_usd=1), {}, True, id="a limit in dollars"),
+        pytest.param(Spending(max_images=5), {}, True, id="a limit in images"),
+        pytest.param(Spending(max_usd=0), {}, True, id="a limit of 0"),
         pytest.param(Spending(max_usd=1), {"spending": Spending(max_usd=2)}, False, id="a new one"),
-        pytest.param(Spending(), {}, False, id="no cap"),
+        pytest.param(Spending(), {}, False, id="no limit"),
         pytest.param(None, {}, False, id="no ledger"),
     ],
 )
-def test_a_cap_that_is_gone_is_told(
+def test_a_lost_spending_limit_is_logged(
     kind: type[Phospho],
     spending: Spending | None,
     given: dict[str, Any],
@@ -77,7 +77,7 @@ def test_a_cap_that_is_gone_is_told(
     before = dict(data)
     with caplog.at_level(logging.WARNING):
         kind.from_dict(data, **given)
-    assert ["cap of this model is gone" in line for line in caplog.messages] == [True] * warns
+    assert ["lost its spending limit" in line for line in caplog.messages] == [True] * warns
     assert data == before
 
 
@@ -119,7 +119,7 @@ def test_a_copy_has_the_key_and_its_own_connections(
     twin.close()
 
 
-def test_copies_share_one_cap(make: Callable[..., Any], picture: bytes) -> None:
+def test_copies_share_one_spending_limit(make: Callable[..., Any], picture: bytes) -> None:
     llm = make(spending=Spending(max_images=1))
     twin = copy.deepcopy(llm)
     assert twin.spending is llm.spending is copy.copy(llm).spending
@@ -139,7 +139,7 @@ def test_a_ledger_in_a_file_goes_along(
     twin.close()
 
 
-def test_a_cap_is_not_lost_in_a_pickle(make: Callable[..., Any]) -> None:
+def test_a_pickle_does_not_lose_the_spending_limit(make: Callable[..., Any]) -> None:
     llm = make(spending=Spending(max_usd=1))
     with pytest.raises(ConfigurationError, match="second cap"):
         pickle.dumps(llm)
@@ -154,7 +154,7 @@ def test_borrowed_clients_are_shared_by_copies_and_left_behind_by_pickles(
         assert copy.deepcopy(llm).http_client is borrowed
         twin = revived(llm)
         assert (twin.http_client, twin.http_async_client) == (None, None)
-        assert "leaves its http clients behind" in caplog.text
+        assert "leaves its http_client and http_async_client behind" in caplog.text
         assert llm.http_client is borrowed  # core would have taken it from the original
         assert llm.complete("What?", [picture]).text
         llm.close()

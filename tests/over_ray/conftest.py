@@ -26,7 +26,17 @@ def ray_cluster(nodes: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Start servers that count what they bill; each tells its base URL."""
+    """Start servers that count what they bill; each returns its base URL."""
+    yield from _serve()
+
+
+@pytest.fixture(scope="module")
+def serve_shared() -> Iterator[Callable[..., str]]:
+    """The same, for all tests of a file."""
+    yield from _serve()
+
+
+def _serve() -> Iterator[Callable[..., str]]:
     with ExitStack() as stack:
 
         def start(faults: float = 0.0, seconds: float = 0.02, **options: int) -> str:

@@ -18,7 +18,14 @@ from batch_soak import counts, draw_pictures, look
 from clusters import add_node
 from PIL import Image
 
-from phospho_multimodal import ConfigurationError, PaymentRequiredError, SpendingLimitError
+from describing_many import Endpoint, described, fill
+from fault_server import status
+from phospho_multimodal import (
+    ConfigurationError,
+    PaymentRequiredError,
+    RateLimitedError,
+    SpendingLimitError,
+)
 from phospho_multimodal.batch import Progress, Summary, describe_many
 
 Serve = Callable[..., str]
@@ -132,21 +139,44 @@ def test_a_fatal_error_ends_it_with_what_was_done(
     assert summary.images_in_doubt == 0
 
 
-def test_an_interruption_ends_it_well(ray_cluster: Any, serve: Serve, photos: Path, out: Path):
-    base_url = serve(seconds=0.2)
-    interrupted = threading.Event()
+def test_an_endpoint_that_limits_the_rate_or_is_away_costs_no_row(
+    ray_cluster: Any, tmp_path: Path, out: Path
+):
+    refusals = [status(429, headers={"retry-after": "1"})] * 4 + [status(503)] * 4
+    endpoint = Endpoint(*[described()] * 5, *refusals, described())
+    fill(tmp_path / "photos", range(20))
+    progress: list[Progress] = []
+    with endpoint.running():
+        summary = over_ray(
+            ray_cluster,
+            tmp_path / "photos",
+            out,
+            endpoint.base_url,
+            max_retries=0,
+            on_progress=progress.append,
+        )
+    assert (summary.described, summary.failed, summary.pending) == (20, 0, 0)
+    assert endpoint.billed == summary.images_billed == 20
+    assert any(one.waits_for for one in progress), "it says that it waits"
 
-    def watch(progress: Progress) -> None:
-        if progress.described > 20:
-            interrupted.set()
 
-    summary = over_ray(
-        ray_cluster, photos, out, base_url, on_progress=watch, interrupted=interrupted
-    )
-    assert 20 < summary.described < 196
-    assert summary.pending > 0
+def test_an_outage_that_is_too_long_ends_the_job_and_leaves_the_rows_pending(
+    ray_cluster: Any, tmp_path: Path, out: Path
+):
+    endpoint = Endpoint(*[described()] * 5, status(429, headers={"retry-after": "30"}))
+    fill(tmp_path / "photos", range(20))
+    with endpoint.running(), pytest.raises(RateLimitedError, match="max_outage"):
+        over_ray(
+            ray_cluster,
+            tmp_path / "photos",
+            out,
+            endpoint.base_url,
+            max_retries=0,
+            max_outage=5,
+        )
+    summary = Summary.read(next(out.iterdir()))
+    assert (summary.described, summary.failed, summary.pending) == (5, 0, 15)
     assert summary.images_in_doubt == 0
-    assert summary.images_billed == sum(counts(base_url).values())
 
 
 def command_of(nodes: Any, source: Path, out: Path, base_url: str) -> list[str]:

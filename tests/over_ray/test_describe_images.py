@@ -7,10 +7,13 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -25,7 +28,8 @@ from phospho_multimodal import (
     SpendingLimitError,
     prepare_image,
 )
-from phospho_multimodal.ray import DescribeImages, open_accounts
+from phospho_multimodal.batch import describe_many
+from phospho_multimodal.ray import Accounts, DescribeImages, open_accounts
 from phospho_multimodal.ray.describe_images import ADDED
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -37,8 +41,8 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 def png(number: int, mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> bytes:
     file = io.BytesIO()
-    picture = Image.new("RGB", size, (number % 256, number // 256, 7))
-    picture.convert(mode).save(file, "PNG")
+    image = Image.new("RGB", size, (number % 256, number // 256, 7))
+    image.convert(mode).save(file, "PNG")
     return file.getvalue()
 
 
@@ -52,44 +56,201 @@ def dataset(rows: list[dict[str, Any]], blocks: int = 10) -> ray.data.Dataset:
     return ray.data.from_items(rows, override_num_blocks=blocks)
 
 
-def describe(rows: list[dict[str, Any]], accounts: Any, **options: Any) -> list[dict[str, Any]]:
-    told = {"column": "bytes", "workers": 2, "concurrency": 4, "batch_size": 8, **options}
-    return DescribeImages.on(dataset(rows), accounts, **told).take_all()
+def describe(rows: list[dict[str, Any]], accounts: Accounts, **options: Any) -> list[Any]:
+    given = {"column": "bytes", "workers": 2, "concurrency": 4, "batch_size": 8, **options}
+    return DescribeImages.on(dataset(rows), accounts, **given).take_all()
 
 
-def test_every_row_once_duplicates_paid_once_and_a_second_job_sends_nothing(
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, serve_shared: Serve) -> Iterator[Accounts]:
+    """One job for the tests that only look at rows: its coordinator takes seconds to start."""
+    out = tmp_path_factory.mktemp("shared")
+    with open_accounts(out, "What?", base_url=serve_shared()) as accounts:
+        yield accounts
+
+
+def here(batch: Any, accounts: Accounts, **options: Any) -> Any:
+    """Describe a batch in this process."""
+    return DescribeImages(accounts, **options)(batch)
+
+
+# --- pipelines ------------------------------------------------------------------------------------
+
+
+def test_rays_defaults_describe_every_row_once_and_two_prompts_fit_into_one_pipeline(
     serve: Serve, out: Path
 ):
-    base_url = serve()
+    base_url = serve(seconds=0.2)
     rows = rows_of(80, twice=40, broken=3)
-    with open_accounts(out, "What?", base_url=base_url) as accounts:
-        found = describe(rows, accounts)
-        money = accounts.snapshot().money
-    assert sorted(row["n"] for row in found) == list(range(123))
-    assert Counter(row["status"] for row in found) == {"described": 120, "failed": 3}
-    assert {row["error_class"] for row in found if row["status"] == "failed"} == {"ImageError"}
-    assert sum(row["cost_usd"] for row in found) == pytest.approx(0.80)
-    assert sum(row["attempts"] for row in found) == 80
-    by_sha = {row["sha256"]: row["description"] for row in found if row["sha256"]}
-    assert all(told.endswith(sha[:16] + ".") for sha, told in by_sha.items())
-    billed = counts(base_url)
-    assert len(billed) == sum(billed.values()) == money.images_billed == 80
-    assert (money.images_in_doubt, money.images_reserved) == (0, 0)
-    with open_accounts(out, "What?", base_url=base_url) as accounts:
-        again = describe(rows, accounts)
-    assert Counter(row["status"] for row in again) == {"described": 120, "failed": 3}
-    assert look(base_url, "count")["requests"] == 80
-
-
-def test_the_columns_and_their_types_are_there_whatever_the_rows_are(serve: Serve, out: Path):
-    with open_accounts(out, base_url=serve()) as accounts:
-        described = DescribeImages.on(
-            dataset(rows_of(0, broken=3), 1), accounts, column="bytes", workers=1
+    with (
+        open_accounts(out, "What?", base_url=base_url, requests_per_second=20) as what,
+        open_accounts(out, "Where?", base_url=base_url) as where,
+    ):
+        given: dict[str, Any] = {"column": "bytes", "concurrency": 8}
+        found = (
+            dataset(rows)
+            .map_batches(
+                DescribeImages,
+                fn_constructor_kwargs={**given, "accounts": what},
+                concurrency=1,
+                num_cpus=0,
+            )
+            .map_batches(
+                DescribeImages,
+                fn_constructor_kwargs={**given, "accounts": where, "prefix": "where_"},
+                concurrency=2,
+                num_cpus=0,
+                batch_format="pandas",
+                runtime_env={"env_vars": {"SOME": "thing"}},
+            )
+            .take_all()
         )
-        described.write_parquet(str(out / "rows"))
-    table = pq.read_table(out / "rows")
-    types = {name: str(table.schema.field(name).type) for name in ADDED}
-    assert types == {name: {"float64": "double"}.get(kind, kind) for name, kind in ADDED.items()}
+        money = what.snapshot().money
+    assert sorted(row["n"] for row in found) == list(range(123))
+    for prefix in ("", "where_"):
+        assert Counter(row[f"{prefix}status"] for row in found) == {"described": 120, "failed": 3}
+        assert sum(row[f"{prefix}cost_usd"] for row in found) == pytest.approx(0.80)
+        assert sum(row[f"{prefix}attempts"] for row in found) == 80
+    failed = {row["error_class"] for row in found if row["status"] == "failed"}
+    assert failed == {"ImageError"}
+    by_sha = {row["sha256"]: row["description"] for row in found if row["sha256"]}
+    assert all(text.endswith(sha[:16] + ".") for sha, text in by_sha.items())
+    assert set(counts(base_url).values()) == {2}, "once for each prompt"
+    assert (money.images_billed, money.images_in_doubt, money.images_reserved) == (80, 0, 0)
+    times = look(base_url, "times")
+    assert max(times) - min(times) >= 2, "twenty at once, and then twenty in a second"
+
+
+def test_the_spending_limit_holds_to_the_image_over_all_workers_and_runs(serve: Serve, out: Path):
+    base_url = serve(faults=0.1)
+    rows = rows_of(100)
+    with open_accounts(out, base_url=base_url, max_images=33) as accounts:
+        with pytest.raises(SpendingLimitError):
+            describe(rows, accounts)
+        snapshot = accounts.snapshot()
+    taken = snapshot.money.images_billed + snapshot.money.images_in_doubt
+    assert taken == sum(counts(base_url).values()) == 33
+    assert isinstance(snapshot.stopped_by, SpendingLimitError)
+    with (
+        open_accounts(out, base_url=base_url, max_images=33) as accounts,
+        pytest.raises(SpendingLimitError),
+    ):
+        here(pa.Table.from_pylist(rows), accounts, column="bytes")
+    assert sum(counts(base_url).values()) == 33
+
+
+def test_a_fatal_error_ends_the_job_as_itself_after_the_requests_in_progress(
+    serve: Serve, out: Path
+):
+    base_url = serve(seconds=0.3, refuse_after=20)
+    with open_accounts(out, base_url=base_url) as accounts:
+        with pytest.raises(PaymentRequiredError) as refused:
+            describe(rows_of(100), accounts)
+        snapshot = accounts.snapshot()
+    assert refused.value.status_code == 402
+    assert isinstance(snapshot.stopped_by, PaymentRequiredError)
+    assert sum(counts(base_url).values()) == snapshot.money.images_billed == 20
+    assert (snapshot.money.images_in_doubt, snapshot.money.images_reserved) == (0, 0)
+
+
+def test_a_node_is_killed_in_the_middle(ray_cluster: Any, serve: Serve, out: Path):
+    base_url = serve(seconds=0.3)
+    rows = rows_of(160, twice=60, broken=4)
+
+    def kill_a_node() -> None:
+        wait_for(base_url, 40)
+        ray_cluster.remove_node(next(iter(ray_cluster.worker_nodes)), allow_graceful=False)
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    try:
+        with open_accounts(out, base_url=base_url) as accounts:
+            found = describe(rows, accounts)
+            money = accounts.snapshot().money
+    finally:
+        killer.join()
+        add_node(ray_cluster)
+    assert sorted(row["n"] for row in found) == list(range(224)), "every row once"
+    check_money(base_url, money, 160)
+    with open_accounts(out, base_url=base_url, retry_in_doubt=True) as accounts:
+        again = here(pa.Table.from_pylist(rows), accounts, column="bytes").to_pylist()
+        settled = accounts.snapshot().money
+    assert Counter(row["status"] for row in again) == {"described": 220, "failed": 4}
+    assert settled.images_billed == 160
+    twice = sum(times - 1 for times in counts(base_url).values())
+    assert twice <= settled.images_in_doubt == money.images_in_doubt
+
+
+def test_a_worker_is_killed_in_the_middle(serve: Serve, out: Path):
+    base_url = serve(seconds=0.2)
+    killer = threading.Thread(target=kill_a_worker, args=(base_url, 30))
+    killer.start()
+    try:
+        with open_accounts(out, base_url=base_url) as accounts:
+            found = describe(rows_of(120, twice=20), accounts)
+            money = accounts.snapshot().money
+    finally:
+        killer.join()
+    assert sorted(row["n"] for row in found) == list(range(140)), "Ray made its batch again"
+    assert {row["status"] for row in found} <= {"described", "in_doubt"}
+    check_money(base_url, money, 120)
+    assert money.images_in_doubt <= 8, "the requests in progress"
+
+
+def test_the_coordinator_is_killed_and_the_same_call_resumes(serve: Serve, out: Path):
+    base_url = serve(seconds=0.2)
+    rows = rows_of(120)
+    with open_accounts(out, base_url=base_url) as accounts:
+
+        def kill() -> None:
+            wait_for(base_url, 30)
+            ray.kill(accounts.actor)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ConfigurationError, match="continues from there"):
+            describe(rows, accounts)
+        killer.join()
+    with open_accounts(out, base_url=base_url) as accounts:
+        again = here(pa.Table.from_pylist(rows), accounts, column="bytes").to_pylist()
+        money = accounts.snapshot().money
+    assert {row["status"] for row in again} <= {"described", "in_doubt"}
+    check_money(base_url, money, 120)
+
+
+def check_money(base_url: str, money: Any, images: int) -> None:
+    """Hold the coordinator's sums against the server's own count."""
+    billed = counts(base_url)
+    assert max(billed.values()) == 1, "nothing was paid twice"
+    assert money.images_billed <= sum(billed.values())
+    assert sum(billed.values()) <= money.images_billed + money.images_in_doubt
+    assert money.images_billed + money.images_in_doubt == images
+    assert money.images_reserved == 0
+
+
+def wait_for(base_url: str, answers: int) -> None:
+    while sum(counts(base_url).values()) < answers:
+        time.sleep(0.05)
+
+
+def kill_a_worker(base_url: str, after: int) -> None:
+    wait_for(base_url, after)
+    kill_process("ray::MapWorker")
+
+
+def test_the_block_of_the_readme(
+    serve: Serve, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    (block,) = re.findall(r"^```py\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    block = block.replace("/mnt/", f"{tmp_path}/")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHOSPHO_BASE_URL", serve())
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own text
+    assert "4 images billed" in capfd.readouterr().out
+    assert pq.read_table(tmp_path / "rows").num_rows == 4
+
+
+# --- images, columns and prompts ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -107,211 +268,136 @@ def sent_of(folder: Path) -> set[str]:
     return {prepare_image(path).sha256 for path in folder.iterdir()}
 
 
-def test_arrays_of_one_size(serve: Serve, out: Path, tmp_path: Path):
-    folder = tmp_path / "same"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}.png").write_bytes(png(number))
-    with open_accounts(out, base_url=serve()) as accounts:
-        pictures = ray.data.read_images(str(folder), mode="RGB", include_paths=True)
-        rows = DescribeImages.on(pictures, accounts, workers=1).take_all()
+def test_the_columns_and_their_types_are_there_whatever_the_rows_are(shared: Accounts):
+    batch = pa.Table.from_pylist(rows_of(0, broken=3))
+    table = here(batch, shared, column="bytes")
+    types = {name: str(table.schema.field(name).type) for name in ADDED}
+    assert types == {name: {"float64": "double"}.get(kind, kind) for name, kind in ADDED.items()}
+    frame = here(batch.to_pandas(), shared, column="bytes")
+    assert pa.Table.from_pandas(frame).schema.field("width").type == pa.int32()
+
+
+@pytest.mark.parametrize("batch_format", ["numpy", "pandas", "pyarrow"])
+@pytest.mark.parametrize("mode", ["RGB", None])
+def test_decoded_images_of_one_size_or_of_many(
+    shared: Accounts, folder: Path, tmp_path: Path, batch_format: str, mode: str | None
+):
+    if mode is not None:  # one size, so Ray makes one tensor of them
+        folder = tmp_path / "same"
+        folder.mkdir()
+        for number in range(3):
+            (folder / f"{number}.png").write_bytes(png(number))
+    images = ray.data.read_images(str(folder), mode=mode, include_paths=True)
+    batch = images.take_batch(batch_format=batch_format)
+    found = here(batch, shared)
+    assert type(found) is type(batch)
+    rows = as_rows(found)
     assert {row["status"] for row in rows} == {"described"}
-    assert {(row["width"], row["height"]) for row in rows} == {(16, 16)}
-    assert {row["sha256"] for row in rows} == sent_of(folder), "as if the files were sent"
+    if mode is not None:
+        assert {row["sha256"] for row in rows} == sent_of(folder), "as if the files were sent"
+    sizes = {(one.width, one.height) for one in map(prepare_image, folder.iterdir())}
+    assert {(row["width"], row["height"]) for row in rows} == sizes
 
 
-def test_arrays_of_many_sizes_and_modes(serve: Serve, out: Path, folder: Path):
-    with open_accounts(out, base_url=serve()) as accounts:
-        pictures = ray.data.read_images(str(folder), include_paths=True)
-        described = DescribeImages.on(pictures, accounts, workers=1)
-        rows = {Path(row["path"]).name: row for row in described.take_all()}
-    assert {row["status"] for row in rows.values()} == {"described"}, rows
-    sizes = {name: (row["width"], row["height"]) for name, row in rows.items()}
-    assert sizes == {"0.png": (12, 9), "1.png": (9, 12), "2.png": (11, 11), "3.png": (30, 20)}
-    assert rows["1.png"]["image"].size == 9 * 12
+def as_rows(batch: Any) -> list[dict[str, Any]]:
+    names = batch.column_names if isinstance(batch, pa.Table) else list(batch)
+    cells = {
+        name: batch[name].to_pylist() if isinstance(batch, pa.Table) else list(batch[name])
+        for name in names
+        if name != "image"
+    }
+    return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
 
 
-def test_bytes_of_files_with_a_broken_one(serve: Serve, out: Path, folder: Path):
-    sent = sent_of(folder)
-    (folder / "broken.png").write_bytes(b"nothing")
-    with open_accounts(out, base_url=serve()) as accounts:
-        files = ray.data.read_binary_files(str(folder), include_paths=True)
-        rows = DescribeImages.on(files, accounts, column="bytes", workers=1).take_all()
-    assert {row["sha256"] for row in rows if row["status"] == "described"} == sent
-    (broken,) = (row for row in rows if row["status"] == "failed")
-    assert (Path(broken["path"]).name, broken["error_class"]) == ("broken.png", "ImageError")
-
-
-def test_paths_urls_structs_and_nothing(serve: Serve, out: Path, folder: Path):
+def test_decoded_images_that_a_batch_has_described_cost_nothing(serve: Serve, tmp_path: Path):
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number in range(3):
+        noise = Image.effect_noise((64, 48), 40 + number).convert("RGB")
+        noise.save(source / f"{number}.jpg")
     base_url = serve()
+    described = describe_many(source, tmp_path / "out", "Q", base_url=base_url, results="jsonl")
+    with open_accounts(tmp_path / "out", "Q", base_url=base_url) as accounts:
+        images = ray.data.read_images(str(source), mode="RGB")
+        rows = DescribeImages.on(images, accounts, workers=1).take_all()
+    assert {row["status"] for row in rows} == {"described"}
+    assert {row["sha256"] for row in rows} == sent_of(source)
+    assert look(base_url, "count")["requests"] == described.images_billed == 3
+
+
+def test_bytes_paths_urls_structs_and_nothing(shared: Accounts, folder: Path):
     url = "http://example.com/cat.png"
     texts = [str(folder / "0.png"), url, str(folder / "missing.png"), "ftp://example.com/x", None]
-    with open_accounts(out, base_url=base_url) as accounts:
-        rows = DescribeImages.on(
-            dataset([{"at": at, "where": text} for at, text in enumerate(texts)], 1),
-            accounts,
-            column="where",
-            workers=1,
-        ).take_all()
-        structs = [
-            {"image": {"bytes": png(7), "path": "seven.png"}},
-            {"image": {"bytes": None, "path": str(folder / "3.png")}},
-        ]
-        more = DescribeImages.on(dataset(structs, 1), accounts, workers=1).take_all()
-    rows.sort(key=lambda row: row["at"])
-    assert [row["status"] for row in rows] == ["described"] * 2 + ["failed"] * 3
-    assert {row["error_class"] for row in rows[2:]} == {"ImageError"}
-    assert rows[1]["sha256"] is None, "a URL was passed on unopened"
-    assert rows[1]["description"].startswith("A picture")
-    assert [row["status"] for row in more] == ["described"] * 2
-    assert sum(counts(base_url).values()) == 4
+    for batch in ({"image": np.array(texts, object)}, pd.DataFrame({"image": texts})):
+        rows = as_rows(here(batch, shared))
+        assert [row["status"] for row in rows] == ["described"] * 2 + ["failed"] * 3
+        assert {row["error_class"] for row in rows[2:]} == {"ImageError"}
+        assert rows[1]["description"].startswith("A picture")
+    structs = [
+        {"image": {"bytes": png(7), "path": "seven.png"}},
+        {"image": {"bytes": None, "path": str(folder / "3.png")}},
+    ]
+    rows = here(pa.Table.from_pylist(structs), shared).to_pylist()
+    assert [row["status"] for row in rows] == ["described"] * 2
 
 
-def test_what_is_wrong_with_the_dataset_is_told_before_anything_is_sent(serve: Serve, out: Path):
+def test_the_columns_of_img2dataset_keep_their_names(shared: Accounts):
+    given = {"image": png(1), "caption": "c", "status": "success", "width": 12, "sha256": "s"}
+    (row,) = here(pa.Table.from_pylist([given]), shared).to_pylist()
+    assert {name: row[name] for name in given} == given
+    assert (row["phospho_status"], row["phospho_width"]) == ("described", 16)
+    assert row["description"]
+
+
+def test_a_prompt_column_asks_each_pair_of_image_and_prompt_once(serve: Serve, out: Path):
     base_url = serve()
+    prompts = ["What?", "Where?", "Where?", None, "", "Who?"]
+    rows = [{"image": png(1), "prompt": prompt} for prompt in prompts]
+    with open_accounts(out, "What?", base_url=base_url) as accounts:
+        found = here(pa.Table.from_pylist(rows), accounts, prompt_column="prompt").to_pylist()
+        assert accounts.snapshot().money.images_billed == 3
+        again = here(
+            {"image": [png(1)] * 2, "prompt": ["Who?", 7]}, accounts, prompt_column="prompt"
+        )
+    assert {row["status"] for row in found} == {"described"}
+    assert len({row["prompt_id"] for row in found}) == 3
+    assert len({row["sha256"] for row in found}) == 1
+    assert sum(counts(base_url).values()) == 3
+    assert list(again["status"]) == ["described", "failed"]
+    assert list(again["error_class"]) == [None, "ConfigurationError"]
+
+
+def test_a_wrong_dataset_is_rejected_before_anything_is_sent(serve: Serve, out: Path):
+    base_url = serve()
+    batch = pa.Table.from_pylist([{"bytes": png(1), "status": "mine"}])
     with open_accounts(out, base_url=base_url) as accounts:
-        taken = [{"bytes": png(1), "status": "mine"}]
-        with pytest.raises(ConfigurationError, match="'status'"):
-            DescribeImages.on(dataset(taken, 1), accounts, column="bytes", workers=1).take_all()
-        with pytest.raises(ConfigurationError, match="no column 'image'"):
-            DescribeImages.on(dataset(rows_of(1), 1), accounts, workers=1).take_all()
+        for options, words in (
+            ({"column": "bytes", "prefix": ""}, "'status'"),
+            ({}, "no column 'image'"),
+            ({"column": "bytes", "prompt_column": "ask"}, "no column 'ask'"),
+            ({"column": "bytes", "concurrency": 0}, "concurrency"),
+        ):
+            with pytest.raises(ConfigurationError, match=words):
+                here(batch, accounts, **options)
         with pytest.raises(ConfigurationError, match="workers"):
             DescribeImages.on(dataset(rows_of(1), 1), accounts, workers=(2, 1))
-        with pytest.raises(ConfigurationError, match="concurrency"):
-            DescribeImages.on(dataset(rows_of(1), 1), accounts, concurrency=0)
     assert look(base_url, "count")["requests"] == 0
 
 
-def test_what_is_wrong_with_the_settings_is_told_on_the_driver(out: Path):
+def test_wrong_settings_are_rejected_on_the_driver(out: Path):
     with pytest.raises(ConfigurationError, match="PHOSPHO_API_KEY"):
         open_accounts(out)
-    local = {"base_url": "http://127.0.0.1:9"}
-    with pytest.raises(ConfigurationError, match="temperature"):
-        open_accounts(out, temperature=7.0, **local)
-    with pytest.raises(ConfigurationError, match="max_usd"):
-        open_accounts(out, max_usd="much", **local)
-    with pytest.raises(ConfigurationError, match="concurrency"):
-        open_accounts(out, max_concurrency=7, **local)
+    local: dict[str, Any] = {"base_url": "http://127.0.0.1:9"}
+    for options, words in (
+        ({"temperature": 7.0}, "temperature"),
+        ({"max_usd": "much"}, "max_usd"),
+        ({"max_outage": -1}, "max_outage"),
+        ({"max_concurrency": 7}, "concurrency"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            open_accounts(out, **options, **local)
     with (
         open_accounts(out, **local),
         pytest.raises(ConfigurationError, match="at this job"),
     ):
         open_accounts(out, **local)
-
-
-def test_the_cap_holds_to_the_image_over_all_workers_and_runs(serve: Serve, out: Path):
-    base_url = serve(faults=0.1)
-    rows = rows_of(100)
-    with open_accounts(out, base_url=base_url, max_images=33) as accounts:
-        with pytest.raises(SpendingLimitError):
-            describe(rows, accounts)
-        snapshot = accounts.snapshot()
-    taken = snapshot.money.images_billed + snapshot.money.images_in_doubt
-    assert taken == sum(counts(base_url).values()) == 33
-    assert isinstance(snapshot.stopped_by, SpendingLimitError)
-    with (
-        open_accounts(out, base_url=base_url, max_images=50) as accounts,
-        pytest.raises(SpendingLimitError),
-    ):
-        describe(rows, accounts)
-    assert sum(counts(base_url).values()) == 50
-
-
-def test_the_rate_is_that_of_all_workers_together(serve: Serve, out: Path):
-    base_url = serve(seconds=0.2)
-    with open_accounts(out, base_url=base_url, requests_per_second=20) as accounts:
-        describe(rows_of(120), accounts)
-    times = look(base_url, "times")
-    assert len(times) == 120
-    # Twenty at the same time, then five seconds. If each of two workers had the whole rate, it
-    # would be two seconds. What lies between is for a busy machine, where the first one is late.
-    assert max(times) - min(times) >= 3
-
-
-def test_a_fatal_error_ends_the_job_as_itself_once_what_is_under_way_is_told(
-    serve: Serve, out: Path
-):
-    base_url = serve(seconds=0.3, refuse_after=20)
-    with open_accounts(out, base_url=base_url) as accounts:
-        with pytest.raises(PaymentRequiredError) as refused:
-            describe(rows_of(100), accounts)
-        snapshot = accounts.snapshot()
-    assert refused.value.status_code == 402
-    assert isinstance(snapshot.stopped_by, PaymentRequiredError)
-    assert sum(counts(base_url).values()) == snapshot.money.images_billed == 20
-    assert (snapshot.money.images_in_doubt, snapshot.money.images_reserved) == (0, 0)
-
-
-def test_a_node_is_killed_in_the_middle(ray_cluster: Any, serve: Serve, out: Path):
-    base_url = serve(seconds=0.3)
-    rows = rows_of(160, twice=60, broken=4)
-    killed = threading.Thread(target=kill_a_node, args=(ray_cluster, base_url, 40))
-    killed.start()
-    try:
-        with open_accounts(out, base_url=base_url) as accounts:
-            found = describe(rows, accounts)
-            money = accounts.snapshot().money
-    finally:
-        killed.join()
-        add_node(ray_cluster)
-    assert sorted(row["n"] for row in found) == list(range(224)), "every row once"
-    billed = counts(base_url)
-    assert max(billed.values()) == 1, "nothing was paid twice"
-    assert money.images_billed <= sum(billed.values())
-    assert sum(billed.values()) <= money.images_billed + money.images_in_doubt
-    assert money.images_billed + money.images_in_doubt == 160
-    assert money.images_reserved == 0
-    with open_accounts(out, base_url=base_url, retry_in_doubt=True) as accounts:
-        again = describe(rows, accounts)
-        settled = accounts.snapshot().money
-    assert Counter(row["status"] for row in again) == {"described": 220, "failed": 4}
-    assert settled.images_billed == 160
-    twice = sum(times - 1 for times in counts(base_url).values())
-    assert twice <= settled.images_in_doubt == money.images_in_doubt
-
-
-@pytest.mark.parametrize("name", ["ray::AccountsActor", "ray::MapWorker"])
-def test_a_process_is_killed_in_the_middle(name: str, serve: Serve, out: Path):
-    """The accounts go on from the journal, and a worker's batch is made again."""
-    base_url = serve(seconds=0.2)
-    killed = threading.Thread(target=kill_when, args=(name, base_url, 30))
-    killed.start()
-    try:
-        with open_accounts(out, base_url=base_url) as accounts:
-            found = describe(rows_of(120, twice=20), accounts)
-            money = accounts.snapshot().money
-    finally:
-        killed.join()
-    assert sorted(row["n"] for row in found) == list(range(140))
-    assert {row["status"] for row in found} <= {"described", "in_doubt"}
-    billed = counts(base_url)
-    assert max(billed.values()) == 1, "nothing was paid twice"
-    assert money.images_billed <= sum(billed.values())
-    assert sum(billed.values()) <= money.images_billed + money.images_in_doubt
-    assert money.images_billed + money.images_in_doubt == 120
-    assert money.images_in_doubt <= 8, "what was under way, if the kill met any"
-    assert money.images_reserved == 0
-
-
-def kill_when(name: str, base_url: str, after: int) -> None:
-    while sum(counts(base_url).values()) < after:
-        time.sleep(0.05)
-    kill_process(name)
-
-
-def kill_a_node(nodes: Any, base_url: str, after: int) -> None:
-    while sum(counts(base_url).values()) < after:
-        time.sleep(0.05)
-    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-
-
-def test_the_block_of_the_readme(
-    serve: Serve, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-):
-    (block,) = re.findall(r"^```py\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    block = block.replace("/mnt/", f"{tmp_path}/")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PHOSPHO_BASE_URL", serve())
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own text
-    assert "4 images billed" in capfd.readouterr().out
-    assert pq.read_table(tmp_path / "rows").num_rows == 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -65,6 +67,43 @@ def test_without_being_told_to_it_opens_no_url(echo_client, online):
     assert "--allow-urls" in words
     assert "base64" in words
     assert internet.dialled == []
+
+
+DOCUMENTED = """{
+  "inputs": [
+    {"text": "What is this?", "image_url": "http://pictures.example/a.png?token=fetch-secret"}
+  ],
+  "model": "phospho-multimodal"
+}"""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+class TestTheVendorsCurlCommand:
+    """The command of the vendor's documentation, with another address."""
+
+    def run(self, base_url: str) -> tuple[int, dict]:
+        headers = ["Authorization: Bearer a-key", "Content-Type: application/json"]
+        command = ["curl", "-sS", "-w", "\n%{http_code}", "-X", "POST", f"{base_url}/v2/predict"]
+        for header in ["accept: application/json", *headers]:
+            command += ["-H", header]
+        answer = subprocess.run([*command, "-d", DOCUMENTED], capture_output=True, check=True)  # noqa: S603
+        body, _, status = answer.stdout.decode().rpartition("\n")
+        return int(status), json.loads(body)
+
+    def test_a_server_that_opens_no_urls_says_what_to_do(self, echo_client, online):
+        internet = online()
+        status, body = self.run(str(echo_client.base_url).rstrip("/"))
+        (problem,) = body["detail"]
+        assert (status, problem["type"]) == (422, "url_not_allowed")
+        assert "--allow-urls" in problem["msg"]
+        assert "base64" in problem["msg"]
+        assert internet.dialled == []
+
+    def test_with_allow_urls_it_gets_an_answer(self, opening, online, picture):
+        online(file_of(picture.data))
+        status, body = self.run(str(opening.base_url).rstrip("/"))
+        assert status == 200
+        assert '"format": "PNG"' in body["predictions"][0]["description"]
 
 
 def test_told_to_it_fetches_a_public_picture(opening, online, picture):

@@ -19,7 +19,7 @@ from phospho_multimodal.server.engines.upstream import KEY_VARIABLE
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("UPSTREAMS_PYTHON", sys.executable)
-PATIENCE = 100.0  # seconds for a server that imports PyTorch on a busy machine
+PATIENCE = 400.0  # seconds for a server that imports PyTorch on a busy machine
 
 KEY = "sk-a-key-of-the-tests"
 """What litellm asks for; the other servers ask for no key, and do not mind one."""
@@ -101,7 +101,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 @pytest.fixture(scope="session")
 def start_llama(start, tmp_path_factory) -> Callable[..., Server]:
-    """Start llama.cpp with SmolLM2, and a projector unless told otherwise."""
+    """Start llama.cpp with SmolLM2, and a projector unless the test says otherwise."""
 
     def run(
         *, context: int = 2048, slots: int = 2, images: bool = True, port: int | None = None
@@ -114,43 +114,33 @@ def start_llama(start, tmp_path_factory) -> Callable[..., Server]:
     return run
 
 
-@pytest.fixture(scope="session")
-def llama(start_llama) -> Server:
-    return start_llama().wait()
-
-
-@pytest.fixture(scope="session")
-def litellm(start, llama, tmp_path_factory) -> Server:
-    """The litellm proxy in front of llama.cpp."""
-    config = tmp_path_factory.mktemp("litellm") / "config.yaml"
-    config.write_text(LITELLM.format(url=llama.url))
-    command = Path(PYTHON).with_name("litellm")
-    options = ["--config", config, "--host", "127.0.0.1", "--port", "{port}"]
-    return start(command, *options, model="smol").wait()
-
-
-@pytest.fixture(scope="session")
-def transformers_serve(start, tmp_path_factory) -> Server:
-    """`transformers serve` with the tiny LLaVA."""
-    folder = tmp_path_factory.mktemp("llava")
-    make = "import pathlib, sys, tiny_llava as t; t.save_tiny_llava(pathlib.Path(sys.argv[1]))"
-    made = start(PYTHON, "-c", make, folder, model="")
-    assert made.process.wait(PATIENCE) == 0
-    command = Path(PYTHON).with_name("transformers")
-    return start(command, "serve", folder, "--port", "{port}", model=str(folder)).wait()
-
-
-@pytest.fixture(scope="session")
-def started_before() -> Server:
-    """A server that was started before the tests, such as vLLM: `with_vllm.sh` does it."""
-    url, model = os.environ["UPSTREAM_URL"], os.environ["UPSTREAM_MODEL"]
-    return Server(None, url, model, Path(os.devnull)).wait()
-
-
 STARTED_HERE = ["llama", "litellm", "transformers_serve"]
 
 
+@pytest.fixture(scope="session")
+def servers(start, start_llama, tmp_path_factory) -> dict[str, Server]:
+    """Start all servers at the same time, because each of them loads for long."""
+    if "UPSTREAM_URL" in os.environ:  # a server that was started before, as `with_vllm.sh` does
+        url, model = os.environ["UPSTREAM_URL"], os.environ["UPSTREAM_MODEL"]
+        return {"started_before": Server(None, url, model, Path(os.devnull))}
+    llava = tmp_path_factory.mktemp("llava")
+    llama = start_llama()
+    config = tmp_path_factory.mktemp("litellm") / "config.yaml"
+    config.write_text(LITELLM.format(url=llama.url))
+    proxy = [Path(PYTHON).with_name("litellm"), "--config", config, "--host", "127.0.0.1"]
+    serve = [PYTHON, HERE / "transformers_server.py", llava, "{port}"]
+    started = [llama, start(*proxy, "--port", "{port}", model="smol")]
+    return dict(zip(STARTED_HERE, [*started, start(*serve, model=str(llava))], strict=True))
+
+
+@pytest.fixture(scope="session")
+def llama(servers: dict[str, Server]) -> Server:
+    return servers["llama"].wait()
+
+
 @pytest.fixture(params=["started_before"] if "UPSTREAM_URL" in os.environ else STARTED_HERE)
-def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
+def upstream(
+    request: pytest.FixtureRequest, servers: dict[str, Server], monkeypatch: pytest.MonkeyPatch
+) -> Server:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    return request.getfixturevalue(request.param)
+    return servers[request.param].wait()

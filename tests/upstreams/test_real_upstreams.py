@@ -22,6 +22,10 @@ from phospho_multimodal.server.engines import discovery
 from phospho_multimodal.server.engines.discovery import choose_engine
 from pictures import draw, encoded
 
+# A server that imports PyTorch loads for minutes where other work keeps the cores busy.
+pytestmark = pytest.mark.timeout(600)
+LOADED = 400.0  # seconds; only a fault lets a model load for longer
+
 # The models answer nonsense, so they get few tokens.
 FEW = {"max_new_tokens": 8}
 
@@ -33,7 +37,7 @@ def image(number: int = 0) -> bytes:
 @pytest.fixture
 def client(upstream):
     with gateway(upstream.url, model=upstream.model) as connected:
-        until(lambda: connected.get("/health").status_code == 200, 100)
+        until(lambda: connected.get("/health").status_code == 200, LOADED)
         yield connected
 
 
@@ -90,7 +94,7 @@ class TestLlamaCpp:
         server = start_llama()
         with gateway(server.url, model=server.model) as client:
             assert ask(client, image()).status_code == 503
-            until(lambda: client.get("/health").status_code == 200, 100)
+            until(lambda: client.get("/health").status_code == 200, LOADED)
             assert ask(client, image(), **FEW).status_code == 200
         server.kill()
 
@@ -98,20 +102,20 @@ class TestLlamaCpp:
         server = start_llama().wait()
         port = int(server.url.rpartition(":")[2])
         with gateway(server.url, model=server.model) as client:
-            until(lambda: client.get("/health").status_code == 200, 100)
+            until(lambda: client.get("/health").status_code == 200, LOADED)
             server.kill()
             killed = time.monotonic()
             until(lambda: client.get("/health").status_code == 503)
             assert time.monotonic() - killed < 10
             assert ask(client, image()).status_code == 503
             again = start_llama(port=port)
-            until(lambda: client.get("/health").status_code == 200, 100)
+            until(lambda: client.get("/health").status_code == 200, LOADED)
             assert ask(client, image(), **FEW).status_code == 200
         again.kill()
 
     def test_a_context_that_overflows_is_a_500_and_the_log_says_so(self, llama, caplog):
         with gateway(llama.url, model=llama.model) as client:
-            until(lambda: client.get("/health").status_code == 200, 100)
+            until(lambda: client.get("/health").status_code == 200, LOADED)
             answer = ask(client, image(), text="one two three four five " * 1000, **FEW)
         assert answer.status_code == 500
         assert "context" in caplog.text

@@ -1,4 +1,4 @@
-"""What a batch asks about every picture, and the name that it gets by that."""
+"""The prompt and parameters of a batch, and the id that they give the job."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from phospho_multimodal.batch.sources.signed_urls import without_signature
-from phospho_multimodal.contract import request_body
+from phospho_multimodal.contract import checked_parameters, request_body
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.prediction import GenerationOptions
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
-from phospho_multimodal.settings import Settings, checked_parameters, checked_stop
+from phospho_multimodal.settings import Settings, checked_stop
 
 __all__ = ["DIGEST_BYTES", "Job", "picture_key"]
 
 DIGEST_BYTES = 32
-"""How long the key of a picture is; that of a URL which is passed on is longer."""
+"""The length of the key of an image. Keys of URLs and of tiled images are longer."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]")  # a path has one of two slashes left
 _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
@@ -28,12 +28,12 @@ _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folde
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One question, about any number of pictures.
+    """One prompt about any number of images.
 
     Attributes:
-        prompt: The question.
+        prompt: The prompt.
         asking: Model, parameters and stop strings.
-        max_image_side: Longest side of what is sent, in pixels; `None` for files as they are.
+        max_image_side: The longest side of what is sent, in pixels; `None` for files as they are.
         max_tiles: The most tiles of one image; `None` for one request for each image.
     """
 
@@ -50,20 +50,11 @@ class Job:
         parameters: Mapping[str, Any],
         stop: Sequence[str] | None = None,
     ) -> Job:
-        """Check what is to be asked.
-
-        Args:
-            prompt: The question.
-            settings: Of the client: its model, and how pictures are made ready.
-            parameters: Generation parameters; `None` means not set.
-            stop: Strings at which an answer is cut.
-
-        Returns:
-            The job.
+        """Check the prompt and the parameters.
 
         Raises:
-            ConfigurationError: The endpoint would refuse a parameter.
-            UnsupportedContentError: The prompt or a stop string is a text that cannot be written.
+            ConfigurationError: The endpoint would reject a parameter.
+            UnsupportedContentError: The prompt or a stop string cannot be encoded.
         """
         asking = GenerationOptions(
             settings.model, checked_parameters(parameters), checked_stop(stop)
@@ -75,22 +66,12 @@ class Job:
 
     @property
     def prompt_id(self) -> str:
-        """Names what is asked: another prompt, model, parameter or size is another job."""
+        """The id of the job: another prompt, model, parameter or size is another job."""
         told = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:_NAME_LENGTH]
 
     def folder(self, out: Path) -> Path:
-        """Name the folder in which this job keeps everything.
-
-        Args:
-            out: The folder for results.
-
-        Returns:
-            Its place inside that folder.
-
-        Raises:
-            ConfigurationError: `out` is a URL, or what is left of one in a path.
-        """
+        """Return the folder of this job inside `out`, or reject `out` if it is a URL."""
         url = _URL.match(str(out))
         if url is not None:
             message = (
@@ -102,7 +83,7 @@ class Job:
         return out / f"job-{self.prompt_id}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All that decides about an answer but the picture."""
+        """Return everything that decides about an answer, except the image."""
         stop = None if self.asking.stop is None else list(self.asking.stop)
         return {
             "prompt": self.prompt,
@@ -115,14 +96,9 @@ class Job:
 
 
 def picture_key(image: SendableImage) -> bytes:
-    """Tell two pictures apart by what is sent.
+    """Return the key of an image: the digest of what is sent.
 
-    Args:
-        image: A picture, ready to be sent.
-
-    Returns:
-        The digest of its bytes; for a URL that is passed on, of what it is without its signature,
-        with a mark before it.
+    The key of a URL that is passed on is the digest of the URL without its signature, with a mark.
     """
     if isinstance(image, LinkedImage):
         return b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()

@@ -1,59 +1,48 @@
-"""What is known, and said, before the first picture is paid for."""
+"""What is known before the first paid request: counts, price and time."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import islice
 from pathlib import Path
 
 from phospho_multimodal.batch.journal.journal import Journal
-from phospho_multimodal.batch.journal.steps import InputRecord, State
+from phospho_multimodal.batch.journal.steps import JobCounts, State
 from phospho_multimodal.batch.report.figures import duration
-from phospho_multimodal.batch.results.digests import digest_file
-from phospho_multimodal.batch.sources.archives import ARCHIVE_SUFFIXES
-from phospho_multimodal.batch.sources.items import NoInputsError, describe_skipped
-from phospho_multimodal.batch.sources.select import Item, Limited, Source
-from phospho_multimodal.batch.sources.signed_urls import without_signature
-from phospho_multimodal.batch.sources.tables import TABLE_SUFFIXES
-from phospho_multimodal.errors import AuthenticationError, ConfigurationError, ImageError
+from phospho_multimodal.batch.results.manifest import WORKED
+from phospho_multimodal.batch.sources.items import describe_skipped
+from phospho_multimodal.batch.sources.select import Source
+from phospho_multimodal.errors import AuthenticationError, ConfigurationError
 from phospho_multimodal.exchange.health_check import EndpointStatus
 from phospho_multimodal.exchange.retry import RetryBudget
-from phospho_multimodal.images.source import ImageInput, check_file, image_source
 from phospho_multimodal.spending.budget import Spending
 
-__all__ = ["RATE", "Preflight", "check_status", "count_inputs", "look_ahead"]
-
-RATE = "questions_per_second"
-"""The name under which a run notes how fast it was."""
-
-_TOGETHER = 256
+__all__ = ["Preflight", "check_status", "look_ahead"]
 
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """A job before its first paid call.
+    """A job before its first paid request.
 
     Attributes:
-        folder: Where its results and its journal are.
-        source: What the inputs are.
-        inputs: All of them.
+        folder: The folder of its results and its journal.
+        source: The name of the source.
+        inputs: All inputs.
         described: Inputs that have their answer from an earlier run.
         failed: Inputs that have an error from an earlier run.
         in_doubt: Inputs that may have been billed without an answer.
         pictures: Distinct files among the inputs that are left. Fewer are paid for if different
-            files turn out to be the same once they are made ready.
+            files turn out to be the same image.
         usd_per_image: Dollars for one image.
-        max_images: Images that may be paid for yet, if there is a cap.
-        seconds: What it may take; `None` if nothing tells.
-        seconds_from: What tells: `an earlier run` or `the rate`.
-        base_url: Where it is asked.
-        models: Those that the endpoint lists.
+        max_images: Images that the spending limit still allows; `None` without a limit.
+        seconds: The expected time; `None` if nothing is known.
+        seconds_from: What the time is computed from: `an earlier run` or `the rate`.
+        base_url: The endpoint.
+        models: The models that the endpoint lists.
         skipped: What the source left out, and why.
+        requests: Requests for the distinct files: with `detail="tiles"`, one for each tile.
     """
 
     folder: Path
@@ -70,6 +59,7 @@ class Preflight:
     base_url: str
     models: tuple[str, ...] = ()
     skipped: str = ""
+    requests: int | None = None
 
     @property
     def pending(self) -> int:
@@ -78,41 +68,49 @@ class Preflight:
 
     @property
     def usd_from(self) -> Decimal:
-        """The lowest price: any image that was not sent yet may be broken, or known already."""
+        """The lowest price: any file that was not sent yet may be broken, or known already."""
         return self._usd(0)
 
     @property
     def usd_expected(self) -> Decimal:
-        """The list price if every distinct file is an image and is answered at once."""
-        return self._usd(self.pictures)
+        """The price if every distinct file is a readable image and needs no retry."""
+        return self._usd(self._requests)
 
     @property
     def usd_to(self) -> Decimal:
-        """The same if every retry that is allowed is needed, and billed without an answer."""
-        retries = max(RetryBudget.minimum, math.floor(self.pictures * RetryBudget.share))
-        return self._usd(self.pictures + (retries if self.pictures else 0))
+        """The highest price: every retry that is allowed is needed, and every attempt is billed."""
+        retries = max(RetryBudget.minimum, math.floor(self._requests * RetryBudget.share))
+        return self._usd(self._requests + (retries if self._requests else 0))
 
     def __str__(self) -> str:
         before = f"{self.described:,} described, {self.failed:,} failed, {self.in_doubt:,} in doubt"
         price = (
-            f"${self.usd_expected:,.2f} to ${self.usd_to:,.2f}, at ${self.usd_per_image} an image;"
-            " less where files are broken or known already"
+            f"${self.usd_from:,.2f} to ${self.usd_to:,.2f}, ${self.usd_expected:,.2f} if every file"
+            f" is an image, at ${self.usd_per_image} an image"
         )
+        left = f"{self.pending:,} inputs, {self.pictures:,} distinct files"
+        if self._requests != self.pictures:
+            left += f", {self._requests:,} requests"
         time = "not known before the first answers"
         if self.seconds is not None:
             time = f"about {duration(self.seconds)}, by {self.seconds_from}"
+        limit = "none" if self.max_images is None else f"{self.max_images:,} images more"
         facts = {
             "Results": self.folder,
-            "Endpoint": f"{self.base_url}: answers, and does not refuse the key",
+            "Endpoint": f"{self.base_url}: answers, and does not reject the key",
             "Inputs": f"{self.inputs:,}, {self.source}",
             **({"Left out": self.skipped} if self.skipped else {}),
             "Done before": before,
-            "Left": f"{self.pending:,} inputs, {self.pictures:,} distinct files",
+            "Left": left,
             "Price": price,
-            "Cap": "none" if self.max_images is None else f"{self.max_images:,} images more",
+            "Limit": limit,
             "Time": time,
         }
         return "\n".join(f"{name:<13}{fact}" for name, fact in facts.items())
+
+    @property
+    def _requests(self) -> int:
+        return self.pictures if self.requests is None else self.requests
 
     def _usd(self, images: int) -> Decimal:
         if self.max_images is not None:
@@ -121,67 +119,13 @@ class Preflight:
 
 
 def check_status(status: EndpointStatus) -> None:
-    """Look whether an endpoint can be asked.
-
-    Args:
-        status: What a look at it found.
-
-    Raises:
-        ConfigurationError: Nothing is there, or it is no phospho endpoint.
-        AuthenticationError: It does not take the key.
-    """
+    """Reject an endpoint that is not there, or that does not accept the key."""
     if status.key_accepted is False:
         message = f"{status.detail} Nothing was asked."
         raise AuthenticationError(message, status_code=401)
     if not status.healthy:
         message = f"{status.base_url} cannot be asked: {status.detail} Nothing was asked."
         raise ConfigurationError(message)
-
-
-def count_inputs(
-    source: Source, journal: Journal, stopped: Callable[[], bool] = lambda: False
-) -> None:
-    """Note every input of a source, and tell which files are the same.
-
-    A file is read here only if another one has its size.
-
-    Args:
-        source: The inputs.
-        journal: Where they are noted.
-        stopped: Whether somebody wants that to end; the next run notes the rest.
-
-    Raises:
-        NoInputsError: There is none.
-        ConfigurationError: Two inputs have the same id, or the journal cannot be written.
-    """
-    # What is held is what is noted: an item may be a picture of fifty megabytes.
-    entries = map(_entry, source)
-    found = 0
-    while chunk := list(islice(entries, _TOGETHER)):
-        found += len(chunk)
-        journal.add(chunk)
-        if stopped():
-            return
-    if not found:  # all inputs of an earlier run would count as removed
-        raise _nothing_found(source)
-    if not isinstance(source, Limited):  # what follows the limit was not removed
-        journal.end_counting()
-    _digest_files(source, journal, stopped)
-
-
-def _nothing_found(source: Source) -> NoInputsError:
-    skipped = describe_skipped(source.skipped)
-    message = f"There is no image in: {source.name}. Nothing was sent."
-    if skipped:
-        message += f" Left out: {skipped}."
-    kinds = [
-        suffix
-        for suffix in (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)
-        if f"{suffix} files" in source.skipped
-    ]
-    if kinds:
-        message += f" Tables and archives of a folder are named by a pattern: 'folder/*{kinds[0]}'."
-    return NoInputsError(message)
 
 
 def look_ahead(
@@ -193,29 +137,26 @@ def look_ahead(
     requests_per_second: float | None,
     again: Sequence[State] = (),
 ) -> Preflight:
-    """Put together what is known before the first paid call.
+    """Put together what is known when the inputs are counted.
 
     Args:
-        source: The inputs, counted.
-        journal: Of the job.
-        spending: Its ledger.
-        status: Of the endpoint.
-        requests_per_second: The rate, if there is one.
-        again: Rows that will be asked for again: those of `FAILED`, `IN_DOUBT` or both.
-
-    Returns:
-        All of it.
+        source: The inputs.
+        journal: The journal of the job.
+        spending: The spending ledger of the job.
+        status: What the health check returned.
+        requests_per_second: The highest rate, if there is one.
+        again: The states of the rows that are sent again.
     """
-    tally = journal.tally()
-    pictures = journal.distinct_to_ask(again)
-    seconds, by = _time(pictures, journal, requests_per_second)
+    counts = journal.tally()
+    pictures, requests = journal.distinct_to_ask(again)
+    seconds, by = _time(requests, counts, journal, requests_per_second)
     return Preflight(
         folder=journal.path.parent,
         source=source.name,
-        inputs=tally.inputs,
-        described=tally.described,
-        failed=0 if State.FAILED in again else tally.failed,
-        in_doubt=0 if State.IN_DOUBT in again else tally.in_doubt,
+        inputs=counts.inputs,
+        described=counts.described,
+        failed=0 if State.FAILED in again else counts.failed,
+        in_doubt=0 if State.IN_DOUBT in again else counts.in_doubt,
         pictures=pictures,
         usd_per_image=spending.usd_per_image,
         max_images=spending.snapshot().images_left,
@@ -224,75 +165,18 @@ def look_ahead(
         base_url=status.base_url,
         models=tuple(status.models),
         skipped=describe_skipped(source.skipped),
+        requests=requests,
     )
 
 
-def _entry(item: Item) -> InputRecord:
-    digest = _digest_held(item.image)
-    # What was read tells more than its stamp: archives without times are common.
-    stamp = item.stamp if digest is None else digest.hex()
-    return InputRecord(item.id, item.source, stamp, item.file_size, digest)
-
-
-def _digest_held(image: ImageInput | None) -> bytes | None:
-    """Digest a picture that is in memory, or open; without it, nothing tells that it changed."""
-    if image is None or isinstance(image, os.PathLike):
-        return None
-    if isinstance(image, str):
-        return hashlib.sha256(without_signature(image).encode("utf-8", "surrogatepass")).digest()
-    try:
-        picture = image_source(image)
-        if picture.form == "file" and not image.seekable():  # type: ignore[union-attr]
-            return None  # it can be read once, and has to be sent
-        content = picture.read()
-        if isinstance(content, bytes):
-            return hashlib.sha256(content).digest()
-        told = (content.mode, content.size, content.getpalette(), content.info.get("transparency"))
-        digest = hashlib.sha256(repr(told).encode())
-        digest.update(content.tobytes())
-    except Exception:  # noqa: BLE001 - anybody's object; what is wrong is told when it is sent
-        return None
-    return digest.digest()
-
-
-def _digest_files(source: Source, journal: Journal, stopped: Callable[[], bool]) -> None:
-    if not journal.has_undigested():  # to go through an archive again takes as long as reading it
-        return
-    files = _files(source)
-    while chunk := dict(islice(files, _TOGETHER)):
-        alike = journal.undigested(list(chunk))
-        found = []
-        for name in alike:
-            if stopped():
-                return
-            found.append((_digest(chunk[name]), name))
-        journal.add_digests((digest, name) for digest, name in found if digest)
-
-
-def _files(source: Source) -> Iterator[tuple[str, os.PathLike[str]]]:
-    for item in source:
-        if isinstance(item.image, os.PathLike):
-            yield item.id, item.image
-
-
 def _time(
-    pictures: int, journal: Journal, requests_per_second: float | None
+    requests: int, counts: JobCounts, journal: Journal, requests_per_second: float | None
 ) -> tuple[float | None, str]:
-    """Tell what the rest may take, in seconds, and by what that is known."""
-    measured = journal.fact(RATE)
+    """Return the expected seconds, and what they are computed from."""
+    worked = float(journal.fact(WORKED) or 0)  # of all runs, and noted until a kill
     ways = []
-    if measured is not None and float(measured) > 0:
-        ways.append((pictures / float(measured), "an earlier run"))
+    if worked > 0 and counts.answers:
+        ways.append((requests * worked / counts.answers, "an earlier run"))
     if requests_per_second is not None:
-        ways.append((pictures / requests_per_second, "the rate"))
+        ways.append((requests / requests_per_second, "the rate"))
     return max(ways, default=(None, ""), key=lambda way: way[0] or 0.0)
-
-
-def _digest(path: os.PathLike[str]) -> bytes | None:
-    """Digest a file, unless it cannot be read or can be no picture: its row will say so."""
-    try:
-        check_file(Path(path))  # a pipe has the size of every empty file
-        with open(path, "rb") as file:  # noqa: PTH123 - any path
-            return bytes.fromhex(digest_file(file)[1])
-    except (ImageError, OSError):
-        return None

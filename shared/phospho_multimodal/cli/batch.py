@@ -1,9 +1,10 @@
 """`phospho-multimodal batch`: the command line of a job."""
 
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import typer
 
@@ -17,255 +18,77 @@ from phospho_multimodal.batch.results.outcome import (
     exit_code_of,
     last_line,
 )
+from phospho_multimodal.cli.batch_options import BatchFlags
 from phospho_multimodal.cli.batch_progress import ProgressDisplay
 from phospho_multimodal.cli.console import errors, output, plain
-from phospho_multimodal.contract import DEFAULT_MODEL
 from phospho_multimodal.errors import PhosphoError
-from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 
 __all__ = ["INTERRUPTED", "run_batch"]
 
-INTERRUPTED = int(ExitCode.INTERRUPTED)  # what a shell calls the end by Ctrl-C
+INTERRUPTED = int(ExitCode.INTERRUPTED)  # the exit code of a program that Ctrl-C ended
 
 
-def run_batch(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A folder, a pattern ('photos/**/*.jpg', 'shard-{000..012}.tar'), a table (.csv,"
-            " .jsonl, .parquet), a tar archive, or - for paths and URLs on standard input.",
-            show_default=False,
-        ),
-    ],
-    *,
-    out: Annotated[
-        Path, typer.Option(help="The folder for results; each prompt has its own inside.")
-    ],
-    prompt: Annotated[str, typer.Option(help="The question.")] = DEFAULT_PROMPT,
-    column: Annotated[
-        str | None, typer.Option(help="The table's column of pictures.", show_default=False)
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="The table's column of ids.", show_default=False)
-    ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="What relative paths in a table are relative to. [default: its folder]",
-            show_default=False,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A pattern of file or folder names to leave out; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Look into folders that are links.")
-    ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Describe only the first N inputs.", show_default=False),
-    ] = None,
-    results: Annotated[
-        Literal["parquet", "jsonl"], typer.Option("--format", help="What results are written as.")
-    ] = "parquet",
-    concurrency: Annotated[
-        str, typer.Option(help="Requests at once: a number, or auto to find out.")
-    ] = "auto",
-    max_usd: Annotated[
-        float | None,
-        typer.Option(
-            help="Stop before all runs together have spent more than this.", show_default=False
-        ),
-    ] = None,
-    max_images: Annotated[
-        int | None, typer.Option(min=0, help="The same, in images.", show_default=False)
-    ] = None,
-    usd_per_image: Annotated[
-        float | None,
-        typer.Option(
-            help="What an image costs; 0 on a server of your own. [default: 0.01]",
-            show_default=False,
-        ),
-    ] = None,
-    requests_per_second: Annotated[
-        float | None, typer.Option(help="The highest rate.", show_default=False)
-    ] = None,
-    model: Annotated[str, typer.Option(help="The model.")] = DEFAULT_MODEL,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="The longest answer, 1 to 250.", show_default=False)
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0.1 to 1.", show_default=False)] = None,
-    top_p: Annotated[float | None, typer.Option(help="0 to 1.", show_default=False)] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1 repeats less.", show_default=False)
-    ] = None,
-    max_image_side: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longest side of what is sent, in pixels.", show_default=False),
-    ] = None,
-    detail: Annotated[
-        Literal["auto", "tiles"],
-        typer.Option(help="Send an image once, or as tiles that are billed and have rows each."),
-    ] = "auto",
-    max_tiles: Annotated[
-        int | None, typer.Option(min=1, help="The most tiles of one image.", show_default=False)
-    ] = None,
-    url_mode: Annotated[
-        Literal["pass", "fetch"],
-        typer.Option(help="Hand URLs on unopened, or open public ones here."),
-    ] = "pass",
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds to wait for an answer.", show_default=False)
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(help="Where the endpoint is. [default: PHOSPHO_BASE_URL]", show_default=False),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="The key. [default: PHOSPHO_API_KEY]", show_default=False)
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask again about what failed before.")
-    ] = False,
-    retry_in_doubt: Annotated[
-        bool,
-        typer.Option(
-            "--retry-in-doubt", help="Ask again about what may have been billed unanswered."
-        ),
-    ] = False,
-    max_outage: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds to wait for an endpoint that limits the rate or cannot be reached."
-            " [default: 600]",
-            show_default=False,
-        ),
-    ] = None,
-    take_over: Annotated[
-        bool,
-        typer.Option(
-            "--take-over",
-            help="Work on a job that a process on another machine did not end properly. Make sure"
-            " that it has ended.",
-        ),
-    ] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Work on this Ray cluster, or auto for the one that runs here; its nodes see the"
-            " files under the same names.",
-            show_default=False,
-        ),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Go on without asking.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what it would cost, and stop there.")
-    ] = False,
-    as_json_: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON, for a program.")
-    ] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Write _report.html beside the results.")
-    ] = False,
-) -> None:
-    """Ask the same about any number of pictures; the same command goes on after a stop.
+def run_batch(**given: Any) -> None:
+    """Send one prompt about any number of images. The same command continues after a stop.
 
     The exit code is 0 if all inputs are described, 3 if some failed, are in doubt or were not
-    asked, 4 if nothing was found or described, 130 after an interruption, and 1 after any other
+    sent, 4 if nothing was found or described, 130 after an interruption, and 1 after any other
     error.
     """
-    if not (yes or dry_run) and (source == "-" or not sys.stdin.isatty()):
-        errors.print("Nobody can be asked whether to go on: pass --yes, or --dry-run.")
+    flags = BatchFlags(**given)
+    if not (flags.yes or flags.dry_run) and (flags.source == "-" or not sys.stdin.isatty()):
+        errors.print("Nobody can be asked whether to start: pass --yes, or --dry-run.")
         raise typer.Exit(1)
-    # What is not given is not handed on, so that each default stands in one place.
-    given: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "column": column,
-            "id_column": id_column,
-            "root": root,
-            "exclude": exclude,
-            "limit": limit,
-            "max_usd": max_usd,
-            "max_images": max_images,
-            "usd_per_image": usd_per_image,
-            "requests_per_second": requests_per_second,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "repetition_penalty": repetition_penalty,
-            "max_image_side": max_image_side,
-            "max_tiles": max_tiles,
-            "timeout": timeout,
-            "max_outage": max_outage,
-            "base_url": base_url,
-            "api_key": api_key,
-            "ray": ray,
-        }.items()
-        if value is not None
-    }
-
-    # What is neither a number nor auto is refused where all settings are.
-    number_at_once: Any = int(concurrency) if concurrency.isdecimal() else concurrency
-
-    console = errors if as_json_ else output  # standard output is for the program then
-    asked = _Asked()
-
-    def confirm(preflight: Preflight) -> bool:
-        console.print(plain(str(preflight)), soft_wrap=True)
-        asked.folder = preflight.folder
-        asked.goes_on = not dry_run and (
-            yes or not preflight.pending or typer.confirm("Go on?", err=as_json_)
-        )
-        return asked.goes_on
-
+    console = errors if flags.as_json_ else output  # standard output is for the program then
+    confirmed = _Confirmed()
     result: Summary | BaseException
-    with ProgressDisplay(errors) as reporter:
+    with ProgressDisplay(errors) as display:
+
+        def confirm(preflight: Preflight) -> bool:
+            display.stop()
+            console.print(plain(str(preflight)), soft_wrap=True)
+            confirmed.folder = preflight.folder
+            confirmed.goes_on = not flags.dry_run and (
+                flags.yes or not preflight.pending or typer.confirm("Go on?", err=flags.as_json_)
+            )
+            return confirmed.goes_on
+
         try:
             result = describe_many(
-                source,
-                out,
-                prompt,
-                **given,
-                model=model,
-                results=results,
-                concurrency=number_at_once,
-                detail=detail,
-                url_mode=url_mode,
-                follow_links=follow_links,
-                retry_failed=retry_failed,
-                retry_in_doubt=retry_in_doubt,
-                take_over=take_over,
-                report=report,
+                flags.source,
+                flags.out,
+                flags.prompt,
+                **flags.to_options(),
                 confirm=confirm,
-                on_progress=reporter.show,
+                on_progress=display.show,
             )
         except (KeyboardInterrupt, PhosphoError, ImportError) as failure:
             result = failure
-    raise typer.Exit(_tell(result, asked, as_json_=as_json_))
+    raise typer.Exit(_print_outcome(result, confirmed, as_json_=flags.as_json_))
+
+
+# typer reads the options from the signature.
+run_batch.__signature__ = inspect.signature(BatchFlags)  # type: ignore[attr-defined]
 
 
 @dataclass
-class _Asked:
-    """What was answered when the price was shown."""
+class _Confirmed:
+    """The answer to the price."""
 
     goes_on: bool = True
     folder: Path | None = None
 
 
-def _tell(result: Summary | BaseException, asked: _Asked, *, as_json_: bool) -> int:
-    """Print what a job came to, and return the exit code."""
+def _print_outcome(
+    result: Summary | BaseException, confirmed: _Confirmed, *, as_json_: bool
+) -> int:
+    """Print the outcome of a job, and return the exit code."""
     code = exit_code_of(result)
     line = last_line(result)
-    if not asked.goes_on and isinstance(result, Summary):
+    if not confirmed.goes_on and isinstance(result, Summary):
         code, line = ExitCode.ALL_DESCRIBED, "Nothing was sent. (exit code 0)"
     if as_json_:
-        typer.echo(as_json(result, code, asked.folder))
+        typer.echo(as_json(result, code, confirmed.folder))
     if isinstance(result, Summary):
         console = errors if as_json_ else output
         console.print(plain(describe_outcome(result)), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How far a job is, on the terminal: a line that moves, or plain lines in a log."""
+"""The progress of a job: a moving line on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -25,18 +25,13 @@ _LINE_EVERY = 10.0  # seconds between two lines of a log
 
 
 class ProgressDisplay:
-    """Shows the progress of a job, from its first news on."""
+    """Shows the progress of a job on a console."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin without news.
-
-        Args:
-            console: Where it is shown: as a bar on a terminal, else as lines.
-            clock: In seconds.
-        """
+        """Show a bar if the console is a terminal, and print lines otherwise."""
         self._console = console
         self._clock = clock
-        self._printed: tuple[float, int, str | None] | None = None
+        self._printed: tuple[float, tuple[bool, int, str | None]] | None = None
         self._bar = Bar(
             SpinnerColumn(),
             BarColumn(bar_width=24),
@@ -56,13 +51,13 @@ class ProgressDisplay:
         self.stop()
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar until the next progress."""
         if self._started:
             self._bar.stop()
             self._started = False
 
     def show(self, progress: Progress) -> None:
-        """Show how far the job is."""
+        """Show the progress."""
         if not self._console.is_terminal:
             self._print(progress)
             return
@@ -74,19 +69,29 @@ class ProgressDisplay:
 
     def _print(self, progress: Progress) -> None:
         now = self._clock()
-        # A wait is worth a line when it begins, and not again while its seconds pass.
+        # A wait for the endpoint is printed when it begins, not again while its seconds pass.
         waiting = progress.waits_for and progress.waits_for.partition(":")[0]
+        news = (_is_counting(progress), progress.done, waiting)
         last = self._printed
         ended = progress.done == progress.inputs
-        due = last is None or now - last[0] >= _LINE_EVERY or last[2] != waiting
-        if (due or ended) and (last is None or last[1:] != (progress.done, waiting)):
-            self._printed = (now, progress.done, waiting)
-            share = progress.done / progress.inputs if progress.inputs else 1.0
-            line = f"{progress.done:,}/{progress.inputs:,} ({share:.0%}) {_facts(progress)}"
+        due = last is None or now - last[0] >= _LINE_EVERY or last[1][2] != waiting
+        if (due or ended) and (last is None or last[1] != news or _is_counting(progress)):
+            self._printed = (now, news)
+            line = _facts(progress)
+            if not _is_counting(progress):
+                share = progress.done / progress.inputs if progress.inputs else 1.0
+                line = f"{progress.done:,}/{progress.inputs:,} ({share:.0%}) {line}"
             self._console.print(plain(line), soft_wrap=True)
 
 
+def _is_counting(progress: Progress) -> bool:
+    """Nothing can be sent yet."""
+    return progress.limit == 0
+
+
 def _facts(progress: Progress) -> str:
+    if _is_counting(progress):
+        return progress.waits_for or ""
     left = progress.seconds_left
     facts = [
         f"{progress.inputs_per_second:,.1f}/s",

@@ -1,4 +1,4 @@
-"""The two clients behind one model of a framework: one ledger, one set of limits."""
+"""The two clients of a framework's model, which share a ledger and a rate limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ModelClients"]
 
 @dataclass(frozen=True, slots=True)
 class ModelClients:
-    """A client for threads and one for event loops; neither opens anything before it is asked."""
+    """A client for threads and a client for event loops. They connect with the first request."""
 
     sync: PhosphoClient
     asynchronous: AsyncPhosphoClient
@@ -30,19 +30,13 @@ class ModelClients:
         http_client: Any,
         http_async_client: Any,
     ) -> ModelClients:
-        """Make both.
+        """Make both clients, or raise `ConfigurationError` if one contradicts a setting.
 
         Args:
-            settings: Of both.
-            spending: The ledger of both; without one, spending is counted and not limited.
-            http_client: An `httpx.Client` to borrow.
-            http_async_client: An `httpx.AsyncClient` to borrow.
-
-        Returns:
-            The clients.
-
-        Raises:
-            ConfigurationError: A borrowed client contradicts a setting.
+            settings: The settings of both.
+            spending: The ledger of both. Without one, spending is counted and not limited.
+            http_client: An `httpx.Client` of the user, to send with.
+            http_async_client: An `httpx.AsyncClient` of the user, to send with.
         """
         shared = ClientState.of(settings, spending)
         return cls(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,7 +25,7 @@ from phospho_multimodal.errors import (
     quote,
     status_error,
 )
-from phospho_multimodal.exchange.limits import RateLimit, Slots
+from phospho_multimodal.exchange.limits import RateLimit
 from phospho_multimodal.exchange.retry import (
     LONGEST_RETRY_AFTER,
     RetryBudget,
@@ -59,45 +58,41 @@ _FREE_SERVER_ERRORS = frozenset({500, 503})
 
 @dataclass(frozen=True, slots=True)
 class ClientState:
-    """What every call of one client shares, and both clients of one model."""
+    """What all calls of a client share, and both clients of one model."""
 
     settings: Settings
     spending: Spending
     retry: RetryPolicy
     budget: RetryBudget
-    slots: Slots
     rate: RateLimit
-    cores: Slots
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
     def of(cls, settings: Settings, spending: Spending | None) -> ClientState:
-        """Put together what calls share."""
+        """Make the state for some settings."""
         return cls(
             settings=settings,
             spending=Spending() if spending is None else spending,
             retry=RetryPolicy(settings.max_retries, settings.retry_lost_replies),
             budget=RetryBudget(),
-            slots=Slots(settings.max_concurrency),
             rate=RateLimit(settings.requests_per_second),
-            cores=Slots(os.cpu_count() or 1),
         )
 
 
 @dataclass(slots=True)
 class RequestState:
-    """One question on its way.
+    """One request, with the counts of its attempts.
 
     Attributes:
-        body: What is sent, in pieces: a megabyte of base64 is not copied to stand between quotes.
-        secrets: Key, text and image: what no error may repeat.
-        deadline: On the clock of the exchange.
-        reservation: Money that was set aside before; without it, each attempt reserves its own.
-        stopped_by: Asked before each attempt: an error of another question that ends this one.
-        attempts: How often it was sent.
-        in_doubt: Images that may have been billed without an answer.
-        service_errors: How often the answer was a 500.
-        request_id: The `x-request-id` of the last answer.
+        body: The pieces of the body. They are not joined, so that base64 is not copied.
+        secrets: The key, the prompt and the image, which no error may contain.
+        deadline: The end of the call, on the clock of the client's state.
+        reservation: Money that was reserved before. Without it, each attempt reserves its own.
+        abort_reason: Called before each attempt. If it returns an error, nothing more is sent.
+        attempts: How often the request was sent.
+        in_doubt: How many images may have been billed without an answer.
+        service_errors: How many responses had status 500.
+        request_id: The `x-request-id` of the last response.
     """
 
     body: Sequence[bytes] = field(repr=False)
@@ -111,23 +106,23 @@ class RequestState:
     request_id: str | None = None
 
     def hide(self) -> Iterator[str]:
-        """Give the secrets as text; that of an image is made when an error asks, and only then."""
+        """Yield the secrets as text. An image becomes text only when an error asks for it."""
         for secret in self.secrets:
             yield secret if isinstance(secret, str) else str(secret, "ascii")
 
 
 def send_with_retries(shared: ClientState, call: RequestState) -> Generator[Step, Any, str]:
-    """Make attempts until there is an answer or no hope of one.
+    """Send a request until it is answered, or until no further attempt can help.
 
     Args:
         shared: What the client's calls share.
-        call: The question; it keeps count of what becomes of it.
+        call: The request. Its counts are updated.
 
     Yields:
         Steps for the client to do.
 
     Returns:
-        The answer's text.
+        The text of the answer.
 
     Raises:
         PhosphoError: See `phospho_multimodal.errors`.
@@ -140,7 +135,7 @@ def send_with_retries(shared: ClientState, call: RequestState) -> Generator[Step
         try:
             abort_reason = call.abort_reason()
             if abort_reason is not None:
-                raise _final(failure or _not_asked(abort_reason), call)
+                raise _final(failure or _not_sent(abort_reason), call)
             outcome = yield from send_once(shared, call)
         except SpendingLimitError as refusal:
             raise _final(failure or refusal, call) from None
@@ -162,18 +157,7 @@ def send_with_retries(shared: ClientState, call: RequestState) -> Generator[Step
 
 
 def run_ledger_io(shared: ClientState, work: Callable[[], T]) -> Generator[Step, Any, T]:
-    """Do something with the ledger; one in a file may have to wait for another process.
-
-    Args:
-        shared: What the client's calls share.
-        work: What is to be done.
-
-    Yields:
-        The work, if it does not belong on an event loop.
-
-    Returns:
-        What came of it.
-    """
+    """Use the ledger. A ledger file may be locked by another process, so it needs a thread."""
     if shared.spending.path is None:
         return work()
     return cast("T", (yield RunInThread(work, computes=False)))
@@ -182,31 +166,20 @@ def run_ledger_io(shared: ClientState, work: Callable[[], T]) -> Generator[Step,
 def reserve_budget(
     shared: ClientState, images: int = 1
 ) -> Generator[Step, Any, tuple[Reservation, ...]]:
-    """Reserve money, and leave none reserved if the call ends before it has the reservations.
+    """Reserve money for some images, or raise `SpendingLimitError`.
 
-    Args:
-        shared: What the client's calls share.
-        images: How many.
-
-    Yields:
-        The work, if it does not belong on an event loop.
-
-    Returns:
-        A reservation for each.
-
-    Raises:
-        SpendingLimitError: The cap does not allow it. Nothing was reserved.
+    If the call ends before it has the reservations, they are released.
     """
     spending = shared.spending
     if spending.path is None:
         return spending.reserve(images)
     made: list[Reservation] = []
-    given_up = threading.Event()
+    abandoned = threading.Event()
 
     def make() -> tuple[Reservation, ...]:
-        if not given_up.is_set():
+        if not abandoned.is_set():
             made.extend(spending.reserve(images))
-        if given_up.is_set():
+        if abandoned.is_set():
             for reservation in made:
                 reservation.release()
         return tuple(made)
@@ -214,59 +187,50 @@ def reserve_budget(
     try:
         return cast("tuple[Reservation, ...]", (yield RunInThread(make, computes=False)))
     except BaseException:
-        # A cancelled task does not wait for the thread that works for it, and is not told what it
-        # made: whoever comes second, the thread or this, releases it.
-        given_up.set()
+        # A cancelled task does not wait for its thread. The later of the two releases the money.
+        abandoned.set()
         for reservation in made:
             spending.settle_later(reservation.release)
         raise
 
 
-def _reservation(shared: ClientState, call: RequestState) -> Generator[Step, Any, Reservation]:
-    reservation, call.reservation = call.reservation, None
-    if reservation is not None:
-        return reservation
-    (reservation,) = yield from reserve_budget(shared)
-    return reservation
-
-
 def send_once(shared: ClientState, call: RequestState) -> Generator[Step, Any, str | PhosphoError]:
-    """Send once and settle the money; a failure that can be judged is returned, not raised."""
+    """Send a request once and settle its money. Return a failure that a retry may help."""
     settings = shared.settings
     body = RequestBody(*call.body)
     reservation: Reservation | None = None
-    reply: HttpResponse | None = None
+    response: HttpResponse | None = None
     settle: Callable[[], None] | None = None
     try:
-        reservation = yield from _reservation(shared, call)
+        reservation, call.reservation = call.reservation, None
+        if reservation is None:
+            (reservation,) = yield from reserve_budget(shared)
         call.attempts += 1
         if call.attempts == 1:  # a call that sends nothing earns no retries
             shared.budget.count_first_try()
         outcome: str | PhosphoError
         try:
-            reply = yield _request(settings, body, call.deadline)
+            response = yield _request(settings, body, call.deadline)
         except TRANSPORT_FAILURES as lost:
             outcome = _transport_failure(lost, settings, call, sent=body.fully_sent)
-        # Outside the handler: httpx's error holds the request, and with it the key.
-        if reply is None:
-            settle = _lost(call, reservation, sent=isinstance(outcome, ReplyLostError))
+        # Outside the handler, because httpx's error holds the request with the key.
+        if response is None:
+            settle = _settle_lost(call, reservation, sent=isinstance(outcome, ReplyLostError))
         else:
-            outcome, settle = _judge(reply, settings, call, reservation)
+            outcome, settle = _judge(response, settings, call, reservation)
         yield from run_ledger_io(shared, settle)
     except BaseException:
-        # Cancelled, interrupted or closed, at whatever point: only the money is left to settle.
-        # This may be on an event loop that waits for the task to end, and a generator that is
-        # closed may not yield; so a file is written by the ledger's own thread, for which the
-        # interpreter waits. Where a thread has begun to settle, the first end counts: both are one.
+        # The call was cancelled, interrupted or closed. A closed generator must not yield, so the
+        # money is settled later. A thread may be settling it already: the first end counts.
         if reservation is not None:
-            came = body.fully_sent or reply is not None
-            shared.spending.settle_later(settle or _lost(call, reservation, sent=came))
+            sent = body.fully_sent or response is not None
+            shared.spending.settle_later(settle or _settle_lost(call, reservation, sent=sent))
         raise
     return outcome
 
 
 def _request(settings: Settings, body: RequestBody, deadline: float | None) -> SendRequest:
-    """Make the request. No frame that waits for its answer holds the headers in a variable."""
+    """Build the step in a frame of its own: a frame that waits must not hold the headers."""
     headers = {
         **settings.headers(),
         "content-type": "application/json",
@@ -276,14 +240,14 @@ def _request(settings: Settings, body: RequestBody, deadline: float | None) -> S
 
 
 def _judge(
-    reply: HttpResponse, settings: Settings, call: RequestState, reservation: Reservation
+    response: HttpResponse, settings: Settings, call: RequestState, reservation: Reservation
 ) -> tuple[str | PhosphoError, Callable[[], None]]:
-    """Tell what an answer comes to, and how its money is to be settled."""
-    call.request_id = reply.headers.get("x-request-id") or call.request_id
-    status = reply.status_code
+    """Return the outcome of a response, and the function that settles its money."""
+    call.request_id = response.headers.get("x-request-id") or call.request_id
+    status = response.status_code
     if status == _OK:
         try:
-            description = read_description(reply.body, hide=call.hide())
+            description = read_description(response.body, hide=call.hide())
         except UnexpectedReplyError as unexpected:
             call.in_doubt += 1
             return unexpected, reservation.mark_in_doubt
@@ -293,13 +257,13 @@ def _judge(
     else:
         call.in_doubt += 1
         settle = reservation.mark_in_doubt
-    if status == 500:  # noqa: PLR2004 - the one status that is tried once more only
+    if status == 500:  # noqa: PLR2004 - the one status that is retried only once
         call.service_errors += 1
     error = status_error(
         status,
         base_url=settings.base_url,
-        detail=read_detail(reply.body, hide=call.hide()),
-        retry_after=parse_retry_after(reply.headers.get("retry-after"), now=time.time()),
+        detail=read_detail(response.body, hide=call.hide()),
+        retry_after=parse_retry_after(response.headers.get("retry-after"), now=time.time()),
         request_id=call.request_id,
     )
     return error, settle
@@ -308,7 +272,7 @@ def _judge(
 def _transport_failure(
     lost: Exception, settings: Settings, call: RequestState, *, sent: bool
 ) -> ConnectionFailedError | ReplyLostError:
-    """Judge by the body alone: transports name the same failure differently."""
+    """Judge by the body alone, because transports name the same failure differently."""
     if isinstance(lost, DeadlineError):
         reason = f"the deadline of {settings.deadline:g} s passed"
     else:
@@ -326,8 +290,8 @@ def _transport_failure(
     )
 
 
-def _lost(call: RequestState, reservation: Reservation, *, sent: bool) -> Callable[[], None]:
-    """Tell how the money of an attempt without an answer is to be settled."""
+def _settle_lost(call: RequestState, reservation: Reservation, *, sent: bool) -> Callable[[], None]:
+    """Return the function that settles the money of an attempt without a response."""
     if not sent:
         return reservation.release
     call.in_doubt += 1
@@ -335,7 +299,7 @@ def _lost(call: RequestState, reservation: Reservation, *, sent: bool) -> Callab
 
 
 def _delay(shared: ClientState, call: RequestState, failure: PhosphoError) -> float | None:
-    """Tell after how many seconds to try again; `None` if not."""
+    """Return the seconds to wait before the next attempt, or `None` if there is none."""
     delay = shared.retry.delay(failure, failures=call.attempts, service_errors=call.service_errors)
     if delay is None:
         return None
@@ -344,8 +308,8 @@ def _delay(shared: ClientState, call: RequestState, failure: PhosphoError) -> fl
     return delay if shared.budget.take() else None
 
 
-def _not_asked(abort_reason: PhosphoError) -> PhosphoError:
-    """The error of a question that was not sent because another one showed that it is no use."""
+def _not_sent(abort_reason: PhosphoError) -> PhosphoError:
+    """Make the error of a request that was not sent because of another request's fatal error."""
     twin = copy.copy(abort_reason)
     twin.args = ("Not asked, since another image was refused for good.",)
     return twin
@@ -353,9 +317,9 @@ def _not_asked(abort_reason: PhosphoError) -> PhosphoError:
 
 def _too_late(settings: Settings) -> ConnectionFailedError:
     return ConnectionFailedError(
-        f"The deadline of {settings.deadline} s passed before anything could be sent: while the"
-        " image was made ready, or while waiting for a free slot or for the rate. Nothing was sent."
-        " Raise deadline=, max_concurrency= or requests_per_second=."
+        f"The deadline of {settings.deadline} s passed while the image was prepared, or while the"
+        " call waited for a free slot or for the rate limit. Nothing was sent. Raise deadline=,"
+        " max_concurrency= or requests_per_second=."
     )
 
 

@@ -1,4 +1,4 @@
-"""Is the endpoint there, and is the key good? Asked without paying."""
+"""Check whether an endpoint responds and accepts the key, without paying."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _KEY_ACCEPTED = frozenset({400, 402, 422})
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """What a look at an endpoint found.
+    """The result of a health check.
 
     Attributes:
-        base_url: Where it looked.
-        healthy: Whether something answers there.
-        key_accepted: Whether the key is good; `None` if that cannot be told.
-        models: Names of the models it lists.
-        detail: What is wrong, or an empty string.
+        base_url: The base URL of the endpoint.
+        healthy: Whether the endpoint responds.
+        key_accepted: Whether it accepts the key. `None` if its responses do not show that.
+        models: The names of the models that it lists.
+        detail: A description of the problem, or an empty string.
     """
 
     base_url: str
@@ -54,19 +54,11 @@ class EndpointStatus:
 
 
 def check_endpoint(settings: Settings) -> Generator[Step, Any, EndpointStatus]:
-    """Look at an endpoint: its health, its models, and whether it takes the key.
+    """Check the health of an endpoint, its models, and whether it accepts the key.
 
-    The key is tried with a model name that the contract refuses (400) after it has looked at the
-    key (401, 403) and at the billing method (402): nothing is predicted, so nothing is billed.
-
-    Args:
-        settings: Of the client.
-
-    Yields:
-        Steps for the client to do.
-
-    Returns:
-        What was found; a server that is not there is a finding, not an error.
+    The key goes with a model name that does not exist. The API checks the key (401, 403) and the
+    billing method (402) before the model name (400), so nothing is predicted and nothing billed.
+    An endpoint that does not respond is a result, not an error.
     """
     probe = request_body(model=_NO_MODEL, text="", image_url="", parameters={})
     models: list[str] = []
@@ -85,8 +77,8 @@ def check_endpoint(settings: Settings) -> Generator[Step, Any, EndpointStatus]:
     detail = ""
     if status == _OK:
         detail = (
-            "It predicted for a model name that the contract refuses, so it is no phospho endpoint,"
-            " and this look may have cost one image."
+            "It answered for a model name that does not exist, so it is not a phospho endpoint."
+            " This check may have cost one image."
         )
     elif status not in {400, 422}:
         said = read_detail(refusal.body, hide=(settings.api_key or "",))
@@ -112,7 +104,7 @@ def _request(
 
 
 def _model_names(listing: HttpResponse) -> list[str]:
-    """Read names out of whatever kind of list a server gives: objects with an id, or strings."""
+    """Read the names from a list of objects with an `id`, or of strings."""
     if listing.status_code != _OK:
         return []
     try:

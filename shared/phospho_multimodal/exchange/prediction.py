@@ -1,4 +1,4 @@
-"""From the plan of a conversation to its answer: images made ready, asked about, put together."""
+"""From the turns of a conversation to its answer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from phospho_multimodal.contract import request_body, request_pieces
-from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, UnsupportedContentError
+from phospho_multimodal.errors import (
+    FATAL_ERRORS,
+    ImageError,
+    PhosphoError,
+    UnsupportedContentError,
+)
 from phospho_multimodal.exchange.attempts import (
     ClientState,
     RequestState,
@@ -23,9 +28,17 @@ from phospho_multimodal.images.prepare import (
     PreparedImage,
     SendableImage,
     passthrough_source,
+    prepare_source,
 )
 from phospho_multimodal.images.source import ImageSource
-from phospho_multimodal.messages.conversation import ConversationPlan, cut_at_stop
+from phospho_multimodal.messages.conversation import (
+    ConversationPlan,
+    ImagePolicy,
+    Turn,
+    cut_at_stop,
+    mark_unreadable,
+    plan_conversation,
+)
 from phospho_multimodal.messages.image_parts import (
     Part,
     Passed,
@@ -37,11 +50,10 @@ from phospho_multimodal.messages.image_parts import (
 )
 from phospho_multimodal.settings import Settings
 
-__all__ = ["GenerationOptions", "Prediction", "build_request", "predict"]
+__all__ = ["GenerationOptions", "Prediction", "answer_turns", "build_request"]
 
-# To look through so much, decode and hash it takes two milliseconds. A thread costs half of one,
-# and much more where many threads wait for one interpreter.
 _SMALL_IMAGE = 256 * 1024
+"""To inspect so many bytes takes 2 ms at most. A thread costs 0.5 ms, and more under load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +61,8 @@ class Prediction:
     """One answer.
 
     Attributes:
-        description: The answer's text.
-        metadata: What was sent, how often, and what it cost; see the README.
+        description: The text of the answer.
+        metadata: What was sent, how often, and what it cost. The README lists the keys.
     """
 
     description: str
@@ -59,11 +71,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How something is asked.
+    """The options of a prediction, already checked.
 
     Attributes:
-        model: The model's name.
-        parameters: Generation parameters that were set and checked.
+        model: The name of the model.
+        parameters: The generation parameters that were set.
         stop: Strings at which an answer is cut.
     """
 
@@ -72,240 +84,70 @@ class GenerationOptions:
     stop: Sequence[str] | None = None
 
 
-def predict(
-    shared: ClientState, plan: ConversationPlan, asking: GenerationOptions
-) -> Generator[Step, Any, Prediction]:
-    """Ask what a plan says, with everything that belongs to it.
+@dataclass(frozen=True, slots=True)
+class PredictionPlan:
+    """What one prediction is made from.
 
-    Args:
-        shared: What the client's calls share.
-        plan: The question and the images.
-        asking: How it is asked.
-
-    Yields:
-        Steps for the client to do.
-
-    Returns:
-        The answer.
-
-    Raises:
-        PhosphoError: See `phospho_multimodal.errors`.
+    Attributes:
+        conversation: The prompt and the images, and what to do with several images.
+        images: The images, with the file of each URL that was fetched.
+        options: The model and its parameters.
+        settings: The settings of the client.
+        deadline: The end of the call, on the clock of the client's state.
     """
-    settings = shared.settings
-    deadline = None if settings.deadline is None else shared.clock() + settings.deadline
-    handed_over = yield from _fetch_all(plan, settings, deadline)
-    if plan.policy == "auto":
-        plan = yield from _decide(shared, plan, handed_over)
-    if plan.policy == "each" or settings.detail == "tiles":
-        parts = yield from _prepared_parts(plan, handed_over, settings)
-        if len(parts) > 1 or plan.policy == "each":
-            return (yield from _ask_each(shared, plan, parts, asking, deadline))
 
-    clean: SendableImage | None = None
-    if plan.policy != "montage" and _is_small(handed_over[0]):
-        clean = _clean(handed_over[0], settings)
+    conversation: ConversationPlan
+    images: Sequence[Passed]
+    options: GenerationOptions
+    settings: Settings
+    deadline: float | None
 
-    # By arguments: what a function sees of this one would be cells, which everybody's garbage
-    # collector looks through as long as the answer is waited for.
-    make_ready = partial(_made_ready, plan, handed_over, clean, asking, settings, deadline=deadline)
-    if clean is None and _have_bytes(handed_over):
-        call, shown, warnings = yield RunInThread(make_ready, computes=True)
-    else:
-        call, shown, warnings = make_ready()
-    del make_ready, clean  # or the image's bytes would wait for the answer, beside their base64
-    description = yield from send_with_retries(shared, call)
-    metadata = _metadata(shared, plan, asking, [call], shown, warnings=warnings)
-    return Prediction(cut_at_stop(description, asking.stop), metadata)
+    @property
+    def needs_thread(self) -> bool:
+        """Whether an image has to be prepared, which would block an event loop."""
+        return any(image.source.url is None or image.fetched is not None for image in self.images)
 
+    def request(self, image: SendableImage, text: str) -> RequestState:
+        """Build the request about one image."""
+        return build_request(image, text, self.options, self.settings, self.deadline)
 
-def _prepared_parts(
-    plan: ConversationPlan, passed: Sequence[Passed], settings: Settings
-) -> Generator[Step, Any, list[Part]]:
-    """Prepare what is asked about separately; URLs that are passed on need no thread."""
-    prepare = partial(parts_of, plan, passed, settings)
-    parts: list[Part] = (
-        (yield RunInThread(prepare, computes=True)) if _have_bytes(passed) else prepare()
-    )
-    return parts
+    def single_request(self) -> tuple[RequestState, list[dict[str, Any]], list[str]]:
+        """Build the only request, and return it with the metadata of its images and warnings."""
+        text = self.conversation.text
+        if self.conversation.policy != "montage":
+            image = ready(self.images[0], self.settings)
+            return self.request(image, text), [image.to_metadata()], []
+        montage, sources, warnings = make_montage(self.images, self.settings)
+        call = self.request(montage, f"{text}\n{legend(len(sources))}")
+        return call, [source.to_metadata() for source in sources], warnings
 
+    def small_request(self) -> tuple[RequestState, list[dict[str, Any]], list[str]] | None:
+        """Build the only request without a thread, if its image is small and sent as it is."""
+        source = self.images[0].source
+        in_memory = source.form in {"bytes", "base64", "data_url"}
+        is_small = in_memory and len(source.value) <= _SMALL_IMAGE
+        if self.conversation.policy == "montage" or not is_small:
+            return None
+        image = passthrough_source(source, max_image_side=self.settings.max_image_side)
+        if image is None:
+            return None
+        return self.request(image, self.conversation.text), [image.to_metadata()], []
 
-def _made_ready(
-    plan: ConversationPlan,
-    handed_over: Sequence[Passed],
-    clean: SendableImage | None,
-    asking: GenerationOptions,
-    settings: Settings,
-    *,
-    deadline: float | None,
-) -> tuple[RequestState, list[dict[str, Any]], list[str]]:
-    """Put together the one question of a plan, and what its answer's metadata tells of images."""
-    warnings: list[str] = []
-    if plan.policy == "montage":
-        image, sources, warnings = make_montage(handed_over, settings)
-        text = f"{plan.text}\n{legend(len(sources))}"
-    else:
-        image = clean or ready(handed_over[0], settings)
-        text, sources = plan.text, [image]
-    shown = [source.to_metadata() for source in sources]
-    return build_request(image, text, asking, settings, deadline), shown, warnings
-
-
-def _ask_each(
-    shared: ClientState,
-    plan: ConversationPlan,
-    parts: Sequence[Part],
-    asking: GenerationOptions,
-    deadline: float | None,
-) -> Generator[Step, Any, Prediction]:
-    """Ask about every part by itself, all at once; a failure is told in its place."""
-    if plan.one_answer:
-        message = (
-            f"detail='tiles' would send {len(parts)} parts and get an answer about each, but with"
-            " tools or a schema one answer is read. Nothing was sent. Choose detail='auto'."
-        )
-        raise UnsupportedContentError(message)
-    make_calls = partial(_calls, plan, parts, asking, shared.settings, deadline)
-    have_bytes = any(isinstance(part.image, PreparedImage) for part in parts)
-    calls = (yield RunInThread(make_calls, computes=True)) if have_bytes else make_calls()
-    # For all or for none: half an answer for half the money is not what was asked for.
-    reservations = yield from reserve_budget(shared, len(calls))
-    for call, reservation in zip(calls, reservations, strict=True):
-        call.reservation = reservation
-    refusals: list[PhosphoError] = []
-    try:
-        outcomes = yield Gather([_ask_one_of_several(shared, call, refusals) for call in calls])
-    finally:
-        for call in calls:  # what a call has taken it settles itself
-            if call.reservation is not None:
-                shared.spending.settle_later(call.reservation.release)
-    failures = [outcome for outcome in outcomes if isinstance(outcome, PhosphoError)]
-    if len(failures) == len(outcomes):
-        first = refusals[0] if refusals else failures[0]
-        first.attempts = sum(call.attempts for call in calls)
-        first.images_in_doubt = sum(call.in_doubt for call in calls)
-        raise first
-    shown = [image.to_metadata() for part in parts for image in part.images]
-    answers = [
-        f"{part.name}:\n{_told(outcome, asking.stop)}"
-        for part, outcome in zip(parts, outcomes, strict=True)
-    ]
-    metadata = _metadata(shared, plan, asking, calls, shown, failed=len(failures))
-    return Prediction("\n\n".join(answers), metadata)
-
-
-def _calls(
-    plan: ConversationPlan,
-    parts: Sequence[Part],
-    asking: GenerationOptions,
-    settings: Settings,
-    deadline: float | None,
-) -> list[RequestState]:
-    return [
-        build_request(part.image, f"{plan.text}{part.note}", asking, settings, deadline)
-        for part in parts
-    ]
-
-
-def _ask_one_of_several(
-    shared: ClientState, call: RequestState, refusals: list[PhosphoError]
-) -> Generator[Step, Any, str]:
-    """Ask about one image; the first that is refused for good stops those not yet sent."""
-    call.abort_reason = lambda: refusals[0] if refusals else None
-    try:
-        return (yield from send_with_retries(shared, call))
-    except FATAL_ERRORS as error:
-        refusals.append(error)
-        raise
-
-
-def _decide(
-    shared: ClientState, plan: ConversationPlan, passed: Sequence[Passed]
-) -> Generator[Step, Any, ConversationPlan]:
-    """Choose for `multi_image="auto"`: a montage, unless it cannot be read and each can be paid."""
-    if plan.one_answer or shared.settings.detail == "tiles":
-        return replace(plan, policy="montage")
-    if any(image.source.url is not None and image.fetched is None for image in passed):
-        return replace(plan, policy="each")  # a montage cannot be made of what is not opened
-    warnings = yield RunInThread(partial(montage_warnings, passed, shared.settings), computes=True)
-    snapshot = yield from run_ledger_io(shared, shared.spending.snapshot)
-    left = snapshot.images_left
-    affordable = left is None or left >= len(passed)
-    return replace(plan, policy="each" if warnings and affordable else "montage")
-
-
-def _told(outcome: str | PhosphoError, stop: Sequence[str] | None) -> str:
-    if isinstance(outcome, PhosphoError):
-        return f"[no answer: {type(outcome).__name__}: {outcome}]"
-    return cut_at_stop(outcome, stop)
-
-
-def _fetch_all(
-    plan: ConversationPlan, settings: Settings, deadline: float | None
-) -> Generator[Step, Any, Sequence[Passed]]:
-    """Fetch the images that are URLs, if that is asked for: all at once, before money is spent."""
-    if settings.url_mode == "pass" or all(source.url is None for source in plan.images):
-        return [Passed(source) for source in plan.images]
-    if len(plan.images) == 1:
-        return [(yield from _fetched(plan.images[0], deadline))]
-    outcomes: list[Passed | PhosphoError]
-    outcomes = yield Gather([_fetched(source, deadline) for source in plan.images])
-    images: list[Passed] = []
-    for outcome in outcomes:
-        if isinstance(outcome, PhosphoError):
-            raise outcome
-        images.append(outcome)
-    return images
-
-
-def _fetched(source: ImageSource, deadline: float | None) -> Generator[Step, Any, Passed]:
-    if source.url is None:
-        return Passed(source)
-    from phospho_multimodal.images.safe_fetch import fetch_image  # noqa: PLC0415 - loads httpcore
-
-    given_up = threading.Event()
-    fetch = partial(fetch_image, source.url, deadline=deadline, given_up=given_up.is_set)
-    try:
-        return Passed(source, (yield RunInThread(fetch, computes=False)))
-    finally:
-        # A cancelled task does not wait for the thread that works for it: this ends the work.
-        given_up.set()
-
-
-def _have_bytes(images: Sequence[Passed]) -> bool:
-    return any(image.source.url is None or image.fetched is not None for image in images)
-
-
-def _is_small(image: Passed) -> bool:
-    """Tell whether it costs less to look through an image at once than to have a thread do it."""
-    source = image.source
-    in_memory = source.form in {"bytes", "base64", "data_url"}
-    return in_memory and len(source.value) <= _SMALL_IMAGE
-
-
-def _clean(image: Passed, settings: Settings) -> PreparedImage | None:
-    return passthrough_source(image.source, max_image_side=settings.max_image_side)
+    def part_requests(self, parts: Sequence[Part]) -> list[RequestState]:
+        """Build one request for each part."""
+        text = self.conversation.text
+        return [self.request(part.image, f"{text}{part.note}") for part in parts]
 
 
 def build_request(
     image: SendableImage,
     text: str,
-    asking: GenerationOptions,
+    options: GenerationOptions,
     settings: Settings,
     deadline: float | None = None,
 ) -> RequestState:
-    """Put one question about one picture, ready to be sent.
-
-    Args:
-        image: The picture.
-        text: The question.
-        asking: How it is asked.
-        settings: Of the client.
-        deadline: On the clock of the exchange.
-
-    Returns:
-        What `send_with_retries` takes.
-    """
-    model, parameters = asking.model, asking.parameters
+    """Build the request about one image, which `send_with_retries` sends."""
+    model, parameters = options.model, options.parameters
     body: tuple[bytes, ...]
     if isinstance(image, LinkedImage):
         on_wire: str | bytes = image.url
@@ -316,20 +158,180 @@ def build_request(
     return RequestState(body, (*settings.secrets(), text, on_wire), deadline)
 
 
+def answer_turns(
+    shared: ClientState, turns: Sequence[Turn], policy: ImagePolicy, options: GenerationOptions
+) -> Generator[Step, Any, Prediction]:
+    """Send a conversation, and return its answer.
+
+    An unreadable image raises `ImageError` only in the newest turn. In an older turn, a mark
+    replaces the image, and the plan is made again.
+    """
+    while True:
+        plan = plan_conversation(turns, policy)
+        try:
+            return (yield from _predict(shared, plan, options))
+        except ImageError:  # nothing was sent
+            if not plan.is_about_older_turn:
+                raise
+            find = partial(_unreadable, plan.images, shared.settings)
+            reasons = yield RunInThread(find, computes=True)
+            if not reasons:
+                raise
+        turns = mark_unreadable(turns, reasons)
+
+
+def _unreadable(images: Sequence[ImageSource], settings: Settings) -> dict[int, str]:
+    """Map the `id()` of each unreadable image to the reason."""
+    reasons: dict[int, str] = {}
+    for image in images:
+        try:
+            prepare_source(image, max_image_side=settings.max_image_side, prepare=settings.prepare)
+        except ImageError as error:  # noqa: PERF203 - a few images, none of them twice
+            reasons[id(image)] = str(error)
+    return reasons
+
+
+def _predict(
+    shared: ClientState, conversation: ConversationPlan, options: GenerationOptions
+) -> Generator[Step, Any, Prediction]:
+    settings = shared.settings
+    deadline = None if settings.deadline is None else shared.clock() + settings.deadline
+    images = yield from _fetch_all(conversation, settings, deadline)
+    plan = PredictionPlan(conversation, images, options, settings, deadline)
+    if conversation.policy == "auto":
+        plan = replace(plan, conversation=(yield from _choose_policy(shared, plan)))
+    one_by_one = plan.conversation.policy == "each"
+    if one_by_one or settings.detail == "tiles":
+        prepare = partial(parts_of, plan.conversation, images, settings)
+        parts = (yield RunInThread(prepare, computes=True)) if plan.needs_thread else prepare()
+        if len(parts) > 1 or one_by_one:
+            return (yield from _send_parts(shared, plan, parts))
+    built = plan.small_request()
+    if built is None:
+        build = plan.single_request
+        built = (yield RunInThread(build, computes=True)) if plan.needs_thread else build()
+        del build
+    call, shown, warnings = built
+    conversation = plan.conversation
+    # The request holds the base64. Do not hold the file as well while the answer is awaited.
+    del plan, images, built
+    description = yield from send_with_retries(shared, call)
+    metadata = _metadata(shared, conversation, options, [call], shown, warnings=warnings)
+    return Prediction(cut_at_stop(description, options.stop), metadata)
+
+
+def _send_parts(
+    shared: ClientState, plan: PredictionPlan, parts: Sequence[Part]
+) -> Generator[Step, Any, Prediction]:
+    """Send a request for each part concurrently. An error takes the place of its answer."""
+    if plan.conversation.one_answer:
+        message = (
+            f"detail='tiles' would send {len(parts)} parts and get an answer about each, but tools"
+            " or a schema need one answer. Nothing was sent. Choose detail='auto'."
+        )
+        raise UnsupportedContentError(message)
+    build = partial(plan.part_requests, parts)
+    have_bytes = any(isinstance(part.image, PreparedImage) for part in parts)
+    calls = (yield RunInThread(build, computes=True)) if have_bytes else build()
+    # Reserve money for all parts or for none, because half an answer is of no use.
+    reservations = yield from reserve_budget(shared, len(calls))
+    for call, reservation in zip(calls, reservations, strict=True):
+        call.reservation = reservation
+    refusals: list[PhosphoError] = []
+    try:
+        outcomes = yield Gather([_send_part(shared, call, refusals) for call in calls])
+    finally:
+        for call in calls:  # a call that has taken its reservation settles it itself
+            if call.reservation is not None:
+                shared.spending.settle_later(call.reservation.release)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, PhosphoError)]
+    if len(failures) == len(outcomes):
+        first = refusals[0] if refusals else failures[0]
+        first.attempts = sum(call.attempts for call in calls)
+        first.images_in_doubt = sum(call.in_doubt for call in calls)
+        raise first
+    shown = [image.to_metadata() for part in parts for image in part.images]
+    texts = [
+        f"[no answer: {type(outcome).__name__}: {outcome}]"
+        if isinstance(outcome, PhosphoError)
+        else cut_at_stop(outcome, plan.options.stop)
+        for outcome in outcomes
+    ]
+    answers = [f"{part.name}:\n{text}" for part, text in zip(parts, texts, strict=True)]
+    failed = len(failures)
+    metadata = _metadata(shared, plan.conversation, plan.options, calls, shown, failed=failed)
+    return Prediction("\n\n".join(answers), metadata)
+
+
+def _send_part(
+    shared: ClientState, call: RequestState, refusals: list[PhosphoError]
+) -> Generator[Step, Any, str]:
+    """Send one part. The first fatal error stops the parts that were not sent yet."""
+    call.abort_reason = lambda: refusals[0] if refusals else None
+    try:
+        return (yield from send_with_retries(shared, call))
+    except FATAL_ERRORS as error:
+        refusals.append(error)
+        raise
+
+
+def _choose_policy(
+    shared: ClientState, plan: PredictionPlan
+) -> Generator[Step, Any, ConversationPlan]:
+    """Choose for `multi_image="auto"`: "each" if a montage is too small to read, else "montage"."""
+    conversation = plan.conversation
+    if conversation.one_answer or plan.settings.detail == "tiles":
+        return replace(conversation, policy="montage")
+    if any(image.source.url is not None and image.fetched is None for image in plan.images):
+        return replace(conversation, policy="each")  # a montage needs the files
+    find_warnings = partial(montage_warnings, plan.images, plan.settings)
+    warnings = yield RunInThread(find_warnings, computes=True)
+    snapshot = yield from run_ledger_io(shared, shared.spending.snapshot)
+    affordable = snapshot.images_left is None or snapshot.images_left >= len(plan.images)
+    return replace(conversation, policy="each" if warnings and affordable else "montage")
+
+
+def _fetch_all(
+    plan: ConversationPlan, settings: Settings, deadline: float | None
+) -> Generator[Step, Any, Sequence[Passed]]:
+    """Fetch the images that are URLs concurrently, if `url_mode="fetch"`."""
+    if settings.url_mode == "pass" or all(source.url is None for source in plan.images):
+        return [Passed(source) for source in plan.images]
+    outcomes: list[Passed | PhosphoError]
+    outcomes = yield Gather([_fetch(source, deadline) for source in plan.images])
+    for outcome in outcomes:
+        if isinstance(outcome, PhosphoError):
+            raise outcome
+    return cast("list[Passed]", outcomes)
+
+
+def _fetch(source: ImageSource, deadline: float | None) -> Generator[Step, Any, Passed]:
+    if source.url is None:
+        return Passed(source)
+    from phospho_multimodal.images.safe_fetch import fetch_image  # noqa: PLC0415 - loads httpcore
+
+    abandoned = threading.Event()
+    fetch = partial(fetch_image, source.url, deadline=deadline, given_up=abandoned.is_set)
+    try:
+        return Passed(source, (yield RunInThread(fetch, computes=False)))
+    finally:
+        abandoned.set()  # a cancelled task does not wait for its thread, so end the fetch
+
+
 def _metadata(
     shared: ClientState,
     plan: ConversationPlan,
-    asking: GenerationOptions,
+    options: GenerationOptions,
     calls: Sequence[RequestState],
     images: list[dict[str, Any]],
     *,
     failed: int = 0,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Tell what an answer was made of, and what it cost."""
+    """Describe what was sent for an answer, and what it cost."""
     billed = len(calls) - failed
     metadata: dict[str, Any] = {
-        "model_name": asking.model,
+        "model_name": options.model,
         "model_provider": "phospho",
         "images": images,
         "images_billed": billed,
@@ -343,7 +345,6 @@ def _metadata(
         metadata["warnings"] = list(warnings)
     if plan.content_omitted:
         metadata["content_omitted"] = plan.content_omitted
-    request_ids = [call.request_id for call in calls if call.request_id is not None]
-    if request_ids:
+    if request_ids := [call.request_id for call in calls if call.request_id is not None]:
         metadata["request_id"] = ", ".join(request_ids)
     return metadata

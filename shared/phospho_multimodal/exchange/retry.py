@@ -1,4 +1,4 @@
-"""Pure answers: shall a failed attempt be made again, and after how long?"""
+"""Decide whether a failed attempt is retried, and after how long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from phospho_multimodal.errors import (
     PhosphoError,
     ReplyLostError,
 )
-from phospho_multimodal.spending.processes import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_RETRY_AFTER", "RetryBudget", "RetryPolicy", "parse_retry_after"]
 
 LONGEST_RETRY_AFTER = 60.0
-"""Seconds: what a server asks for beyond this fails at once instead of blocking the caller."""
+"""Seconds. If a server asks for more, the call fails immediately instead of waiting."""
 
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 8.0
@@ -34,14 +33,11 @@ _ONCE = 500  # it does not tell an outage from a refused input: see the contract
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """Read a `Retry-After` header.
+    """Return the seconds of a `Retry-After` header, or `None` if there is none that is valid.
 
     Args:
-        value: The header: whole or decimal seconds, or an HTTP date.
+        value: The header, with seconds or an HTTP date.
         now: The wall clock, in seconds since the epoch.
-
-    Returns:
-        Seconds to wait, never negative; `None` if there is no header or it makes no sense.
     """
     if value is None:
         return None
@@ -61,9 +57,9 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
 
 
 class RetryBudget:
-    """Keeps the retries of a client within a fifth of its first tries, three at least.
+    """Allows a client one retry for five first attempts, and at least three retries.
 
-    An outage then costs the service at most 20 % more requests, not three times as many.
+    So during an outage the service receives at most 20 % more requests, not three times as many.
     """
 
     share = 0.2
@@ -72,23 +68,15 @@ class RetryBudget:
     def __init__(self) -> None:
         self._first_tries = 0
         self._retries = 0
-        self._begin()
-        after_fork(self._begin)
-
-    def _begin(self) -> None:
         self._lock = threading.Lock()
 
     def count_first_try(self) -> None:
-        """Note that a call sends something for the first time."""
+        """Count the first attempt of a call."""
         with self._lock:
             self._first_tries += 1
 
     def take(self) -> bool:
-        """Ask for one retry.
-
-        Returns:
-            Whether there is one left; if so, it is taken.
-        """
+        """Take one retry, and return whether there was one left."""
         with self._lock:
             if self._retries >= max(self.minimum, math.floor(self._first_tries * self.share)):
                 return False
@@ -105,15 +93,12 @@ class RetryPolicy:
     jitter: Callable[[float, float], float] = field(default=random.uniform, repr=False)
 
     def delay(self, error: PhosphoError, *, failures: int, service_errors: int) -> float | None:
-        """Tell how long to wait before the next attempt.
+        """Return the seconds to wait before the next attempt, or `None` if there is none.
 
         Args:
-            error: What the attempt ended in.
-            failures: How many attempts of this call have failed, this one included.
-            service_errors: How many of them were a 500.
-
-        Returns:
-            Seconds, or `None` if there shall be no next attempt.
+            error: The error of the attempt.
+            failures: How many attempts of this call have failed, including this one.
+            service_errors: How many of them had status 500.
         """
         if failures > self.max_retries or not self._may_help(error, service_errors):
             return None

@@ -6,14 +6,22 @@ client that fails throws the failure in instead, where the exchange judges it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import httpx
 
 __all__ = [
-    "MAX_REPLY_BYTES",
     "TRANSPORT_FAILURES",
     "AcquireSlot",
     "DeadlineError",
@@ -24,26 +32,26 @@ __all__ = [
     "SendRequest",
     "Sleep",
     "Step",
+    "run_steps",
+    "run_steps_async",
 ]
 
-MAX_REPLY_BYTES = 10 * 1024 * 1024
-"""What is read of a reply; an answer has a few hundred bytes."""
+S = TypeVar("S")
+T = TypeVar("T")
 
-_JOINED = 128 * 1024
-_WHOLE_PIECES = 2 * 1024 * 1024
 _SLICE = 256 * 1024
-_SHORT_END = 64
 
 
 class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of one attempt, which knows whether all of it was handed to the socket.
+    """The body of one attempt, which knows whether all of it was passed to the transport.
 
-    A small one is put together, since that costs less than another write. The pieces of a larger
-    one go as they are, without a copy. The largest go in slices: a piece given whole is copied
-    with each partial send.
+    It goes in slices, because httpcore copies the rest of a slice after each partial send. The last
+    byte goes by itself, and `fully_sent` is set before it. A call that is interrupted before that
+    cannot be billed, and one that is interrupted while the last byte is written may be.
 
-    The end is handed over by itself, a few bytes, and the body counts as sent from then on: whoever
-    is interrupted before has not sent it, and whoever is interrupted while it is written may have.
+    Attributes:
+        size: The length of the body in bytes.
+        fully_sent: Whether the last byte was passed on.
     """
 
     def __init__(self, *pieces: bytes) -> None:
@@ -52,19 +60,10 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.fully_sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        end = self._pieces[-1] if self._pieces else b""
-        rest: list[bytes | memoryview] = [*self._pieces[:-1]]
-        if not rest or len(end) > _SHORT_END:
-            rest.append(memoryview(end)[:-1])
-            end = end[-1:]
-        if self.size > _WHOLE_PIECES:
-            yield from _slices(rest)
-        elif self.size > _JOINED:
-            yield from map(bytes, rest)  # which copies none that is bytes already
-        elif self.size > 1:
-            yield b"".join(rest)
+        *pieces, last = self._pieces or [b""]
+        yield from _slices([*pieces, memoryview(last)[:-1]])
         self.fully_sent = True
-        yield end
+        yield last[-1:]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self:
@@ -72,7 +71,7 @@ class RequestBody(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
-    """Cut what the pieces are together, without ever putting all of it together."""
+    """Join the pieces and cut them into slices, without a copy of the whole."""
     held: list[memoryview] = []
     room = _SLICE
     for piece in pieces:
@@ -90,10 +89,10 @@ def _slices(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class RunInThread:
-    """Run this, which does not belong on an event loop, and send back what it returns.
+    """Run a function that would block an event loop, and send back its result.
 
-    What computes goes on as many threads at once as there are cores: more would only take memory.
-    What waits (for a lock on a file, for an image of somebody's server) takes no core.
+    Functions that compute run on as many threads as there are cores. More threads would only take
+    memory. Functions that wait for a file or a server do not count.
     """
 
     run: Callable[[], Any]
@@ -102,9 +101,9 @@ class RunInThread:
 
 @dataclass(frozen=True, slots=True)
 class AcquireSlot:
-    """Wait for a free slot and for the rate.
+    """Wait for a free slot and for the rate limit.
 
-    Send back the function that frees the slot again, or `None` if the deadline came first.
+    Send back the function that releases the slot, or `None` if the deadline passed before.
     """
 
     deadline: float | None
@@ -112,7 +111,7 @@ class AcquireSlot:
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
-    """Send one request and send back its `HttpResponse`."""
+    """Send a request, and send back its `HttpResponse`."""
 
     method: str
     url: str
@@ -123,20 +122,20 @@ class SendRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Do nothing for some seconds."""
+    """Wait for some seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Run several conversations at once, and send back what each came to.
+    """Run several exchanges concurrently, and send back a list of their outcomes.
 
-    That is a list in their order: what a conversation returned, or the `PhosphoError` it raised.
-    Any other error of one ends them all.
+    An outcome is the result of an exchange or the `PhosphoError` that it raised. Any other error
+    ends all of them.
     """
 
-    conversations: Sequence[Generator[Step, Any, Any]]
+    exchanges: Sequence[Generator[Step, Any, Any]]
 
 
 Step: TypeAlias = "RunInThread | AcquireSlot | SendRequest | Sleep | Gather"
@@ -144,7 +143,7 @@ Step: TypeAlias = "RunInThread | AcquireSlot | SendRequest | Sleep | Gather"
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """An answer with its body, of which at most 10 MB were read."""
+    """A response with its body, of which at most 10 MB were read."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -152,8 +151,49 @@ class HttpResponse:
 
 
 class DeadlineError(Exception):
-    """A client tells the exchange with this that the deadline passed while it was sending."""
+    """The deadline passed while a client was sending."""
 
 
 TRANSPORT_FAILURES = (httpx.RequestError, DeadlineError)
-"""What a client may throw in where a `HttpResponse` was asked for."""
+"""The errors that a client may throw in instead of sending back an `HttpResponse`."""
+
+
+def run_steps(steps: Generator[S, Any, T], perform: Callable[[S], Any]) -> T:
+    """Do the steps of a generator, each with `perform`, and return what the generator returns.
+
+    Args:
+        steps: The generator. It is closed at the end.
+        perform: Does one step. Its result is sent back, and its error is thrown in.
+    """
+    result: Any = None
+    failure: BaseException | None = None
+    with closing(steps):
+        while True:
+            # Outside the handler below. Otherwise our error would have httpx's as its context,
+            # which holds the request with the key.
+            try:
+                step = steps.send(result) if failure is None else steps.throw(failure)
+            except StopIteration as done:
+                return cast("T", done.value)
+            result = failure = None
+            try:
+                result = perform(step)
+            except BaseException as error:  # noqa: BLE001 - the generator judges it
+                failure = error
+
+
+async def run_steps_async(steps: Generator[S, Any, T], perform: Callable[[S], Awaitable[Any]]) -> T:
+    """Do the steps of a generator with `await`. See `run_steps`."""
+    result: Any = None
+    failure: BaseException | None = None
+    with closing(steps):
+        while True:
+            try:
+                step = steps.send(result) if failure is None else steps.throw(failure)
+            except StopIteration as done:
+                return cast("T", done.value)
+            result = failure = None
+            try:
+                result = await perform(step)
+            except BaseException as error:  # noqa: BLE001 - the generator judges it
+                failure = error

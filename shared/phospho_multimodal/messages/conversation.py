@@ -1,7 +1,6 @@
-"""From the turns of a conversation to the one text and the image that the endpoint takes.
+"""Turn a conversation into the one prompt and the image that the endpoint takes.
 
-Both adapters turn their messages into these turns, so that the same messages are the same request
-in either framework.
+Both adapters make the same turns of the same messages, so that both send the same request.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ __all__ = [
 ]
 
 IMAGE_MARK = "[image]"
-"""Stands in the text for every image that is not sent."""
+"""Replaces each image that is not sent in the text."""
 
 UNREADABLE_IMAGE_MARK = "[image: cannot be read]"
-"""Stands in the text for an image of an older turn that cannot be sent."""
+"""Replaces an image of an older turn that cannot be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +64,12 @@ _LABELS: dict[Role, str] = {"user": "User", "assistant": "Assistant", "tool": "T
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a tool, made or asked for.
+    """A tool call of the assistant.
 
     Attributes:
         name: The tool's name as the model wrote it.
-        arguments: By name.
-        id: What the tool's answer refers to.
+        arguments: The arguments by name.
+        id: The id that the tool's result refers to.
     """
 
     name: str
@@ -80,14 +79,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn: who speaks, and texts and images in their order.
+    """One turn of a conversation.
 
     Attributes:
-        role: Who speaks.
-        parts: Texts, images, and marks of what is omitted.
+        role: The speaker.
+        parts: Texts, images, and marks of omitted parts, in their order.
         name: The name of the tool or the speaker.
-        calls: Of the assistant: the tools it called. They are no part of the text; the tool
-            protocol shows them where there are tools.
+        calls: The assistant's tool calls. They are not in the text. The tool protocol writes them
+            into the prompt if there are tools.
         images: The images among the parts, in their order.
     """
 
@@ -103,19 +102,18 @@ class Turn:
             if isinstance(part, ImageSource):
                 images.append(part)
             elif not isinstance(part, (str, OmittedPart)):
-                message = f"A prompt is text, and this is a {type(part).__name__}."
+                message = f"A prompt must be text, got {type(part).__name__}. Nothing was sent."
                 raise UnsupportedContentError(message)
-        # Picked out once: every step of a question asks for them.
         object.__setattr__(self, "images", tuple(images))
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationPlan:
-    """What will be asked.
+    """The prompt and the images of one call.
 
     Attributes:
-        text: The one text.
-        images: What it is asked about.
+        text: The prompt.
+        images: The images that are sent.
         policy: `"single"`, `"default_image"`, or the `multi_image` value that decided.
         images_omitted: How many images of the conversation are not sent.
         content_omitted: How many other parts (PDF, audio, …) of older turns are not sent.
@@ -133,46 +131,38 @@ class ConversationPlan:
 
 
 def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> ConversationPlan:
-    """Decide what is asked about which image.
+    """Decide what is asked about which images; the newest turn with an image decides.
 
-    The newest turn with an image decides, whatever its role. A lone user turn is its own text,
-    unchanged; anything longer becomes a transcript.
-
-    Args:
-        turns: Oldest first.
-        policy: What to do with several images, and with none.
-
-    Returns:
-        The plan.
-
-    Raises:
-        MissingImageError: There is no image, and no `default_image`.
-        UnsupportedContentError: There are more images than the policy allows.
+    A single user turn is sent as its text, unchanged. A longer conversation becomes a transcript.
     """
-    omitted = [part for turn in turns for part in turn.parts if isinstance(part, OmittedPart)]
-    unreadable = [part for part in omitted if part.is_image]
-    other = len(omitted) - len(unreadable)
-    deciding = next((turn for turn in reversed(turns) if turn.images), None)
-    if deciding is None:
-        if policy.default_image is None:
-            raise _missing_image(unreadable)
-        text = _text(turns, policy, deciding=None, sent=())
-        images = (policy.default_image,)
-        return ConversationPlan(
-            text, images, "default_image", len(unreadable), other, one_answer=policy.one_answer
-        )
-    chosen, name = _choose(deciding.images, policy)
-    total = len(unreadable) + sum(len(turn.images) for turn in turns)
-    text = _text(turns, policy, deciding=deciding, sent=chosen)
-    older = turns[: count_older_turns(turn.role for turn in turns)]
-    is_older = any(turn is deciding for turn in older)
+    deciding, newest_user, images, content_omitted = -1, 0, 0, 0
+    unreadable: list[OmittedPart] = []
+    for index, turn in enumerate(turns):
+        if turn.role == "user":
+            newest_user = index
+        if turn.images:
+            deciding = index
+            images += len(turn.images)
+        if len(turn.images) < len(turn.parts):
+            omitted = [part for part in turn.parts if isinstance(part, OmittedPart)]
+            unreadable += [part for part in omitted if part.is_image]
+            content_omitted += sum(not part.is_image for part in omitted)
+    if deciding >= 0:
+        sent, name = _choose(turns[deciding].images, policy)
+        images -= len(sent)
+        text = _text(turns, policy, deciding, sent)
+    elif policy.default_image is not None:
+        sent, name = (policy.default_image,), "default_image"
+        text = _text(turns, policy, deciding, ())
+    else:
+        raise _missing_image(unreadable)
     return ConversationPlan(
         text,
-        chosen,
+        sent,
         name,
-        total - len(chosen),
-        other,
-        is_older,
+        images_omitted=images + len(unreadable),
+        content_omitted=content_omitted,
+        is_about_older_turn=0 <= deciding < newest_user,
         one_answer=policy.one_answer,
     )
 
@@ -180,29 +170,21 @@ def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> Conversatio
 def count_older_turns(roles: Iterable[Role]) -> int:
     """Count the turns before the newest user turn.
 
-    What they hold must not be an error: a thread that is stored keeps it forever.
-
-    Args:
-        roles: The roles of all turns, oldest first.
-
-    Returns:
-        The index of the newest user turn; 0 without a user turn.
+    Their content must not raise errors, because a stored conversation keeps them forever.
     """
-    return max((index for index, role in enumerate(roles) if role == "user"), default=0)
+    older = 0
+    for index, role in enumerate(roles):
+        if role == "user":
+            older = index
+    return older
 
 
 def omitted_part(
     kind: str = "", media_type: str | None = None, *, reason: object = ""
 ) -> OmittedPart:
-    """Make the mark that replaces a part of an older turn that cannot be sent.
+    """Make the mark of an omitted part, such as `[file: application/pdf, not sent]`.
 
-    Args:
-        kind: `"image"`, `"file"`, or what the part is called in its framework.
-        media_type: The MIME type, if the part has one.
-        reason: The error that the part is in the newest turn.
-
-    Returns:
-        A mark such as `[file: application/pdf, not sent]`.
+    `kind` is `"image"`, `"file"`, or the framework's name for the part.
     """
     declared = (media_type or "").lower()
     what, kind = declared.partition("/")[0], kind.lower()
@@ -213,21 +195,13 @@ def omitted_part(
             return OmittedPart(f"[{word}, not sent]", is_image=False)
     if not declared and kind != "file":
         return OmittedPart("[content of an unknown type, not sent]", is_image=False)
-    # The words of a message: only a plain MIME type is repeated.
+    # A message declares this type, so only a well-formed MIME type is repeated.
     more = f": {declared}" if _MEDIA_TYPE.fullmatch(declared) else ""
     return OmittedPart(f"[file{more}, not sent]", is_image=False)
 
 
 def mark_unreadable(turns: Sequence[Turn], reasons: Mapping[int, str]) -> list[Turn]:
-    """Replace images that cannot be read with a mark in the text.
-
-    Args:
-        turns: The conversation.
-        reasons: Why an image cannot be read, by the `id()` of the image.
-
-    Returns:
-        The conversation without these images.
-    """
+    """Replace unreadable images with a mark; `reasons` has the reason by the image's `id()`."""
 
     def marked(part: Part) -> Part:
         reason = reasons.get(id(part))
@@ -237,26 +211,23 @@ def mark_unreadable(turns: Sequence[Turn], reasons: Mapping[int, str]) -> list[T
 
 
 def cut_at_stop(text: str, stop: Iterable[str] | None) -> str:
-    """Cut an answer at the first stop string; the endpoint knows none, so it is done here.
-
-    Args:
-        text: The whole answer, which was paid for.
-        stop: Strings that end it; empty ones are ignored.
-
-    Returns:
-        What stands before the first of them.
-    """
-    positions = [text.find(mark) for mark in stop or () if mark]
-    return text[: min((p for p in positions if p >= 0), default=len(text))]
+    """Cut an answer at the first stop string, because the endpoint knows no stop strings."""
+    end = len(text)
+    for mark in stop or ():
+        position = text.find(mark) if mark else -1
+        if 0 <= position < end:
+            end = position
+    return text[:end]
 
 
 def _missing_image(unreadable: Sequence[OmittedPart]) -> MissingImageError:
-    there_is = "There is no image in the conversation"
+    missing = "There is no image in the conversation"
     if unreadable:
-        there_is = f"The newest image cannot be read. {unreadable[-1].reason} There is no other one"
+        reason = unreadable[-1].reason
+        missing = f"The newest image cannot be read. {reason} There is no other image"
     message = (
-        f"{there_is}, and this endpoint answers about an image only. Nothing was sent. Add one to a"
-        " message, or set default_image= for the steps of a chain or an agent that have none."
+        f"{missing}, and this endpoint only answers about an image. Nothing was sent. Add an"
+        " image to a message, or set default_image= for calls without one, such as agent steps."
     )
     return MissingImageError(message)
 
@@ -264,72 +235,77 @@ def _missing_image(unreadable: Sequence[OmittedPart]) -> MissingImageError:
 def _choose(
     images: tuple[ImageSource, ...], policy: ImagePolicy
 ) -> tuple[tuple[ImageSource, ...], str]:
+    """Choose the images that are sent, and name the rule that chose them."""
     if len(images) == 1:
         return images, "single"
     if policy.multi_image == "last":
         return images[-1:], "last"
+    turn_has = f"The turn has {len(images)} images"
     if policy.multi_image == "error":
         message = (
-            f"The turn has {len(images)} images, the endpoint takes one, and multi_image='error'."
-            " Nothing was sent. Send one, or choose multi_image='last'."
+            f"{turn_has}, the endpoint takes one, and multi_image='error'."
+            " Nothing was sent. Send one image, or set multi_image='last'."
         )
         raise UnsupportedContentError(message)
     if len(images) > policy.max_images:
         message = (
-            f"The turn has {len(images)} images and max_images is {policy.max_images}."
-            " Nothing was sent. Send fewer, or raise max_images=."
+            f"{turn_has} and max_images is {policy.max_images}."
+            " Nothing was sent. Send fewer images, or increase max_images=."
         )
         raise UnsupportedContentError(message)
     if policy.multi_image == "each" and policy.one_answer:
         message = (
-            f"The turn has {len(images)} images and multi_image='each' makes an answer for each,"
-            " but with tools or a schema one answer is read. Nothing was sent. Send one image, or"
-            " choose multi_image='montage' or 'last'."
+            f"{turn_has}, and multi_image='each' makes an answer for each image, but a call with"
+            " tools or a schema reads one answer. Nothing was sent. Send one image, or set"
+            " multi_image='montage' or 'last'."
         )
         raise UnsupportedContentError(message)
     return images, policy.multi_image
 
 
 def _text(
-    turns: Sequence[Turn],
-    policy: ImagePolicy,
-    *,
-    deciding: Turn | None,
-    sent: tuple[ImageSource, ...],
+    turns: Sequence[Turn], policy: ImagePolicy, deciding: int, sent: tuple[ImageSource, ...]
 ) -> str:
     if len(turns) == 1 and turns[0].role == "user":
-        return _turn_text(turns[0], policy, sent=sent, asks=True)
-    system = [_turn_text(turn, policy) for turn in turns if turn.role == "system"]
-    lines = [text for text in system if text]
-    for turn in turns:
+        return _turn_text(turns[0], policy, len(sent), needs_prompt=True)
+    system: list[str] = []
+    lines: list[str] = []
+    for index, turn in enumerate(turns):
         if turn.role == "system":
+            if text := _turn_text(turn, policy):
+                system.append(text)
             continue
-        decides = turn is deciding
+        decides = index == deciding
         text = _turn_text(
-            turn, policy, sent=sent if decides else (), asks=decides and turn.role == "user"
+            turn,
+            policy,
+            len(sent) if decides else 0,
+            needs_prompt=decides and turn.role == "user",
         )
         if text or decides:
             name = to_label(turn.name or "")
             label = f"{_LABELS[turn.role]} ({name})" if name else _LABELS[turn.role]
             lines.append(f"{label}: {text}".rstrip())
-    return "\n".join(lines) or policy.default_prompt
+    return "\n".join([*system, *lines]) or policy.default_prompt
 
 
 def _turn_text(
-    turn: Turn, policy: ImagePolicy, *, sent: tuple[ImageSource, ...] = (), asks: bool = False
+    turn: Turn, policy: ImagePolicy, images_sent: int = 0, *, needs_prompt: bool = False
 ) -> str:
-    """Join a turn's texts; of its images, those that are not sent leave a mark."""
-    unsent = len(turn.images) - len(sent)  # what is sent is always the end of the turn's images
+    """Join the texts of a turn, with a mark for each image that is not sent."""
+    unsent = len(turn.images) - images_sent  # the images sent are the last ones of the turn
     pieces: list[str] = []
+    has_text = False
     for part in turn.parts:
         if isinstance(part, str):
             pieces.append(part)
+            has_text = has_text or bool(part.strip())
         elif isinstance(part, OmittedPart):
             pieces.append(part.mark)
         elif unsent:
             unsent -= 1
             pieces.append(IMAGE_MARK)
-    if asks and not any(part.strip() for part in turn.parts if isinstance(part, str)):
-        pieces = [piece for piece in pieces if piece.strip()]  # marks
+    if needs_prompt and not has_text:
+        pieces = [piece for piece in pieces if piece.strip()]  # the marks
         pieces.append(policy.default_prompt)
     return "\n".join(pieces)

@@ -18,7 +18,14 @@ from phospho_multimodal.errors import UnsupportedContentError
 from phospho_multimodal.images.inspect import sniff
 from phospho_multimodal.images.source import ImageSource
 
-__all__ = ["LONGEST_RUN", "check_tool_text", "mark_files", "pictures_apart"]
+__all__ = [
+    "LONGEST_RUN",
+    "check_tool_text",
+    "decode_base64",
+    "is_image_file",
+    "mark_files",
+    "split_embedded_images",
+]
 
 LONGEST_RUN = 4096
 """Characters of a file that a tool's text may hold.
@@ -103,7 +110,7 @@ def mark_files(text: str, mark: str) -> str:
     return "".join([*kept, text[done:]])
 
 
-def pictures_apart(text: str) -> list[str | ImageSource]:
+def split_embedded_images(text: str) -> list[str | ImageSource]:
     """Take the pictures out of a tool's text, for who can look at them.
 
     Args:
@@ -137,7 +144,7 @@ def _pictures(text: str) -> Iterator[tuple[int, int, ImageSource]]:
         # Cut off, or no bytes after all: a hostile text can look like any beginning.
         with contextlib.suppress(SyntaxError, ValueError, MemoryError):
             data: bytes = ast.literal_eval(text[start:end])
-            if _is_picture_file(data):
+            if is_image_file(data):
                 yield start, end, ImageSource("bytes", data)
 
 
@@ -155,7 +162,7 @@ def _files(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         is_new = (
             before_end - before < width
             or line_end - line > _LONGEST_WRAPPED_LINE
-            or _decoded(text[before_end - _TAIL : before_end]).endswith(_ENDS_OF_FILES)
+            or decode_base64(text[before_end - _TAIL : before_end]).endswith(_ENDS_OF_FILES)
         )
         if is_new and _is_picture(text, line):
             yield start, before_end
@@ -218,23 +225,24 @@ def _end_of_literal(text: str, start: int) -> int:
 
 
 def _is_picture(text: str, start: int) -> bool:
-    return _is_picture_file(_head(text, start))
+    return is_image_file(_head(text, start))
 
 
-def _is_picture_file(data: bytes) -> bool:
-    # A format of pictures has its name in capitals there.
+def is_image_file(data: bytes) -> bool:
+    """Return whether data begins like an image file."""
     kind = sniff(data) or ""
-    if kind == "BMP":  # two letters, which words begin with too; these are always zero
+    if kind == "BMP":  # words can begin with its two letters, but not with four zero bytes
         return data[6:10] == bytes(4)
-    return kind.isupper()
+    return kind.isupper()  # `sniff` names image formats in capitals
 
 
 def _head(text: str, start: int) -> bytes:
     """Decode the beginning of a run."""
-    return _decoded(_LINE_BREAK.sub("", text[start : start + _HEAD + 4])[:_HEAD])
+    return decode_base64(_LINE_BREAK.sub("", text[start : start + _HEAD + 4])[:_HEAD])
 
 
-def _decoded(symbols: str) -> bytes:
+def decode_base64(symbols: str) -> bytes:
+    """Decode the whole groups of four symbols; return nothing if it is not base64."""
     symbols = symbols[: len(symbols) // 4 * 4].replace("-", "+").replace("_", "/")
     try:
         return pybase64.b64decode(symbols)

@@ -1,7 +1,8 @@
-"""The books as a Ray actor on the driver's node, and the handle that driver and workers have."""
+"""The driver's side of a Ray job: open a job for any number of workers, and look at its state."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from collections.abc import Sequence
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.exceptions
+import ray.util.client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import states_to_ask_again
+from phospho_multimodal.batch.pipeline.circuit_breaker import MAX_OUTAGE, check_max_outage
+from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
-from phospho_multimodal.ray.actor import PATIENCE, AccountsActor, Limits, Orders
-from phospho_multimodal.ray.told import Snapshot
-from phospho_multimodal.settings import ClientOptions, ParameterOptions, Settings
+from phospho_multimodal.ray.coordinator import Coordinator, Orders, Snapshot
+from phospho_multimodal.settings import ClientOptions, Settings
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 
 if TYPE_CHECKING:
@@ -28,29 +31,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accounts",
-    "as_ours",
-    "ask_actor",
+    "call_coordinator",
+    "call_from_driver",
+    "end",
     "open_accounts",
-    "start_accounts",
-    "stop_accounts",
+    "start",
+    "to_phospho_error",
 ]
 
-_AT_ONCE = 100_000  # calls that may wait there; each is a few objects
+_MAX_CALLS = 100_000  # that may wait in the coordinator; each is a few objects
+_PATIENCE = 30.0  # seconds that closing may take
 
 
 class Accounts:
-    """The accounts of one job: for the driver to look at, and for workers to ask.
+    """One job on a Ray cluster: the driver looks at it, and workers get it as an argument.
 
-    Pickled, it is the workers' half: an address and what is asked.
+    Workers receive the coordinator's handle and the job.
     """
 
     def __init__(self, actor: Any, orders: Orders, journal: Journal | None = None) -> None:
         """Take what `open_accounts` has made.
 
         Args:
-            actor: The actor's handle.
+            actor: The handle of the coordinator.
             orders: What workers have to know.
-            journal: The driver's own, which is lent to the actor.
+            journal: The driver's own journal, which is lent to the coordinator.
         """
         self.actor = actor
         self.orders = orders
@@ -58,31 +63,31 @@ class Accounts:
 
     @property
     def folder(self) -> Path:
-        """Where the job keeps its journal."""
+        """The folder in which the job keeps its journal."""
         if self._journal is None:
-            message = "The accounts' folder is known on the driver, where they were opened."
+            message = "Only the driver that opened a job knows its folder."
             raise ConfigurationError(message)
         return self._journal.path.parent
 
     def snapshot(self) -> Snapshot:
-        """Tell how the accounts stand; it is looked who is alive.
+        """Return the state of the job.
 
         Returns:
-            What was paid, what is in doubt, what was done, and the error that ended it.
+            What was billed, what is in doubt, what was done, and the error that stopped the job.
 
         Raises:
-            ConfigurationError: They are closed.
+            ConfigurationError: The job is closed.
         """
-        snapshot: Snapshot = ask_actor(self.actor.snapshot)
+        snapshot: Snapshot = call_from_driver(self.actor.snapshot)
         return snapshot
 
     def close(self) -> None:
-        """End the accounts, once nothing is under way; the journal stays for the next time."""
+        """End the job as soon as no request is in progress. The journal stays for the next run."""
         journal, self._journal = self._journal, None
         if journal is None:
             return
         try:
-            stop_accounts(self.actor)
+            end(self.actor)
         finally:
             journal.close()
 
@@ -100,7 +105,7 @@ class Accounts:
 
 
 class AccountsOptions(ClientOptions, ParameterOptions, total=False):
-    """The keywords of a client and of a question; `concurrency` is the workers' own."""
+    """The keywords of a client and of a prompt; `concurrency` belongs to the workers."""
 
 
 def open_accounts(
@@ -110,153 +115,137 @@ def open_accounts(
     max_usd: float | Decimal | str | None = None,
     max_images: int | None = None,
     usd_per_image: float | Decimal | str = USD_PER_IMAGE,
+    max_outage: float = MAX_OUTAGE,
     stop: Sequence[str] | None = None,
     retry_failed: bool = False,
     retry_in_doubt: bool = False,
     **options: Unpack[AccountsOptions],
 ) -> Accounts:
-    """Open the accounts of a job on this node, for any number of workers.
+    """Open a job on this node, for any number of workers.
 
-    Everything that was answered stays in `folder`: the same question about the same picture is paid
-    once, in this Ray job and in all that follow. Another prompt, model, parameter or size of what
-    is sent has a folder of its own inside.
+    The journal in `folder` keeps every answer, so each image is paid once, in this Ray job and in
+    all later ones. Another prompt, model, parameter or image size is another job, with its own
+    folder inside.
 
     Args:
-        folder: Where the journal is kept, on this machine; the workers need not see it.
-        prompt: The question.
-        max_usd: Dollars that all runs of this job together may spend, in doubt included.
-        max_images: The same, in images.
-        usd_per_image: Dollars for one image.
+        folder: The folder of the journal, on this machine. Workers need not see it.
+        prompt: The prompt.
+        max_usd: The spending limit of all runs of this job, in dollars, in-doubt images included.
+        max_images: The same limit in images.
+        usd_per_image: The price of one image in dollars.
+        max_outage: Seconds without an answer after which the job stops, while the endpoint limits
+            the rate (429), is not ready (503) or cannot be reached. Until then workers wait, and
+            no row fails.
         stop: Strings at which an answer is cut.
-        retry_failed: Ask again about what failed in an earlier run.
-        retry_in_doubt: Ask again about what may have been billed without an answer.
-        **options: See `Settings.resolve` and `GenerationParameters`; `requests_per_second` is that
-            of all workers together.
+        retry_failed: Retry images that failed in an earlier run.
+        retry_in_doubt: Retry images that may have been billed without an answer.
+        **options: See `Settings.resolve` and `GenerationParameters`. `requests_per_second` applies
+            to all workers combined.
 
     Returns:
-        The accounts; close them, or use them in a `with` block.
+        The job. Close it, or use it in a `with` block.
 
     Raises:
-        ConfigurationError: A setting is wrong, the folder cannot be written, or somebody else is
-            at this job.
+        ConfigurationError: A setting is wrong, the folder cannot be written, or another process
+            works on this job.
         MissingKeyError: There is no key.
     """
     given: dict[str, Any] = dict(options)
     if "max_concurrency" in given:
-        message = "Accounts have no max_concurrency=; set concurrency= of DescribeImages."
+        message = "open_accounts has no max_concurrency=. Set concurrency= of DescribeImages."
         raise ConfigurationError(message)
     parameters = {name: given.pop(name) for name in ParameterOptions.__annotations__ & given.keys()}
     settings = Settings.resolve(**given)
-    limits = Limits(max_usd=max_usd, max_images=max_images, usd_per_image=usd_per_image)
-    Spending(**limits)  # a wrong figure is told here
+    spending = Spending(max_usd, max_images=max_images, usd_per_image=usd_per_image)
+    max_outage = check_max_outage(max_outage)
     job = Job.of(prompt, settings, parameters, stop)
     journal = Journal(job.folder(Path(folder)), job)
     try:
         states = states_to_ask_again(failed=retry_failed, in_doubt=retry_in_doubt)
         if states:
             journal.ask_again(*states)
-        return start_accounts(journal, job, settings, limits)
+        root = Path.cwd() if journal.last_position() else None
+        return start(journal, job, settings, spending, max_outage=max_outage, root=root)
     except BaseException:
         journal.close()
         raise
 
 
-def start_accounts(journal: Journal, job: Job, settings: Settings, limits: Limits) -> Accounts:
-    """Start the actor, and lend it a journal.
-
-    Args:
-        journal: Open, on this machine.
-        job: What is asked.
-        settings: Of the workers' clients.
-        limits: What may be spent.
-
-    Returns:
-        The accounts, which own the journal: it is closed with them.
-
-    Raises:
-        ConfigurationError: This is no node of the cluster, the settings cannot be sent to another
-            process, or the actor does not start.
-    """
+def start(
+    journal: Journal,
+    job: Job,
+    settings: Settings,
+    spending: Spending,
+    *,
+    max_outage: float,
+    root: Path | None = None,
+) -> Accounts:
+    """Start the coordinator on this node, and lend it a journal that is open here."""
     if not ray.is_initialized():
         ray.init()
-    _check_node()
-    orders = Orders(job, settings, Spending(**limits).usd_per_image)
-    _check_pickles(orders)
+    if ray.util.client.ray.is_connected():
+        message = (
+            "The journal is kept on a node of the cluster, so the driver has to run on one (for"
+            " example as a Ray job), not over ray://. Nothing was sent."
+        )
+        raise ConfigurationError(message)
+    limits = (spending.max_usd, spending.max_images, spending.usd_per_image)
+    orders = Orders(job, settings, *limits, max_outage, root)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = (
-        ray.remote(AccountsActor)
-        .options(
-            num_cpus=0,
-            scheduling_strategy=here,
-            max_concurrency=_AT_ONCE,
-            max_restarts=-1,  # all that it knows is in the journal
-            max_task_retries=-1,
-        )
-        .remote(orders, journal.path.parent.absolute(), journal.owner, limits)
+        ray.remote(Coordinator)
+        .options(num_cpus=0, scheduling_strategy=here, max_concurrency=_MAX_CALLS)
+        .remote(_checked(orders), journal.path.parent.absolute(), journal.owner)
     )
     accounts = Accounts(actor, orders, journal)
-    accounts.snapshot()  # it is there, and has the journal
+    accounts.snapshot()  # raises what its start raised
     return accounts
 
 
-def stop_accounts(actor: Any) -> None:
-    """End an actor, once nothing is under way there."""
+def end(actor: Any) -> None:
+    """End a coordinator, as soon as no request is in progress."""
     try:
-        ray.get(actor.close.remote(), timeout=2 * PATIENCE)
-    except ray.exceptions.RayError:  # it is gone already: the journal has what it knew
-        pass
+        with contextlib.suppress(ray.exceptions.RayError):  # the journal has what it knew
+            ray.get(actor.close.remote(), timeout=_PATIENCE)
     finally:
         ray.kill(actor)
 
 
-def ask_actor(method: Any, *arguments: Any) -> Any:
-    """Call the actor from the driver.
-
-    Args:
-        method: Of its handle.
-        *arguments: For it.
-
-    Returns:
-        What it returns.
-
-    Raises:
-        PhosphoError: What it raises, or that it is gone.
-    """
+def call_from_driver(method: Any, *arguments: Any) -> Any:
+    """Call a method of the coordinator, and wait for its result."""
     try:
         return ray.get(method.remote(*arguments))
     except ray.exceptions.RayError as failure:
-        raise as_ours(failure) from None
+        raise to_phospho_error(failure) from None
 
 
-def as_ours(failure: Exception) -> PhosphoError:
-    """Make of Ray's error the one of ours that it wraps, or that says what happened."""
+async def call_coordinator(method: Any, *arguments: Any) -> Any:
+    """Call a method of the coordinator from an event loop."""
+    try:
+        return await method.remote(*arguments)
+    except ray.exceptions.RayError as failure:
+        raise to_phospho_error(failure) from None
+
+
+def to_phospho_error(failure: Exception) -> PhosphoError:
+    """Return the error of ours that Ray's error wraps, or one that says what happened."""
     cause = getattr(failure, "cause", None)
     if isinstance(cause, PhosphoError):
         return cause
     message = (
-        f"The accounts cannot be asked ({type(failure).__name__}): they are closed, or their node"
-        " is gone. What was answered is kept in their folder; the same job goes on from there."
+        f"The coordinator of the job does not answer ({type(failure).__name__}): the job is closed,"
+        " or its node is lost. The journal keeps every answer. The same job continues from there."
     )
     return ConfigurationError(message)
 
 
-def _check_node() -> None:
-    from ray.util.client import ray as client  # noqa: PLC0415
-
-    if client.is_connected():
-        message = (
-            "The accounts are kept on a node of the cluster, by whoever drives the job: run this on"
-            " one (a Ray job, for one), not over ray://."
-        )
-        raise ConfigurationError(message)
-
-
-def _check_pickles(orders: Orders) -> None:
+def _checked(orders: Orders) -> Orders:
     try:
         pickle.dumps(orders)
-    except Exception as failure:  # noqa: BLE001 - whatever an object of the user's raises
+    except Exception as failure:  # noqa: BLE001 - an object of the user's may raise anything
         message = (
-            f"A setting cannot be sent to the workers ({type(failure).__name__}). verify= may be a"
-            " file or a folder there, not an ssl.SSLContext."
+            f"A setting cannot be sent to the workers ({type(failure).__name__}). Nothing was sent."
+            " Over Ray, verify= may be a file or a folder, but not an ssl.SSLContext."
         )
         raise ConfigurationError(message) from None
+    return orders

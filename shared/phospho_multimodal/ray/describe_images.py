@@ -1,59 +1,64 @@
-"""`DescribeImages`: a column of pictures in a Ray Dataset becomes columns of answers."""
+"""`DescribeImages`: a column of images in a Ray Dataset becomes columns of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
-from decimal import Decimal
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import ray.data
 
-from phospho_multimodal.batch.job import DIGEST_BYTES, Job
+from phospho_multimodal.batch.job import DIGEST_BYTES
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.batch.results.rows import COLUMNS
 from phospho_multimodal.batch.sources.items import Item, make_item
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.numpy_arrays import image_from_array
 from phospho_multimodal.ray.accounts import Accounts
-from phospho_multimodal.ray.worker import Outcome, Worker
+from phospho_multimodal.ray.worker import PROMPT_MARK, Outcome, Worker, WorkItem
 
-__all__ = ["ADDED", "DescribeImages"]
+__all__ = ["ADDED", "DescribeImages", "check_concurrency", "pool", "rows_per_call"]
 
 ADDED = {
-    name: kind
-    for name, kind in COLUMNS.items()
-    if name not in {"id", "source", "duplicate_of", "removed"}
+    name: COLUMNS[name]
+    for name in (
+        *("description", "status", "error_class", "error", "attempts", "cost_usd"),
+        *("images_in_doubt", "sha256", "width", "height", "seconds", "prompt_id", "model", "time"),
+    )
 }
 """The columns that are added, and their types, by their names in Arrow."""
 
-
 _BATCH_ROWS = 32  # half of what `auto` rises to
+_ON_COLLISION = "phospho_"
+_PANDAS_TYPES = {"string": "string", "int32": "Int32", "float64": "Float64"}
+_PROMPT_DIGEST = slice(len(PROMPT_MARK) + DIGEST_BYTES, None)
 
 
 class DescribeImages:
-    """Describes the pictures of a column, for `Dataset.map_batches`.
+    """Describes the images of a column, for `Dataset.map_batches`.
 
-    `DescribeImages.on` calls that with what has to be said to it. By hand it is:
+    It is a callable class as Ray knows them, and works with every batch format:
 
         dataset.map_batches(
             DescribeImages,
-            fn_constructor_kwargs={"accounts": accounts, "column": "image", "concurrency": 8},
-            batch_format="pyarrow",
-            batch_size=32,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=4),
-            num_cpus=0,  # workers wait, mostly; with all CPUs theirs, nothing would be read
+            fn_constructor_kwargs={"accounts": accounts, "column": "image"},
+            concurrency=4,
+            num_cpus=0,  # a worker waits most of the time; CPUs are for reading
         )
 
-    A column of arrays (`ray.data.read_images`), of bytes, of texts (paths and http(s) URLs) or of
-    structs with `bytes` and `path` will do. A broken picture is a row with its error. What would
-    end every further question in the same way ends the Ray job, with that error, once what is under
-    way anywhere is told; what was done is kept by the accounts, and the same job goes on.
+    `DescribeImages.on` calls that with good values for the rest.
 
-    A row's `cost_usd`, `attempts` and `images_in_doubt` are those of a question that was asked for
-    it; where the answer was there already (a duplicate, a row that Ray made again after a node was
-    lost) they are 0. What was paid is what the accounts say.
+    The column may hold arrays (`ray.data.read_images`), bytes, texts (paths and http(s) URLs) or
+    structs with `bytes` and `path`. A broken image is a row with its error. An error that every
+    further request would meet ends the Ray job, after all requests in progress have their results.
+
+    `cost_usd`, `attempts` and `images_in_doubt` of a row count the request that was sent for this
+    row. They are 0 if the answer was known: for a duplicate, or for a row that Ray computes again.
+    `accounts.snapshot()` has the sums.
     """
 
     def __init__(
@@ -61,17 +66,32 @@ class DescribeImages:
         accounts: Accounts,
         column: str = "image",
         concurrency: int | Literal["auto"] = 8,
+        *,
+        prefix: str | None = None,
+        prompt_column: str | None = None,
     ) -> None:
-        """Begin to work, in a process of Ray's.
+        """Start a worker, in a process of Ray's.
 
         Args:
-            accounts: Of the job; see `open_accounts`.
-            column: Of the pictures.
-            concurrency: Requests of this worker at once; `auto` finds out how many are well
-                answered.
+            accounts: The job; see `open_accounts`.
+            column: The column of images.
+            concurrency: Concurrent requests of this worker; `auto` finds out how many the endpoint
+                answers well. Ray's own `concurrency` is the number of workers.
+            prefix: Begins the name of each added column, so that several prompts fit into one
+                dataset. Without it, only a name that the dataset has already gets a prefix,
+                `phospho_`.
+            prompt_column: The column with a prompt for each row. An empty value stands for the
+                job's prompt. The journal keeps each pair of image and prompt.
+
+        Raises:
+            ConfigurationError: A value is out of range, or the job is closed.
         """
+        check_concurrency(concurrency)
         self._orders = accounts.orders
+        self._price = accounts.orders.usd_per_image
         self._column = column
+        self._prompt_column = prompt_column
+        self._prefix = prefix
         self._worker = Worker(accounts, concurrency)
 
     @classmethod
@@ -84,128 +104,181 @@ class DescribeImages:
         workers: int | tuple[int, int] | None = None,
         concurrency: int | Literal["auto"] = 8,
         batch_size: int | None = None,
+        prefix: str | None = None,
+        prompt_column: str | None = None,
+        **options: Any,
     ) -> ray.data.Dataset:
-        """Describe the pictures of a dataset, in the way that was tried.
+        """Describe the images of a dataset.
 
         Args:
-            dataset: With a column of pictures.
-            accounts: Of the job.
-            column: Of the pictures.
-            workers: How many processes: a number, or the fewest and the most; up to one for each
-                node that there is now, if nothing is said.
-            concurrency: Requests of each worker at once, or `auto`.
-            batch_size: Rows that a worker takes together; each has two such batches under way, and
-                32 or its concurrency is in each, if nothing is said.
+            dataset: A dataset with a column of images.
+            accounts: The job.
+            column: The column of images.
+            workers: The number of workers, or the fewest and the most. By default, Ray starts up
+                to one for each node that is alive now.
+            concurrency: Concurrent requests of each worker, or `auto`.
+            batch_size: Rows in one call. Each worker has two calls in progress, with 32 rows or as
+                many as its `concurrency` by default.
+            prefix: See `DescribeImages`.
+            prompt_column: See `DescribeImages`.
+            **options: Further arguments of `Dataset.map_batches`, such as `num_cpus` (0 by
+                default), `resources`, `runtime_env` and `batch_format` (`pyarrow` by default).
 
         Returns:
-            The dataset with further columns; nothing is asked before somebody wants its rows. For
-            a look at the first few, `limit` the dataset before: `take` reads ahead.
+            The dataset with further columns. Nothing is sent before its rows are read. To try the
+            first few rows, call `limit` on the dataset before: `take` reads ahead.
 
         Raises:
-            ConfigurationError: A figure is out of range.
+            ConfigurationError: A value is out of range.
         """
-        checked_concurrency(concurrency)
+        check_concurrency(concurrency)
+        given = {
+            "batch_format": "pyarrow",
+            "batch_size": rows_per_call(concurrency) if batch_size is None else batch_size,
+            "num_cpus": 0,
+            "udf_modifying_row_count": False,
+            **options,
+        }
+        if "compute" not in given:
+            given["compute"] = pool(workers)
         described = dataset.map_batches(
             cls,
             fn_constructor_kwargs={
                 "accounts": accounts,
                 "column": column,
                 "concurrency": concurrency,
+                "prefix": prefix,
+                "prompt_column": prompt_column,
             },
-            batch_format="pyarrow",
-            batch_size=rows_for(concurrency) if batch_size is None else batch_size,
-            compute=pool(workers),
-            num_cpus=0,
-            udf_modifying_row_count=False,
+            **given,
         )
-        # The error that ends the job is ours by its class, and not only by its text.
+        # The error that ends the job keeps its class.
         described.context.raise_original_map_exception = True
         return described
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: Any) -> Any:
         """Describe a batch.
 
         Args:
-            batch: As `batch_format="pyarrow"` gives it.
+            batch: A dict of numpy arrays, a pandas data frame or an Arrow table.
 
         Returns:
-            The same, with the columns that are added.
+            The same, with further columns.
 
         Raises:
-            PhosphoError: What ended the job.
+            PhosphoError: The error that ended the job.
         """
-        self._check(batch)
-        values = batch.column(self._column)
-        items = [(_item(values[at]), None) for at in range(batch.num_rows)]
-        outcomes = self._worker.describe(items)
-        if any(outcome.state is State.PENDING for outcome in outcomes):
-            error = self._worker.stopped_by()
-            if error is not None:
-                raise error
-        rows = [_row(outcome, self._orders.job, self._orders.usd_per_image) for outcome in outcomes]
-        for name, kind in ADDED.items():
-            cells = pa.array([row[name] for row in rows], getattr(pa, kind)())
-            batch = batch.append_column(name, cells)
-        return batch
+        names = list(batch.column_names if isinstance(batch, pa.Table) else batch.keys())
+        added = self._added_names(names)
+        prompts = self._prompts(batch)
+        work = []
+        for cell, prompt in zip(_cells(batch, self._column), prompts, strict=True):
+            item = _item(cell)
+            if prompt is None:
+                message = "The prompt is neither text nor empty. Nothing was sent for this row."
+                item = replace(item, error=ConfigurationError(message))
+            work.append(WorkItem(item, None, prompt or self._orders.job.prompt))
+        outcomes = self._worker.describe(work)
+        error = self._worker.stopped_by
+        if error is not None and any(outcome.state is State.PENDING for outcome in outcomes):
+            self._worker.wait_until_quiet()
+            raise error
+        rows = [self._row(one.prompt, outcome) for one, outcome in zip(work, outcomes, strict=True)]
+        return _with_columns(
+            batch,
+            {added[name]: (kind, [row[name] for row in rows]) for name, kind in ADDED.items()},
+        )
 
-    def _check(self, batch: Any) -> None:
-        problem = None
-        if not isinstance(batch, pa.Table):
-            problem = 'DescribeImages takes batch_format="pyarrow"; DescribeImages.on says so.'
-        elif self._column not in batch.column_names:
-            names = ", ".join(map(repr, batch.column_names[:30]))
-            problem = f"There is no column {self._column!r} of pictures. There are: {names}."
+    def _added_names(self, names: Sequence[str]) -> dict[str, str]:
+        """Check the columns of the dataset, and name those that are added."""
+        for column, what in ((self._column, "images"), (self._prompt_column, "prompts")):
+            if column is not None and column not in names:
+                listed = ", ".join(map(repr, names[:30]))
+                message = (
+                    f"There is no column {column!r} of {what}. Nothing was sent. The dataset has"
+                    f" {listed}."
+                )
+                raise ConfigurationError(message)
+        taken = set(names)
+        if self._prefix is None:
+            added = {name: _ON_COLLISION + name if name in taken else name for name in ADDED}
         else:
-            taken = sorted(ADDED.keys() & set(batch.column_names))
-            if taken:
-                names = ", ".join(map(repr, taken))
-                problem = f"The dataset has columns that are added here: {names}. Rename them."
-        if problem is not None:
-            raise ConfigurationError(problem)
+            added = {name: self._prefix + name for name in ADDED}
+        collisions = sorted(taken & set(added.values()))
+        if collisions:
+            message = (
+                f"The dataset already has {', '.join(map(repr, collisions))}. Nothing was sent."
+                f" Choose another prefix= than {self._prefix!r}."
+            )
+            raise ConfigurationError(message)
+        return added
+
+    def _prompts(self, batch: Any) -> list[str | None]:
+        """Return the prompt of each row; `None` for a value that is not text."""
+        if self._prompt_column is None:
+            return [self._orders.job.prompt] * len(_cells(batch, self._column))
+        prompts: list[str | None] = []
+        for cell in _cells(batch, self._prompt_column):
+            value = cell.as_py() if isinstance(cell, pa.Scalar) else cell
+            is_empty = value is None or value is pd.NA or value == "" or value != value  # noqa: PLR0124 - NaN
+            prompts.append(
+                self._orders.job.prompt
+                if is_empty
+                else str(value)
+                if isinstance(value, str)
+                else None
+            )
+        return prompts
+
+    def _row(self, prompt: str, outcome: Outcome) -> dict[str, Any]:
+        answer: Mapping[str, Any] = outcome.answer or {}
+        pays, error = outcome.pays, outcome.error
+        key, ended = answer.get("picture", b""), answer.get("ended")
+        if key.startswith(PROMPT_MARK):
+            key = key[_PROMPT_DIGEST]
+        time = datetime.now(timezone.utc)
+        if ended is not None:
+            time = datetime.fromtimestamp(ended, timezone.utc)
+        return {
+            "description": answer.get("description"),
+            "status": outcome.state.name.lower(),
+            "error_class": answer.get("error_class") if error is None else type(error).__name__,
+            "error": answer.get("error") if error is None else str(error),
+            "attempts": answer["attempts"] if pays else 0,
+            "cost_usd": float(answer["images_billed"] * self._price) if pays else 0.0,
+            "images_in_doubt": answer["images_in_doubt"] if pays else 0,
+            "sha256": key.hex() if len(key) == DIGEST_BYTES else None,
+            "width": answer.get("width"),
+            "height": answer.get("height"),
+            "seconds": answer.get("seconds"),
+            "prompt_id": replace(self._orders.job, prompt=prompt).prompt_id,
+            "model": self._orders.job.asking.model,
+            "time": time.isoformat(),
+        }
 
 
-def checked_concurrency(concurrency: Any) -> int | Literal["auto"]:
-    """Check how many requests a worker may have under way.
-
-    Args:
-        concurrency: The number, or `auto`.
-
-    Returns:
-        The same.
-
-    Raises:
-        ConfigurationError: It is something else.
-    """
+def check_concurrency(concurrency: Any) -> None:
+    """Reject what is not a number of requests."""
     if concurrency != "auto" and not (isinstance(concurrency, int) and concurrency >= 1):
-        message = f"concurrency is {concurrency!r}; it is 'auto', or a number from 1."
+        message = f"concurrency must be 'auto' or 1 or greater, got {concurrency!r}."
         raise ConfigurationError(message)
-    return concurrency  # type: ignore[no-any-return]
 
 
-def rows_for(concurrency: int | Literal["auto"]) -> int:
-    """Tell how many rows a worker takes together: two such batches keep it busy."""
+def rows_per_call(concurrency: int | Literal["auto"]) -> int:
+    """Return how many rows a worker takes in one call; two such calls keep it busy."""
     return _BATCH_ROWS if concurrency == "auto" else max(_BATCH_ROWS, concurrency)
 
 
 def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:
-    """Tell Ray how many workers there may be, and that each works at two batches at once.
+    """Return Ray's description of the workers, each with two calls in progress.
 
-    With one at a time, each batch would wait for the slowest answer of the one before.
-
-    Args:
-        workers: A number, the fewest and the most, or `None` for up to one for each node.
-
-    Returns:
-        The strategy.
-
-    Raises:
-        ConfigurationError: A figure is out of range.
+    With one call, each batch would wait for the slowest answer of the batch before.
     """
     if workers is None:
         workers = (1, max(1, sum(node["Alive"] for node in ray.nodes())))
     few, many = (workers, workers) if isinstance(workers, int) else workers
     if not 1 <= few <= many:
-        message = f"workers is {workers!r}; it is a number from 1, or the fewest and the most."
+        message = f"workers must be 1 or greater, or the fewest and the most, got {workers!r}."
         raise ConfigurationError(message)
     return ray.data.ActorPoolStrategy(
         min_size=few,
@@ -215,11 +288,20 @@ def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:
     )
 
 
-def _item(scalar: Any) -> Item:
-    """Make of a cell what a table's cell is in a batch; arrays are pictures, too."""
+def _cells(batch: Any, column: str) -> Sequence[Any]:
+    cells: Sequence[Any] = batch[column]
+    return list(cells) if isinstance(batch, pd.DataFrame) else cells
+
+
+def _item(cell: Any) -> Item:
+    """Make an input of a cell, as a batch does with a table; a cell may also be an array."""
     try:
-        value = scalar.to_numpy() if hasattr(scalar, "to_numpy") else scalar.as_py()
-        if type(value).__name__ == "ndarray":
+        value = cell
+        if hasattr(cell, "to_numpy"):  # Ray's tensors
+            value = cell.to_numpy()
+        elif isinstance(cell, pa.Scalar):
+            value = cell.as_py()
+        if isinstance(value, np.ndarray):
             value = image_from_array(value)
     except (ImageError, ValueError, NotImplementedError) as failure:
         error = failure if isinstance(failure, ImageError) else None
@@ -228,27 +310,17 @@ def _item(scalar: Any) -> Item:
     return make_item("", value)
 
 
-def _row(outcome: Outcome, job: Job, price: Decimal) -> dict[str, Any]:
-    answer: Mapping[str, Any] = outcome.answer or {}
-    pays = outcome.pays
-    picture, ended = answer.get("picture", b""), answer.get("ended")
-    time = (
-        datetime.now(timezone.utc) if ended is None else datetime.fromtimestamp(ended, timezone.utc)
-    )
-    error = outcome.error
-    return {
-        "description": answer.get("description"),
-        "status": outcome.state.name.lower(),
-        "error_class": answer.get("error_class") if error is None else type(error).__name__,
-        "error": answer.get("error") if error is None else str(error),
-        "attempts": answer["attempts"] if pays else 0,
-        "cost_usd": float(answer["images_billed"] * price) if pays else 0.0,
-        "images_in_doubt": answer["images_in_doubt"] if pays else 0,
-        "sha256": picture.hex() if len(picture) == DIGEST_BYTES else None,
-        "width": answer.get("width"),
-        "height": answer.get("height"),
-        "seconds": answer.get("seconds"),
-        "prompt_id": job.prompt_id,
-        "model": job.asking.model,
-        "time": time.isoformat(),
-    }
+def _with_columns(batch: Any, columns: Mapping[str, tuple[str, Iterable[Any]]]) -> Any:
+    """Add columns to a batch, in the batch's own format."""
+    if isinstance(batch, pa.Table):
+        for name, (kind, cells) in columns.items():
+            batch = batch.append_column(name, pa.array(cells, getattr(pa, kind)()))
+        return batch
+    if isinstance(batch, pd.DataFrame):
+        return batch.assign(
+            **{
+                name: pd.array(cells, dtype=_PANDAS_TYPES[kind])
+                for name, (kind, cells) in columns.items()
+            }
+        )
+    return {**batch, **{name: np.array(cells, object) for name, (_, cells) in columns.items()}}

@@ -1,12 +1,13 @@
-"""A worker of a Ray job: makes pictures ready, asks about those that nobody asked about.
+"""A worker of a Ray job: it prepares images, and sends those that the coordinator lets it send.
 
-It has an event loop on a thread of its own, for as long as its process lives, so that the calls of
-Ray, which come on other threads, share one client and its connections.
+The worker runs an event loop on a thread of its own, so that the calls of Ray, which come on other
+threads, share one client and its connections.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import threading
 import uuid
@@ -18,32 +19,50 @@ from typing import Any, Literal
 from phospho_multimodal.batch.job import picture_key
 from phospho_multimodal.batch.journal.steps import AttemptStarted, ImageClaimed, State, Step
 from phospho_multimodal.batch.pipeline.adaptive_concurrency import AUTO_CEILING, AdaptiveConcurrency
+from phospho_multimodal.batch.pipeline.circuit_breaker import is_refusal
 from phospho_multimodal.batch.pipeline.preparation import make_sendable, size_of
 from phospho_multimodal.batch.pipeline.questions import Question, RequestRunner
 from phospho_multimodal.batch.sources.items import Item
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
-from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
+from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError, ServiceError
 from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.exchange.prediction import build_request
 from phospho_multimodal.images.prepare import SendableImage
-from phospho_multimodal.ray.accounts import Accounts
-from phospho_multimodal.ray.link import Link
-from phospho_multimodal.ray.told import Answered, Word
+from phospho_multimodal.ray.accounts import Accounts, call_coordinator, call_from_driver
+from phospho_multimodal.ray.answered_pixels import hash_pixels
 
-__all__ = ["Outcome", "Worker"]
+__all__ = ["PROMPT_MARK", "Outcome", "WorkItem", "Worker"]
 
-_FETCHING = 16  # threads that wait for other people's servers
+PROMPT_MARK = b"prompt:"
+"""The journal's key of an image with a prompt of its own begins so."""
+
+_FETCHING = 16  # threads that wait for other servers
+_MOST_REFUSALS = 10  # of one question (503), while the endpoint answers other ones
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One image for a worker.
+
+    Attributes:
+        item: The image.
+        position: The position among the job's inputs, if the journal lists them.
+        prompt: The prompt, which may be another one than the job's.
+    """
+
+    item: Item
+    position: int | None
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one picture.
+    """The result for one image.
 
     Attributes:
-        error: Why it is none.
-        answer: What the journal knows of it.
-        pays: Whether it was asked about here: the money stands beside this one.
-        sha256: Of what is sent, in hexadecimal.
+        error: Why there is no answer, if nothing was sent for it.
+        answer: What the journal knows of the image.
+        pays: Whether this image's request was sent for this row, so that the row has its cost.
     """
 
     error: PhosphoError | None = None
@@ -52,178 +71,168 @@ class Outcome:
 
     @property
     def state(self) -> State:
-        """`PENDING` if nothing more was asked."""
+        """`PENDING` if the job was stopped before."""
         if self.error is not None:
             return State.FAILED
         return State.PENDING if self.answer is None else State(self.answer["state"])
 
 
 class Worker:
-    """One process, which may be called from any thread."""
+    """One process of a Ray job; any thread may call it."""
 
     def __init__(self, accounts: Accounts, concurrency: int | Literal["auto"]) -> None:
-        """Say hello to the accounts.
-
-        Args:
-            accounts: Of the job.
-            concurrency: Requests of this worker at once.
-
-        Raises:
-            ConfigurationError: The accounts are gone.
-        """
+        """Connect to the coordinator of a job, with so many concurrent requests."""
+        orders = accounts.orders
         ceiling = AUTO_CEILING if concurrency == "auto" else concurrency
-        self._job = accounts.orders.job
-        # The rate is the accounts' business, and so are the slots the level's.
-        self._settings = replace(
-            accounts.orders.settings, requests_per_second=None, max_concurrency=ceiling
-        )
-        self._link = Link(accounts)
-        self._shared = ClientState.of(self._settings, None)
-        self._client = AsyncPhosphoClient.sharing(self._shared)
-        self._level = AdaptiveConcurrency(ceiling, fixed=concurrency != "auto")
-        threads = _FETCHING if self._settings.url_mode == "fetch" else max(2, os.cpu_count() or 1)
+        self.job = orders.job
+        # The coordinator has the rate limit, and `AdaptiveConcurrency` the limit on requests.
+        self.settings = replace(orders.settings, requests_per_second=None, max_concurrency=ceiling)
+        self.exchange = ClientState.of(self.settings, None)
+        self.client = AsyncPhosphoClient.sharing(self.exchange)
+        self.level = AdaptiveConcurrency(ceiling, fixed=concurrency != "auto")
+        self.stopped_by: PhosphoError | None = None
+        self.name = uuid.uuid4().hex
+        self.coordinator = accounts.actor
+        # This process owns the result, so Ray reports it as lost when this process dies.
+        self._lease = self.coordinator.lease.remote()
+        call_from_driver(self.coordinator.join, self.name, [self._lease])
+        self._hashes_pixels = orders.root is not None
+        fetches = self.settings.url_mode == "fetch"
+        threads = _FETCHING if fetches else max(2, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="phospho-ready")
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="phospho-ray", daemon=True).start()
-        asyncio.run_coroutine_threadsafe(self._link.keep_beating(), self._loop)
+        self._watching = asyncio.run_coroutine_threadsafe(self._wait_for_stop(), self._loop)
 
-    def describe(self, items: Sequence[tuple[Item, int | None]]) -> list[Outcome]:
-        """Ask about some pictures.
+    def describe(self, items: Sequence[WorkItem]) -> list[Outcome]:
+        """Describe some images; those that the end of the job left out are `PENDING`."""
+        return asyncio.run_coroutine_threadsafe(self._describe_all(items), self._loop).result()
 
-        Args:
-            items: Each with its position among the job's inputs, if it has one.
+    def wait_until_quiet(self) -> None:
+        """Wait until no worker has a request in progress: an error that is raised ends them."""
+        waiting = call_coordinator(self.coordinator.quiet)
+        asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
 
-        Returns:
-            What became of each; some are `PENDING` if the job was stopped.
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the coordinator in the name of this worker."""
+        return await call_coordinator(getattr(self.coordinator, method), self.name, *arguments)
 
-        Raises:
-            PhosphoError: The accounts are gone, or cannot write.
-        """
-        work = self._describe_all(items)
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    async def stop(self, error: PhosphoError) -> None:
+        """Stop the whole job."""
+        self.stopped_by = self.stopped_by or error
+        await call_coordinator(self.coordinator.stop, error)
 
-    def stopped_by(self) -> PhosphoError | None:
-        """Tell why nothing more is asked.
+    def _is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
-        Returns:
-            The error, once nothing is under way anywhere: whoever raises it ends all workers.
-        """
-        error = self._link.stopped_by
-        if error is not None:
-            waiting = self._link.ask("quiet")
-            asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
-        return error
+    async def _wait_for_stop(self) -> None:
+        try:
+            error = await call_coordinator(self.coordinator.stop_reason)
+        except PhosphoError as gone:
+            error = gone
+        self.stopped_by = self.stopped_by or error
 
-    async def _describe_all(self, items: Sequence[tuple[Item, int | None]]) -> list[Outcome]:
-        tasks = [asyncio.ensure_future(self._describe(item, at)) for item, at in items]
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)  # what is sent is settled
+    async def _describe_all(self, items: Sequence[WorkItem]) -> list[Outcome]:
+        tasks = [asyncio.ensure_future(self._describe(item)) for item in items]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)  # requests sent get settled
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
 
-    async def _describe(self, item: Item, position: int | None) -> Outcome:
-        if self._link.stopped_by is not None:
+    async def _describe(self, work: WorkItem) -> Outcome:
+        if self._is_stopped():
             return Outcome()
-        image = await self._loop.run_in_executor(
-            self._threads, make_sendable, item, self._settings, self._is_stopped
-        )
+        image, pixels = await self._loop.run_in_executor(self._threads, self._prepare, work)
         if isinstance(image, PhosphoError):
-            if self._is_stopped():  # a URL that was given up says nothing about its picture
+            if self._is_stopped():  # a URL that was given up says nothing about its image
                 return Outcome()
-            if position is not None:
-                await self._link.ask("note_broken", position, image)
+            if work.position is not None:
+                await call_coordinator(self.coordinator.note_broken, work.position, image)
             return Outcome(error=image)
-        claim = ImageClaimed(picture_key(image), position, *size_of(image))
-        outcome = None
-        while outcome is None:
-            outcome = await self._ask(image, _Notes(self._link, claim))
-        return outcome
+        return await _Request(self, work, image).run(pixels)
 
-    async def _ask(self, image: SendableImage, notes: _Notes) -> Outcome | None:
-        """Ask one question; `None` if it was taken away on the way, and has to be put anew."""
-        found = await notes.claim()
-        if found is not None:
-            return Outcome(answer=found)
-        if self._link.stopped_by is not None:
-            await notes.give_up()
+    def _prepare(self, work: WorkItem) -> tuple[SendableImage | PhosphoError, str | None]:
+        image = make_sendable(work.item, self.settings, self._is_stopped)
+        # Only an image that Ray has decoded is compared with files by its pixels.
+        decoded: Any = work.item.image if hasattr(work.item.image, "convert") else None
+        compares = self._hashes_pixels and decoded is not None and work.prompt == self.job.prompt
+        return image, hash_pixels(decoded) if compares else None
+
+
+class _Request:
+    """One image's question, which asks the coordinator before each attempt and reports results."""
+
+    def __init__(self, worker: Worker, work: WorkItem, image: SendableImage) -> None:
+        self._worker = worker
+        self._work = work
+        self._image = image
+        self._is_permitted = False
+        self._answer: Mapping[str, Any] = {}
+
+    async def run(self, pixels: str | None) -> Outcome:
+        """Ask until there is a result, or until the job is stopped."""
+        worker, job, prompt = self._worker, self._worker.job, self._work.prompt
+        key = _question_key(self._image, None if prompt == job.prompt else prompt)
+        claim = ImageClaimed(key, self._work.position, *size_of(self._image))
+        decision = await worker.call("claim", claim, pixels)
+        if isinstance(decision, PhosphoError):
+            worker.stopped_by = worker.stopped_by or decision
             return Outcome()
-        asker = RequestRunner(self._shared, self._client, self._job, notes, self._level)
-        call = build_request(image, self._job.prompt, self._job.asking, self._settings)
-        question = Question(notes.picture, call)
-        try:
-            ended, _, failure = await asker.ask(question, notes.stopping)
-        except _AnsweredElsewhereError as elsewhere:
-            return Outcome(answer=elsewhere.answer)
-        if ended.state is State.PENDING:
-            await notes.give_up()
-            if isinstance(failure, FATAL_ERRORS):
-                await self._link.stop(failure)
-            return Outcome()
-        if notes.answer is None or notes.answer["state"] < State.DESCRIBED:
-            return None
-        return Outcome(answer=notes.answer, pays=True)
+        if decision is not None:
+            return Outcome(answer=decision)
+        question = Question(key, build_request(self._image, prompt, job.asking, worker.settings))
+        runner = RequestRunner(
+            worker.exchange, worker.client, job, self, worker.level, keeps_refused=True
+        )
+        while worker.stopped_by is None:
+            question.renew()
+            ended, _, error = await runner.ask(question, self._stopping)
+            if isinstance(error, FATAL_ERRORS) and worker.stopped_by is None:
+                await worker.stop(error)
+            elif ended.state is State.PENDING and is_refusal(error) and worker.stopped_by is None:
+                await self._refused(runner, question, error)
+            if self._answer.get("state", State.PENDING) >= State.DESCRIBED:
+                return Outcome(answer=self._answer, pays=True)
+        await worker.call("release", key)
+        return Outcome()
 
-    def _is_stopped(self) -> bool:
-        return self._link.stopped_by is not None
+    async def _refused(self, runner: RequestRunner, question: Question, error: Any) -> None:
+        """Report a refusal; the question fails if only this image is refused again and again."""
+        answers = await self._worker.call("refused", question.picture, error)
+        if isinstance(error, ServiceError) and answers > question.answers_before:
+            question.refusals += 1
+            question.answers_before = answers
+            if question.refusals >= _MOST_REFUSALS:
+                await runner.fail(question, error)
 
+    def _stopping(self) -> PhosphoError | None:
+        """Return why there is no further attempt; an attempt that is permitted is made."""
+        return None if self._is_permitted else self._worker.stopped_by
 
-class _Notes:
-    """Where the steps of one question are noted: in the accounts."""
-
-    def __init__(self, link: Link, claim: ImageClaimed) -> None:
-        self.picture = claim.picture
-        self.answer: Mapping[str, Any] | None = None
-        self._link = link
-        self._claim = claim
-        self._question = uuid.uuid4().hex
-        self._attempt: str | None = None
-
-    async def claim(self) -> Mapping[str, Any] | None:
-        """Claim the picture; what is known about it, or nothing if it is to be asked.
-
-        Nothing, too, if the job was stopped: then `stopping` tells.
-        """
-        told = await self._link.ask_as_worker("claim", self._question, self._claim)
-        return told.answer if isinstance(told, Answered) else None
-
-    async def give_up(self) -> None:
-        """Leave the picture to others."""
-        await self._link.ask("give_up", self._question, self.picture)
-
-    def stopping(self) -> PhosphoError | None:
-        """Tell why there shall be no further attempt; one that is permitted is made."""
-        return None if self._attempt is not None else self._link.stopped_by
+    # --- the event log of `RequestRunner` ------------------------------------------------------
 
     async def begin_attempt(self, picture: bytes) -> None:
-        """Ask for a permission. Without one, since the job was stopped, `stopping` tells."""
-        while True:
-            attempt = uuid.uuid4().hex
-            told = await self._link.ask_as_worker("permit", self._question, picture, attempt)
-            if told is Word.GO:
-                self._attempt = attempt
-            if told is not Word.CLAIM:
-                return
-            found = await self.claim()
-            if found is not None:
-                raise _AnsweredElsewhereError(found)
+        """Wait for the coordinator's permission; without it, the job is stopped."""
+        forbidden_by = await self._worker.call("begin", picture)
+        self._is_permitted = forbidden_by is None
+        self._worker.stopped_by = self._worker.stopped_by or forbidden_by
 
     async def note(self, step: Step) -> int:
-        """Tell what an attempt came to; that it is sent was noted with the permission."""
+        """Report a result; the coordinator has recorded the attempt already."""
         if not isinstance(step, AttemptStarted):
-            attempt, self._attempt = self._attempt, None
-            self.answer = await self._link.ask("settle", self._question, attempt, step)
+            self._is_permitted = False
+            self._answer = await self._worker.call("end", step)
         return 0
 
     def note_at_last(self, step: Step) -> None:
-        """Tell it without waiting."""
-        if self._attempt is not None:
-            self._last = asyncio.ensure_future(self.note(step))
+        """Report a result that nobody waits for."""
+        self._last = asyncio.ensure_future(self.note(step))
 
 
-class _AnsweredElsewhereError(Exception):
-    """The picture was asked about by somebody else, while this worker was taken for dead."""
-
-    def __init__(self, answer: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.answer = answer
+def _question_key(image: SendableImage, own_prompt: str | None) -> bytes:
+    """Return the journal's key of an image, or of an image with a prompt of its own."""
+    key = picture_key(image)
+    if own_prompt is None:
+        return key
+    return PROMPT_MARK + hashlib.sha256(own_prompt.encode()).digest() + key

@@ -1,30 +1,31 @@
-"""What images cost: the price, the ledger, the cap.
+"""The price of images, and the spending limit.
 
-Money is reserved before a request is sent and settled after: *billed* (a 200), *released* (the
-service cannot have charged it) or *in doubt* (it may have). Billed and in doubt together never
-pass the cap, whatever the order of sends, replies, failures and cancellations.
+Money is reserved before a request is sent, and settled after it: *billed* (status 200), *released*
+(it cannot have been billed) or *in doubt* (it may have been billed, and no answer was received).
+Billed and in-doubt images together never exceed the spending limit.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phospho_multimodal.errors import ConfigurationError, SpendingLimitError
-from phospho_multimodal.on_demand import ModuleOnDemand
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from phospho_multimodal.spending import ledger
-    from phospho_multimodal.spending.ledger import Counts, Ledger, Outcome
-else:
-    ledger = ModuleOnDemand("phospho_multimodal.spending.ledger")
+from phospho_multimodal.spending.ledger import (
+    Counts,
+    Ledger,
+    LedgerFile,
+    LedgerInMemory,
+    Outcome,
+)
 
 __all__ = ["USD_PER_IMAGE", "Reservation", "Spending", "SpendingSnapshot"]
 
@@ -34,12 +35,12 @@ USD_PER_IMAGE = Decimal("0.01")
 """$10 per 1,000 images (the vendor's documentation page)."""
 
 NEARLY_SPENT = Decimal("0.8")
-"""The share of the cap at which `on_nearly_spent` is called."""
+"""The share of the spending limit at which `on_nearly_spent` is called."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpendingSnapshot:
-    """The ledger at one moment: images, and exact dollars."""
+    """The state of a ledger at one moment, in images and in exact dollars."""
 
     images_billed: int
     images_in_doubt: int
@@ -50,22 +51,22 @@ class SpendingSnapshot:
 
     @property
     def usd_billed(self) -> Decimal:
-        """Metered dollars: images billed times the price."""
+        """The dollars of the billed images, before rounding."""
         return self.images_billed * self.usd_per_image
 
     @property
     def usd_in_doubt(self) -> Decimal:
-        """Dollars that may have been charged without an answer."""
+        """The dollars of the images in doubt."""
         return self.images_in_doubt * self.usd_per_image
 
     @property
     def usd_invoiced(self) -> Decimal:
-        """What the invoice says: metered dollars rounded up to whole ones (150 images: $2)."""
+        """The dollars on the invoice, which are rounded up to whole dollars (150 images: $2)."""
         return self.usd_billed.to_integral_value(ROUND_CEILING)
 
     @property
     def images_left(self) -> int | None:
-        """How many images more the cap allows, if none that is under way is billed."""
+        """How many more images the limit allows, not counting images that are only reserved."""
         caps = [] if self.max_images is None else [self.max_images]
         if self.max_usd is not None and self.usd_per_image:
             caps.append(int(self.max_usd // self.usd_per_image))
@@ -87,7 +88,7 @@ class SpendingSnapshot:
 
 
 class Reservation:
-    """The money of one attempt; the first of its three ends counts, later ones change nothing."""
+    """The money of one attempt. It is settled once: later calls have no effect."""
 
     __slots__ = ("_spending", "_ticket")
 
@@ -96,22 +97,22 @@ class Reservation:
         self._ticket = ticket
 
     def bill(self) -> None:
-        """The answer came: the image is billed."""
-        self._spending._settle(self._ticket, ledger.Outcome.BILLED)  # noqa: SLF001 - two halves of one
+        """Count the image as billed."""
+        self._spending._settle(self._ticket, Outcome.BILLED)  # noqa: SLF001 - two halves of one
 
     def release(self) -> None:
-        """The image cannot have been billed."""
-        self._spending._settle(self._ticket, ledger.Outcome.RELEASED)  # noqa: SLF001
+        """Release the money, because the image cannot have been billed."""
+        self._spending._settle(self._ticket, Outcome.RELEASED)  # noqa: SLF001
 
     def mark_in_doubt(self) -> None:
-        """The image may have been billed."""
-        self._spending._settle(self._ticket, ledger.Outcome.IN_DOUBT)  # noqa: SLF001
+        """Count the image as in doubt, because it may have been billed."""
+        self._spending._settle(self._ticket, Outcome.IN_DOUBT)  # noqa: SLF001
 
 
 class Spending:
-    """A ledger with a cap; any number of models, threads and event loops may share one.
+    """A spending ledger with a limit, which models, threads and event loops can share.
 
-    One without a path belongs to its process: a forked child goes on with a copy of it.
+    A ledger without a path belongs to one process. A forked child has a copy of it.
     """
 
     def __init__(
@@ -126,17 +127,17 @@ class Spending:
         """Open a ledger.
 
         Args:
-            max_usd: Dollars that billed and in-doubt images together may reach; 0 lets nothing
-                through, `None` everything.
-            max_images: The same, in images.
-            usd_per_image: Dollars for one image.
-            path: A file to keep the ledger in, which the processes of one machine share and the
-                next run finds again. What a process that died had reserved is in doubt.
-            on_nearly_spent: Called once, when 80 % of the cap is billed or in doubt. An error of it
-                is logged and stops nothing.
+            max_usd: The most dollars that billed and in-doubt images together may cost. `None`
+                means no limit.
+            max_images: The same limit in images.
+            usd_per_image: The price of one image in dollars.
+            path: A file for the ledger, which the processes of one machine share and the next run
+                reads. The reservations of a process that has ended are in doubt.
+            on_nearly_spent: A function that is called once, when 80 % of the limit is billed or in
+                doubt. If it raises, the error is logged.
 
         Raises:
-            ConfigurationError: A figure is negative or not a number, or the file cannot be used.
+            ConfigurationError: A number is negative or invalid, or the file cannot be used.
         """
         self.usd_per_image = _dollars("usd_per_image", usd_per_image)
         self.max_usd = None if max_usd is None else _dollars("max_usd", max_usd)
@@ -145,12 +146,11 @@ class Spending:
             raise ConfigurationError(message)
         self.max_images = max_images
         self.path = None if path is None else Path(path)
-        self._ledger: Ledger = (
-            ledger.LedgerInMemory() if self.path is None else ledger.LedgerFile(self.path)
-        )
-        self._backlog = ledger.Backlog(in_a_file=self.path is not None)
+        self._ledger: Ledger = LedgerInMemory() if self.path is None else LedgerFile(self.path)
+        self._unsettled: deque[Callable[[], None]] = deque()
+        self._settling = threading.RLock()  # on_nearly_spent may look at the ledger
         self._on_nearly_spent = on_nearly_spent
-        self._told = threading.Lock()  # taken once, by whoever crosses the line first
+        self._has_warned = threading.Lock()  # acquired once, by the first thread that warns
 
     @classmethod
     def resumed(
@@ -162,37 +162,37 @@ class Spending:
         max_images: int | None = None,
         usd_per_image: float | Decimal | str = USD_PER_IMAGE,
     ) -> Spending:
-        """Open a ledger in memory that goes on from what somebody else has kept.
+        """Open a ledger in memory that continues from earlier counts.
 
         Args:
-            images_billed: What was billed until now.
-            images_in_doubt: What may have been.
-            max_usd: As in the constructor; what was spent until now counts.
-            max_images: The same, in images.
-            usd_per_image: Dollars for one image.
+            images_billed: The images billed before.
+            images_in_doubt: The images in doubt before.
+            max_usd: The limit in dollars, which includes the earlier images.
+            max_images: The limit in images, which includes the earlier images.
+            usd_per_image: The price of one image in dollars.
 
         Returns:
             The ledger.
 
         Raises:
-            ConfigurationError: A figure is negative or not a number.
+            ConfigurationError: A number is negative or invalid.
         """
         spending = cls(max_usd, max_images=max_images, usd_per_image=usd_per_image)
-        spending._ledger = ledger.LedgerInMemory(ledger.Counts(images_billed, images_in_doubt))
+        spending._ledger = LedgerInMemory(Counts(images_billed, images_in_doubt))
         return spending
 
     def reserve(self, images: int = 1) -> tuple[Reservation, ...]:
-        """Set money aside for some images, for all or for none.
+        """Reserve money for some images, for all of them or for none.
 
         Args:
-            images: How many.
+            images: How many images.
 
         Returns:
-            A reservation for each; every one has to be billed, released or doubted.
+            One reservation for each image. Bill it, release it or mark it as in doubt.
 
         Raises:
-            SpendingLimitError: The cap does not allow it. Nothing was reserved.
-            ConfigurationError: That is less than no image, or the ledger's file cannot be used.
+            SpendingLimitError: The limit does not allow it. Nothing was reserved.
+            ConfigurationError: `images` is negative, or the ledger file cannot be used.
         """
         if images < 0:
             message = f"reserve({images}): money cannot be set aside for fewer than 0 images."
@@ -205,48 +205,64 @@ class Spending:
             if self.max_usd is not None and total * self.usd_per_image > self.max_usd:
                 raise self._refusal(images, f"${self.max_usd}", counts)
 
-        self._backlog.clear()
+        self._settle_waiting()
         return tuple(Reservation(self, ticket) for ticket in self._ledger.reserve(images, check))
 
     def settle(self, billed: int | None = None) -> SpendingSnapshot:
-        """Decide about what is in doubt, once the invoice tells.
+        """Settle the images in doubt, once the invoice shows whether they were billed.
 
         Args:
-            billed: How many of the images in doubt were billed; `None` takes it that all were.
+            billed: How many of the images in doubt were billed. `None` means all of them.
 
         Returns:
-            The ledger after that, with nothing in doubt.
+            The ledger after that, with no image in doubt.
 
         Raises:
-            ConfigurationError: There are not that many in doubt.
+            ConfigurationError: Fewer images are in doubt.
         """
-        self._backlog.clear()
+        self._settle_waiting()
         self._ledger.resolve(billed)
         return self.snapshot()
 
     def snapshot(self) -> SpendingSnapshot:
-        """Tell how the ledger stands; print it for a line of text."""
-        self._backlog.clear()
+        """Return the state of the ledger. It prints as one line of text."""
+        self._settle_waiting()
         return self._snapshot(self._ledger.counts())
 
     def settle_later(self, end: Callable[[], None]) -> None:
-        """Settle a reservation where nobody can wait for a ledger in a file that others hold.
+        """Settle a reservation for a caller that cannot wait until a ledger file is free.
 
         Args:
-            end: Its `bill`, `release` or `mark_in_doubt`. It counts in what is asked of the ledger
-                from now on.
+            end: The `bill`, `release` or `mark_in_doubt` of the reservation. Everything that is
+                asked of this ledger from now on takes it into account.
         """
-        self._backlog.add(end)
+        self._unsettled.append(end)
+        if isinstance(sys.exc_info()[1], GeneratorExit):
+            return  # Maybe inside the garbage collector, where any lock can be a deadlock.
+        if self.path is None:
+            self._settle_waiting()
+            return
+        try:
+            # The interpreter waits for this thread before it exits.
+            threading.Thread(target=self._settle_waiting, name="phospho-ledger").start()
+        except RuntimeError:  # the interpreter is exiting and starts no threads
+            self._settle_waiting()
+
+    def _settle_waiting(self) -> None:
+        with self._settling:
+            while self._unsettled:
+                self._unsettled[0]()  # has an effect only once, so a Ctrl-C may come in between
+                self._unsettled.popleft()
 
     def __copy__(self) -> Spending:
-        """A copy of a cap would be a second cap, so it is the same one."""
+        """Return the ledger itself, because a copy would be a second limit."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Spending:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the path, under which another process finds the same ledger."""
+        """Pickle the path, where another process finds the same ledger."""
         if self.path is None:
             message = (
                 "A Spending without a path lives in one process: pickled, it would become a second"
@@ -266,22 +282,22 @@ class Spending:
         return f"<Spending: {self.snapshot()}>"
 
     def _settle(self, ticket: int, outcome: Outcome) -> None:
-        """Settle, and never raise: what an image was paid for counts for more than its entry."""
+        """Settle a reservation. Never raise, because an answer that was paid for must arrive."""
         try:
             settled = self._ledger.settle(ticket, outcome)
         except ConfigurationError as failure:
-            # Reserved it stays, so that the cap holds; once this process ends, it is in doubt.
+            # It stays reserved, so that the limit holds. When this process ends, it is in doubt.
             logger.error("An image that is %s stays reserved: %s", outcome.value, failure)  # noqa: TRY400 - it says all
             return
         if settled is None or self._on_nearly_spent is None:
             return
         before, after = settled
         crossed = self._nearly_spent(after) and not self._nearly_spent(before)
-        if crossed and self._told.acquire(blocking=False):
+        if crossed and self._has_warned.acquire(blocking=False):
             try:
                 self._on_nearly_spent(self._snapshot(after))
             except Exception:
-                logger.exception("on_nearly_spent= failed; the request goes on")
+                logger.exception("on_nearly_spent= failed. The request continues.")
 
     def _nearly_spent(self, counts: Counts) -> bool:
         committed = counts.billed + counts.in_doubt
@@ -316,7 +332,7 @@ def _reopen(options: dict[str, Any]) -> Spending:
 
 
 def _dollars(name: str, value: float | Decimal | str) -> Decimal:
-    """Read dollars exactly: a float by its shortest spelling, so that 0.01 is one cent."""
+    """Read dollars exactly. A float is read by its shortest form, so that 0.01 is one cent."""
     try:
         amount = Decimal(str(value))
     except ArithmeticError:

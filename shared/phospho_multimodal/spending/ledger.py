@@ -1,30 +1,26 @@
-"""Where a ledger is kept: in memory, or in a file that processes share.
+"""The spending ledger, in memory or in a file that processes share.
 
-Both do the same three things under a lock of their own: set images aside if a condition holds,
-settle each once, and count.
+Both kinds reserve images if a condition holds, settle each reservation once, and count.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.spending.finalizing import is_finalizing
-from phospho_multimodal.spending.left_behind import end_what_was_left_behind
-from phospho_multimodal.spending.processes import after_fork, is_alive, name_of_process
+from phospho_multimodal.spending.processes import is_alive, name_of_process
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Backlog", "Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
+__all__ = ["Counts", "Ledger", "LedgerFile", "LedgerInMemory", "Outcome"]
 
 _TABLES = [
     """CREATE TABLE IF NOT EXISTS totals
@@ -36,7 +32,7 @@ _TABLES = [
 
 
 class Outcome(Enum):
-    """The three ends of a reservation."""
+    """How a reservation ends."""
 
     BILLED = "billed"
     IN_DOUBT = "in_doubt"
@@ -45,7 +41,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Images by what became of them."""
+    """Numbers of images."""
 
     billed: int = 0
     in_doubt: int = 0
@@ -53,11 +49,11 @@ class Counts:
 
     @property
     def taken(self) -> int:
-        """What counts against a cap."""
+        """The images that count against a spending limit."""
         return self.billed + self.in_doubt + self.reserved
 
     def settled(self, outcome: Outcome) -> Counts:
-        """The counts after one reservation has found its end."""
+        """The counts after one reservation has ended."""
         return Counts(
             self.billed + (outcome is Outcome.BILLED),
             self.in_doubt + (outcome is Outcome.IN_DOUBT),
@@ -66,18 +62,18 @@ class Counts:
 
 
 class Ledger(Protocol):
-    """What a `Spending` needs of the place where its ledger is kept."""
+    """The methods that `Spending` needs."""
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
-        """Set images aside and return a ticket for each; `check` raises if there are too many."""
+        """Reserve images and return a ticket for each. `check` raises if there are too many."""
         ...
 
     def settle(self, ticket: int, outcome: Outcome) -> tuple[Counts, Counts] | None:
-        """End a reservation: the counts before and after, or `None` if it had ended already."""
+        """End a reservation. Return the counts before and after, or `None` if it had ended."""
         ...
 
     def resolve(self, billed: int | None) -> None:
-        """Decide about what is in doubt: so many were billed (`None`: all), the rest was not."""
+        """Settle the images in doubt: so many were billed (`None` means all), the rest was not."""
         ...
 
     def counts(self) -> Counts:
@@ -91,17 +87,11 @@ class LedgerInMemory:
     def __init__(self, counts: Counts = Counts()) -> None:
         self._counts = counts
         self._next = 0
-        self._begin()
-        after_fork(self._begin)
-
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-        # What is set aside for calls of the parent ends there: in a forked child nobody ends it.
         self._open: set[int] = set()
-        self._counts = replace(self._counts, reserved=0)
+        self._lock = threading.Lock()
 
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
-        """Set images aside; see `Ledger`."""
+        """Reserve images; see `Ledger`."""
         with self._lock:
             check(self._counts)
             tickets = list(range(self._next, self._next + images))
@@ -122,7 +112,7 @@ class LedgerInMemory:
             return before, self._counts
 
     def resolve(self, billed: int | None) -> None:
-        """Decide about what is in doubt; see `Ledger`."""
+        """Settle the images in doubt; see `Ledger`."""
         with self._lock:
             self._counts = _resolved(self._counts, billed)
 
@@ -134,26 +124,21 @@ class LedgerInMemory:
 class LedgerFile:
     """A ledger in one SQLite file, for any number of processes of one machine.
 
-    A reservation is a row with the process that made it; what a process that is gone had reserved
-    counts as in doubt. SQLite makes each step whole or not at all, whenever a process is killed.
+    A reservation is a row with the name of its process. The reservations of a process that has
+    ended count as in doubt. Each step is one transaction, so a kill cannot leave half of one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._begin()
-        after_fork(self._begin)
-        with self._transaction():  # a path that cannot be used is told of here and not when paying
+        self._connection: sqlite3.Connection | None = None
+        self._of_parent: sqlite3.Connection | None = None
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        with self._transaction():  # report a path that cannot be used before anything is billed
             pass
 
-    def _begin(self) -> None:
-        # A connection must not cross a fork: SQLite's locks belong to the process. The parent's is
-        # kept, since closing it here would drop them.
-        self._of_parent = getattr(self, "_connection", None)
-        self._connection: sqlite3.Connection | None = None
-        self._lock = threading.Lock()
-
     def reserve(self, images: int, check: Callable[[Counts], None]) -> list[int]:
-        """Set images aside; see `Ledger`."""
+        """Reserve images; see `Ledger`."""
         with self._transaction() as database:
             check(_read(database))
             owner = name_of_process()
@@ -172,7 +157,7 @@ class LedgerFile:
             return before, after
 
     def resolve(self, billed: int | None) -> None:
-        """Decide about what is in doubt; see `Ledger`."""
+        """Settle the images in doubt; see `Ledger`."""
         with self._transaction() as database:
             after = _resolved(_read(database), billed)
             for owner in _dead_owners(database):
@@ -208,54 +193,14 @@ class LedgerFile:
     def _open(self) -> sqlite3.Connection:
         from phospho_multimodal.spending.sqlite import open_database  # noqa: PLC0415 - loads sqlite3
 
+        if self._process != os.getpid():
+            # SQLite's locks belong to a process. So a forked child opens its own connection, and
+            # keeps the parent's, because to close it would drop the parent's locks.
+            self._of_parent, self._connection = self._connection, None
+            self._process = os.getpid()
         if self._connection is None:
             self._connection = open_database(self.path, _TABLES)
         return self._connection
-
-
-class Backlog:
-    """What is still to be written by those who cannot wait for a file that others hold.
-
-    A thread writes it, at once if it can: the interpreter does not end before. Who wants to see the
-    ledger clears it first, and so finds all of it written.
-    """
-
-    def __init__(self, *, in_a_file: bool) -> None:
-        self._in_a_file = in_a_file
-        self._begin()
-        after_fork(self._begin)
-
-    def _begin(self) -> None:
-        # The parent's thread, which writes the parent's, is not in a forked child.
-        self._left: deque[Callable[[], object]] = deque()
-        self._clearing = threading.RLock()  # what is called in it may look at the ledger too
-        self._writer: ThreadPoolExecutor | None = None
-
-    def add(self, work: Callable[[], object]) -> None:
-        """Have something done without waiting for it; to do it twice must not matter."""
-        ends_in_a_step = is_finalizing()  # maybe: whoever looks at the ledger next does it
-        if not (self._in_a_file or ends_in_a_step):
-            work()
-            return
-        self._left.append(work)
-        if ends_in_a_step:
-            return
-        try:
-            if self._writer is None:
-                self._writer = ThreadPoolExecutor(1, thread_name_prefix="phospho-ledger")
-            self._writer.submit(self.clear)
-        except RuntimeError:  # there are no threads any more: the interpreter ends
-            self.clear()
-
-    def clear(self) -> None:
-        """Do what is left, and wait for what is being done."""
-        end_what_was_left_behind()
-        with self._clearing:
-            while self._left:
-                work = self._left[0]
-                work()
-                with contextlib.suppress(ValueError):
-                    self._left.remove(work)  # not before: a Ctrl-C may have stopped it
 
 
 def _read(database: sqlite3.Connection) -> Counts:

@@ -1,4 +1,4 @@
-"""Processes: which one wrote something down, whether it still runs, and what a fork leaves."""
+"""Names of processes, which tell whether the process that wrote something still runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], Any]] = weakref.WeakKe
 
 
 def after_fork(renew: Callable[[], Any]) -> None:
-    """Have a method called in each forked child, as long as its object lives.
+    """Call a bound method in each forked child, as long as its object lives.
 
-    A fork copies locks as they are: one that another thread held is held in the child for ever.
-
-    Args:
-        renew: A bound method that makes locks and counts anew.
+    A fork copies a lock that another thread holds, and nobody releases it in the child.
     """
     method = cast("MethodType", renew)
     _renewals[method.__self__] = method.__func__
@@ -36,42 +33,31 @@ if hasattr(os, "register_at_fork"):
 
 
 def name_of_process(pid: int | None = None) -> str:
-    """Name a process so that another one that gets its number later has another name.
+    """Return the number of a process and its start time, if the system provides it.
 
-    psutil knows the same of more systems; for one question it was not worth a compiled dependency.
-
-    Args:
-        pid: Its number; this process's own without one.
-
-    Returns:
-        The number, and when it started where the system tells.
+    A later process with the same number has another name. Without `pid`, it is this process.
     """
     number = os.getpid() if pid is None else pid
     try:
-        # The 22nd field is when it started; the second, its name, may hold spaces.
+        # The 22nd field is the start time. The second field, the name, may contain spaces.
         started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
-        started = ""  # no such file system: the number alone has to do
+        started = ""  # this system has no /proc
     return f"{number}:{started}"
 
 
 def is_alive(name: str) -> bool:
-    """Tell whether the process of a name still runs.
+    """Return whether the process with a name of `name_of_process` still runs.
 
-    Args:
-        name: What `name_of_process` gave, there.
-
-    Returns:
-        Whether it does. On Windows always `True`: what is asked of a process there by signal 0
-        interrupts it.
+    On Windows it is always `True`, because signal 0 would interrupt the process there.
     """
     if os.name == "nt":
         return True
     pid = int(name.partition(":")[0])
     try:
-        os.kill(pid, 0)  # signal 0 only asks
+        os.kill(pid, 0)  # signal 0 does nothing to the process
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is there, and somebody else's
+        pass  # it runs, and belongs to another user
     return name_of_process(pid) == name

@@ -1,4 +1,4 @@
-"""A SQLite file that processes share: opened the one way that stands many of them at once."""
+"""A SQLite file that many processes can use at the same time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PATIENCE = 30.0
 class _Database(sqlite3.Connection):
     """A connection that is closed with the last object that uses it.
 
-    A ledger has no end of its own: it lives as long as its models. From Python 3.13 on, sqlite3
-    warns of connections that are left to the garbage collector.
+    Nobody closes a ledger: it lives as long as its models. Python 3.13 and later warn of a
+    connection that was not closed.
     """
 
     def __del__(self) -> None:
@@ -27,17 +27,14 @@ class _Database(sqlite3.Connection):
 
 
 def open_database(path: Path | None, tables: Sequence[str]) -> sqlite3.Connection:
-    """Open a database, and make what is missing in it.
+    """Open or create a database, or raise `sqlite3.Error`.
 
     Args:
-        path: The file, made if it is not there; `None` for one in the memory of this process.
-        tables: Statements that make what must be there, and do nothing where it is.
+        path: The file. `None` means a database in the memory of this process.
+        tables: Statements that create the tables if they do not exist.
 
     Returns:
-        A connection that any thread may use, one at a time, without transactions of its own.
-
-    Raises:
-        sqlite3.Error: The file cannot be opened, is not a database, or is held for too long.
+        A connection that any thread may use, one at a time. It starts no transactions by itself.
     """
     database = sqlite3.connect(
         ":memory:" if path is None else path,
@@ -47,7 +44,7 @@ def open_database(path: Path | None, tables: Sequence[str]) -> sqlite3.Connectio
         factory=_Database,
     )
     try:
-        # With a write-ahead log a step costs no waiting for the disk, and no kill can tear it.
+        # With a write-ahead log, a commit does not wait for the disk, and survives a kill.
         _use_write_ahead_log(database)
         database.execute("PRAGMA synchronous = NORMAL")
         with transaction(database):
@@ -61,20 +58,10 @@ def open_database(path: Path | None, tables: Sequence[str]) -> sqlite3.Connectio
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Make what is done in a `with` block whole, or not done at all.
-
-    Args:
-        database: From `open_database`.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        sqlite3.Error: Others held the file for too long, or it cannot be written.
-    """
+    """Commit the statements of a `with` block together, or roll them back."""
     try:
-        # Taking the write lock first: SQLite does not wait for a lock that a reader asks for late.
-        # Inside, since a Ctrl-C while it waits is raised when it has the lock.
+        # Take the write lock first: SQLite does not wait when a reader asks for it later.
+        # Inside the block, because a Ctrl-C during the wait is raised when the lock is taken.
         database.execute("BEGIN IMMEDIATE")
         yield
         database.execute("COMMIT")
@@ -85,8 +72,8 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def _use_write_ahead_log(database: sqlite3.Connection) -> None:
-    # SQLite's own timeout does not hold for this change: of several processes that open a new file
-    # at the same moment, all but one are told at once that it is locked.
+    # SQLite's timeout does not apply to this statement. If several processes open a new file at
+    # the same time, all except one immediately get the error that it is locked.
     end = time.monotonic() + _PATIENCE
     while not _switched_to_write_ahead_log(database, last_try=time.monotonic() > end):
         time.sleep(0.01)

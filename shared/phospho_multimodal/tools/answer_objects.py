@@ -8,16 +8,16 @@ from typing import Any, Final
 from phospho_multimodal.tools.json_objects import find_json_objects
 from phospho_multimodal.tools.schema import (
     Schema,
+    accepts_unknown_keys,
     coerce_to_text,
     find_items,
     find_properties,
     matches_schema,
-    takes_any,
 )
 
 __all__ = ["find_answer", "select_answer"]
 
-# A wrapper can have these keys next to its object; they describe the object.
+# Keys that a wrapper can have next to its object.
 _NAMES: Final = ("name", "tool", "tool_name", "function", "action", "title")
 _BESIDE: Final = frozenset(
     {*_NAMES, "id", "type", "description", "required", "additionalProperties", "$defs", "$schema"}
@@ -27,16 +27,7 @@ _SCHEMA_WORDS: Final = frozenset({"type", "anyOf", "oneOf", "allOf", "$ref", "en
 
 
 def find_answer(text: str, schema: Schema, name: str | None = None) -> dict[str, Any] | None:
-    """Find the object that a schema describes in a model's answer.
-
-    Args:
-        text: The answer.
-        schema: JSON schema of the object; an empty one describes any object.
-        name: What the object is called; the schema's title by default.
-
-    Returns:
-        See `select_answer`.
-    """
+    """Find the object that a schema describes in a model's answer; see `select_answer`."""
     whole = [found.value for found in find_json_objects(text) if found.whole]
     return select_answer(whole, schema, name)
 
@@ -44,17 +35,11 @@ def find_answer(text: str, schema: Schema, name: str | None = None) -> dict[str,
 def select_answer(
     values: Iterable[Mapping[str, Any]], schema: Schema, name: str | None = None
 ) -> dict[str, Any] | None:
-    """Choose the object that has the most keys of a schema.
+    """Choose the object that has the most keys of a schema; `None` if no object has any.
 
-    Args:
-        values: Whole objects, in their order.
-        schema: JSON schema of the object; an empty one describes any object.
-        name: What the object is called; the schema's title by default. One that is called
-            something else is not taken.
-
-    Returns:
-        The object, out of its wrapper, with numbers as text where the schema takes only text.
-        `None` if no object has a key of the schema, or the object only repeats the schema.
+    The object is taken out of its wrapper, and numbers become text where the schema accepts only
+    text. An object under another name than `name` (by default the schema's title) does not count,
+    nor does one that only repeats the schema. An empty schema describes any object.
     """
     properties = find_properties(schema, schema)
     inner = [_unwrap(value, properties, name or schema.get("title")) for value in values]
@@ -98,18 +83,22 @@ def _is_meant(value: Mapping[str, Any], schema: Schema, properties: Mapping[str,
 def _loses_values(value: object, part: object, schema: Schema) -> bool:
     """Check whether an object, or one within it, has values under keys that the schema lacks.
 
-    An optional field would be empty without a word, where its value is under another spelling.
+    An optional field would silently be empty, although the model gave its value.
     """
     if isinstance(value, list):
         items = find_items(part, schema)
         return any(_loses_values(item, items, schema) for item in value)
-    if not isinstance(value, Mapping) or not isinstance(part, Mapping) or takes_any(part, schema):
+    if (
+        not isinstance(value, Mapping)
+        or not isinstance(part, Mapping)
+        or accepts_unknown_keys(part, schema)
+    ):
         return False
     properties = find_properties(part, schema)
     if value and properties and not _score(value, properties):
         return True
-    return _is_misspelt(value, properties) or any(
-        _loses_values(held, properties.get(name), schema) for name, held in value.items()
+    return _is_misspelled(value, properties) or any(
+        _loses_values(inner, properties.get(name), schema) for name, inner in value.items()
     )
 
 
@@ -117,11 +106,8 @@ def _score(value: Mapping[str, Any], properties: Mapping[str, Any]) -> int:
     return len(value.keys() & properties.keys()) if properties else len(value)
 
 
-def _is_misspelt(value: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
-    """Check whether a key differs from a missing key only by its case or its separators.
-
-    The value under it would be lost without a word.
-    """
+def _is_misspelled(value: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
+    """Check whether a key differs from a missing key only by its case or its separators."""
     missing = {_fold(name) for name in properties.keys() - value.keys()}
     return any(_fold(key) in missing for key in value.keys() - properties.keys())
 
@@ -133,9 +119,9 @@ def _fold(key: str) -> str:
 def _repeats(value: Mapping[str, Any], schema: Schema, properties: Mapping[str, Any]) -> bool:
     """Check whether an object is the schema's own list of properties."""
     return any(
-        isinstance(held, Mapping)
-        and bool(held.keys() & _SCHEMA_WORDS)
-        and not matches_schema(held, properties[name], schema)
-        for name, held in value.items()
+        isinstance(inner, Mapping)
+        and bool(inner.keys() & _SCHEMA_WORDS)
+        and not matches_schema(inner, properties[name], schema)
+        for name, inner in value.items()
         if name in properties
     )

@@ -1,4 +1,4 @@
-"""Read which tool an object calls, in the dialects that models write."""
+"""Read which tool an object calls, in the dialects that models use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from phospho_multimodal.tools.prompt import Tool, ToolProtocol
 
 __all__ = ["Intent", "are_arguments", "read_intents", "read_unknown_call"]
 
-# How models write a call, whatever form they are shown: OpenAI's, Anthropic's, Llama's, ReAct's.
+# Models do not only use the form that they see, but also OpenAI's, Anthropic's, Llama's, ReAct's.
 _NAMES: Final = ("name", "tool", "tool_name", "function", "function_name", "action")
 _ARGUMENTS: Final = (
     "arguments",
@@ -31,7 +31,7 @@ _ARGUMENTS: Final = (
 )
 _WRAPPERS: Final = ("tool_calls", "tool_call", "function_calls", "function_call", "function")
 _OF_A_MESSAGE: Final = {"id", "index", "type", "role", "content", *_WRAPPERS}
-_LONGEST_NAME: Final = 40  # in a message
+_MAX_NAME: Final = 40  # characters in a message
 _CALL_TYPES: Final = {"function", "function_call", "tool", "tool_call", "tool_use"}
 _SCHEMA_WORDS: Final = frozenset(
     {"type", "properties", "required", "title", "description", "additionalProperties", "$defs"}
@@ -40,14 +40,12 @@ _SCHEMA_WORDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A call as a model wrote it.
+    """A call as a model wrote it: with an empty name or without arguments if they are unreadable.
 
     Attributes:
-        name: The tool's name; empty where the model wrote none that can be read.
-        arguments: The arguments; `None` where they could not be read.
         problem: The reason why the call cannot be run.
-        can_be_repeated: Whether an agent may be shown the problem, so that the model tries again.
-            Each repetition costs an image, so an object that may not be a call is not repeated.
+        can_be_repeated: Whether an agent may report the problem, so that the model tries again.
+            Each try bills an image, so this is false if the object may not be a call.
     """
 
     name: str
@@ -57,15 +55,9 @@ class Intent:
 
 
 def read_intents(found: FoundObject, protocol: ToolProtocol, *, is_alone: bool) -> list[Intent]:
-    """Read the calls that an object is or holds.
+    """Read the calls that an object is or contains; an answer or a repeated definition has none.
 
-    Args:
-        found: The object.
-        protocol: The tools that the model was offered.
-        is_alone: Whether it is all of the answer, so that a name without arguments can be a call.
-
-    Returns:
-        The calls, none for an object that is an answer or a repeated definition.
+    If the object `is_alone` in the answer, a name without arguments can be a call.
     """
     intents = list(_read(found.value, found, protocol, is_alone=is_alone))
     if not intents and found.in_call_tag and not found.whole:
@@ -74,21 +66,13 @@ def read_intents(found: FoundObject, protocol: ToolProtocol, *, is_alone: bool) 
 
 
 def read_unknown_call(found: FoundObject, protocol: ToolProtocol) -> Intent | None:
-    """Read an object that is written like a call, though no such tool was offered.
-
-    Args:
-        found: The object.
-        protocol: The tools that the model was offered.
-
-    Returns:
-        The call, or `None` if the object is not written like one.
-    """
+    """Read an object that has the form of a call of a tool that does not exist."""
     value = found.value
     name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
     held = next((value[key] for key in _ARGUMENTS if isinstance(value.get(key), Mapping)), None)
     if not found.whole or name is None or held is None or protocol.tool(name) is not None:
         return None
-    short = repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…")
+    short = repr(name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "…")
     return Intent(name, held, f"it called {short}, which is none of the tools")
 
 
@@ -117,7 +101,7 @@ def _read(
         for wrapper in _WRAPPERS:
             held = value.get(wrapper)
             if isinstance(held, Mapping):
-                # The arguments of a wrapped call can stand outside of the wrapper.
+                # The arguments of a wrapped call can be next to the wrapper.
                 held = {**_beside(value, held, wrapper), **held}
             for inner in held if isinstance(held, list) else [held]:
                 yield from _read(inner, found, protocol, is_alone=is_alone)
@@ -136,13 +120,13 @@ def _tool(name: object, protocol: ToolProtocol) -> Tool | None:
 def _fault(found: FoundObject, tool: Tool | None = None) -> str | None:
     if found.cut_off:
         return "is cut off (max_new_tokens=250 allows the longest answer)"
-    # Only an escaped underscore of a name shows that the model escapes all of them.
+    # Only an escaped underscore in the tool's name shows that the model escapes all of them.
     is_escaped = found.markdown and (tool is None or "_" not in tool.name)
     return "is not valid JSON" if is_escaped or not found.whole else None
 
 
 def _read_named(value: Mapping[str, Any], name_key: str, tool: Tool, *, is_alone: bool) -> Intent:
-    """Read a call that names its tool; its arguments have a key or stand next to the name."""
+    """Read a call with the name of its tool; its arguments have a key or are next to the name."""
     read = {
         key: _read_arguments(value[key]) for key in _ARGUMENTS if key in value and key != name_key
     }
@@ -191,15 +175,7 @@ def _read_keyed(
 
 
 def are_arguments(value: Mapping[str, Any], tool: Tool) -> bool:
-    """Check whether an object without a tool's name is the arguments of a call of it.
-
-    Args:
-        value: The object.
-        tool: The tool.
-
-    Returns:
-        Whether it has all that the tool requires, nothing else, and values instead of a schema.
-    """
+    """Check whether an object has exactly the arguments of a tool, and is not their schema."""
     is_empty = not value and bool(tool.properties)
     are_its_own = tool.required <= value.keys() <= tool.properties
     return are_its_own and not is_empty and not _is_schema(value, tool)
@@ -236,7 +212,7 @@ def _is_schema(value: Mapping[str, Any], tool: Tool) -> bool:
 
 
 def _is_part(held: object, schema: object) -> bool:
-    """Check whether a value only repeats what the schema says of it, or describes it anew."""
+    """Check whether a value only repeats or describes its schema."""
     if not isinstance(schema, Mapping) or not isinstance(held, Mapping):
         return False
     repeated = {key for key, part in held.items() if key in schema and schema[key] == part}

@@ -16,9 +16,9 @@ from phospho_multimodal.tools.json_reader import ReadObject, read_object
 __all__ = ["MAX_PARSED_LENGTH", "FoundObject", "find_json_objects", "to_compact_json"]
 
 MAX_PARSED_LENGTH: Final = 8192
-"""Characters of the longest answer that is parsed; 250 tokens have about a thousand."""
+"""Characters of the longest answer that is parsed. 250 tokens have about a thousand."""
 
-_MAX_OBJECTS: Final = 100  # in one answer; further objects are not read
+_MAX_OBJECTS: Final = 100  # further objects of an answer are not read
 
 _THOUGHT: Final = (
     r"(?:[\w:.-]{0,20}(?:think|thought|reason)\w{0,12}|reflect\w{0,8}|scratch[_-]?pad|analysis"
@@ -56,43 +56,24 @@ _CALL_TAG: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FoundObject:
-    """One object of an answer.
-
-    Attributes:
-        value: Its content. Of an object that is not whole, this is good for names, not for values.
-        whole: Whether all of it was there and could be read.
-        cut_off: Whether the answer ended before the object did.
-        markdown: Whether its underscores were written as Markdown escapes them.
-        prose_before: How many characters of prose stand before it.
-        on_own_line: Whether it starts a line.
-        is_last: Whether no prose follows.
-        in_call_tag: Whether it follows `<tool_call>` or the like.
-        in_list: Whether it is one of the items of a list.
-    """
+    """One object of an answer; the first four fields are those of `ReadObject`."""
 
     value: Mapping[str, Any]
     whole: bool
     cut_off: bool = False
     markdown: bool = False
-    prose_before: int = 0
-    on_own_line: bool = True
-    is_last: bool = True
-    in_call_tag: bool = False
+    prose_before: int = 0  # in characters
+    on_own_line: bool = True  # it starts a line
+    is_last: bool = True  # no prose follows
+    in_call_tag: bool = False  # it follows `<tool_call>` or a similar tag
     in_list: bool = False
 
 
 def find_json_objects(text: str, *, known: Iterable[str] = ()) -> list[FoundObject]:
-    """Find the outermost JSON objects of an answer, outside of its thinking blocks.
+    """Find the outermost JSON objects of an answer, outside of its thinking blocks, in their order.
 
-    Objects inside of objects are not returned, whether the outer object is readable or not: a
-    piece of an argument can look like a call.
-
-    Args:
-        text: The answer. One of more than `MAX_PARSED_LENGTH` characters holds no object.
-        known: Texts that do not count as prose.
-
-    Returns:
-        The objects, in their order.
+    Objects inside of objects are not returned, even if the outer object is unreadable, because a
+    part of an argument can look like a call. `known` lists texts that do not count as prose.
     """
     if len(text) > MAX_PARSED_LENGTH:
         return []
@@ -102,14 +83,7 @@ def find_json_objects(text: str, *, known: Iterable[str] = ()) -> list[FoundObje
 
 
 def to_compact_json(value: object) -> str:
-    """Write JSON on one line, with the letters of every script as they are.
-
-    Args:
-        value: What JSON can hold; of anything else, its `str` is written.
-
-    Returns:
-        The line.
-    """
+    """Write JSON on one line, without escapes for non-ASCII letters."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -142,11 +116,11 @@ class _Scan:
                 in_channel = False
             elif level:
                 level -= 1
-            else:  # Only the end of a block is there: everything before it was thought.
+            else:  # Only the end of a block is there: everything before it belongs to the block.
                 self.objects, self.prose, in_channel = [], [""], False
 
     def _read(self, begin: int) -> int:
-        """Read an object and return its end; one without an end hides the rest of the answer."""
+        """Read an object and return its end, which is the end of the answer if it is cut off."""
         item = read_object(self.text, begin)
         if item.value or item.whole:
             self.objects.append(item)
@@ -156,7 +130,7 @@ class _Scan:
         return item.end
 
     def found(self, known: list[str]) -> list[FoundObject]:
-        """Say of each object where it stands."""
+        """Describe the place of each object in the answer."""
         prose = [_without_tags(piece, known) for piece in self.prose]
         words_at = [number for number, piece in enumerate(prose) if re.search(r"\w", piece)]
         last = max(words_at, default=0)
@@ -166,7 +140,7 @@ class _Scan:
         for number, item in enumerate(self.objects):
             between = self.prose[number] if number else ""
             if between.count("}") > between.count("{"):
-                # The object before is a part of one whose beginning cannot be found.
+                # The object before is a part of another one, whose beginning was not found.
                 found.append(FoundObject({}, whole=False))
             words = " ".join(prose[number].split())
             length += len(words)

@@ -1,10 +1,10 @@
 """Read one JSON object out of a model's text, in the spellings that models use.
 
 The reader accepts JSON, Python's spelling (single quotes, `None`, a comma at the end), line breaks
-in strings, and braces that are doubled as in a format string. Anything else makes the object
-unreadable. An unreadable object is read on only to find where it ends and which tool it names.
+in strings, and doubled braces, as in a format string. Anything else makes the object unreadable.
+The reader continues in an unreadable object only to find its end and the tool that it names.
 
-Nothing is repaired. json-repair closes a string that was cut off, also in its strict mode.
+The reader repairs nothing. json-repair closes a string that was cut off, even in its strict mode.
 dirtyjson, json5 and pyjson5 do not know Python's constants.
 """
 
@@ -21,13 +21,13 @@ __all__ = ["ReadObject", "WrittenFloat", "read_object"]
 
 _DEEPEST: Final = 60  # An object that nests deeper is unreadable. This bounds the recursion too.
 
-# Nothing has to follow a string or a word, so each token takes linear time.
+# No alternative depends on what follows a string or a word, so each token takes linear time.
 _TOKEN: Final = re.compile(
     r"""
         (?P<mark>[{}\[\]:,])
       | "(?P<double>(?:[^"\\]+|\\.)*\\?)(?P<double_end>"?)
       | '(?P<single>(?:[^'\\]+|\\.)*\\?)(?P<single_end>'?)
-      # Typographic quotes, which do not make a string: they are known to find its end.
+      # Typographic quotes do not make a string. They are matched to find its end.
       | [\u2018\u201c\u201e\xab]
         (?P<curly>[^\u2019\u201c\u201d"\xbb]*)(?P<curly_end>[\u2019\u201c\u201d"\xbb]?)
       # A word can hold an apostrophe, as in `It's`, and does not begin with a quote.
@@ -39,7 +39,7 @@ _SPACE: Final = re.compile(r"\s*")
 _DOUBLED: Final = re.compile(r"\s*\{")
 _NUMBER: Final = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ESCAPE: Final = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
-# The escapes that Python and JSON read alike, and Markdown's `\_`, which neither of them knows.
+# The escapes that Python and JSON have in common, and Markdown's `\_`, which is in neither.
 _ESCAPED: Final = dict(zip("\"'\\nrtbf_", "\"'\\\n\r\t\b\f_", strict=True))
 _PLAIN_UNDERSCORE: Final = re.compile(r"(?<!\\)_")
 _CONSTANTS: Final = {
@@ -56,11 +56,7 @@ _MISSING: Final = object()
 
 
 class WrittenFloat(float):
-    """A number with the spelling that the model gave it: `3.10` is not `3.1` in a version.
-
-    Attributes:
-        written: The spelling.
-    """
+    """A number with its spelling: the version `3.10` is not `3.1`."""
 
     written: str
 
@@ -73,41 +69,24 @@ class WrittenFloat(float):
 
 @dataclass(frozen=True, slots=True)
 class ReadObject:
-    """One object of a text.
-
-    Attributes:
-        value: Its content. Of an object that is not whole, this is good for names, not for values.
-        end: The position after it.
-        whole: Whether all of it was there and could be read.
-        cut_off: Whether the text ended before the object did, and all before was readable.
-        markdown: Whether its underscores were written with backslashes, as in Markdown.
-    """
+    """One object of a text. If it is not whole, use its `value` for names only."""
 
     value: dict[str, Any]
-    end: int
-    whole: bool
-    cut_off: bool
-    markdown: bool
+    end: int  # the position after it
+    whole: bool  # it is complete and readable
+    cut_off: bool  # it is readable, and the text ended before it did
+    markdown: bool  # its underscores have backslashes, as in Markdown
 
 
-def read_object(text: str, begin: int, stop: int | None = None) -> ReadObject:
-    """Read the object that begins at a brace.
-
-    Args:
-        text: The text.
-        begin: The position of the brace.
-        stop: The position to stop at; the end of the text by default.
-
-    Returns:
-        The object.
-    """
-    reader = _Reader(text, begin + 1, len(text) if stop is None else stop)
+def read_object(text: str, begin: int) -> ReadObject:
+    """Read the object that begins at the brace at `begin`."""
+    reader = _Reader(text, begin + 1)
     value = reader.read_pairs(1)
     piece = text[begin : reader.position]
     if reader.markdown and _PLAIN_UNDERSCORE.search(piece):
-        reader.readable = False  # The backslash can be part of the value, as in a path.
+        reader.readable = False  # The backslash can belong to the value, as in a path.
     if not _is_encodable(piece):
-        reader.readable = False  # Half a surrogate pair cannot be sent on.
+        reader.readable = False  # UTF-8 cannot encode half a surrogate pair.
     whole = reader.readable and reader.closed
     cut_off = reader.readable and not reader.closed
     return ReadObject(value, reader.position, whole, cut_off, reader.markdown)
@@ -123,11 +102,10 @@ class _Token:
 class _Reader:
     """Reads from one position on; each token is consumed once."""
 
-    def __init__(self, text: str, position: int, stop: int) -> None:
+    def __init__(self, text: str, position: int) -> None:
         self.text = text
         self.position = position
         self._before = position
-        self.stop = stop
         self.readable = True
         self.closed = True
         self.markdown = False
@@ -135,7 +113,7 @@ class _Reader:
     def read_pairs(self, depth: int) -> dict[str, Any]:
         """Read the pairs after a brace, up to the brace that closes it."""
         pairs: dict[str, Any] = {}
-        doubled = _DOUBLED.match(self.text, self.position, self.stop)
+        doubled = _DOUBLED.match(self.text, self.position)
         if doubled is not None:
             self.position = doubled.end()
         expects_comma = False
@@ -168,7 +146,7 @@ class _Reader:
         if value is _MISSING or not isinstance(key, str):
             return
         if key in pairs:
-            self.readable = False  # The later value would make one call of two.
+            self.readable = False  # It may be two calls in one.
         pairs.setdefault(key, value)
 
     def _read_value(self, depth: int) -> Any:
@@ -212,7 +190,7 @@ class _Reader:
         return items
 
     def _read_scalar(self, token: _Token, *, is_key: bool = False) -> Any:
-        """Read a string, a number or a constant; an unreadable one is kept for names only."""
+        """Read a string, a number or a constant; use an unreadable one for names only."""
         if not token.finished:
             self.closed = False
             return _MISSING
@@ -242,7 +220,7 @@ class _Reader:
             return _ESCAPED.get(written, written)
 
         text = _ESCAPE.sub(replace, token.text)
-        # Joins surrogate pairs. A half of one is left, and makes the object unreadable.
+        # This joins surrogate pairs. Half a pair stays, and makes the object unreadable.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         self.readable = self.readable and _is_encodable(text)
         return text
@@ -254,7 +232,7 @@ class _Reader:
             self._give_back()
 
     def _skip(self, token: _Token) -> None:
-        """Skip a token that does not belong to a pair, with everything in its brackets."""
+        """Skip a token outside of any pair, with everything in its brackets."""
         self.readable = False
         level = _LEVELS.get(token.text, 0)
         while level > 0 and (inner := self._take()) is not None:
@@ -262,12 +240,12 @@ class _Reader:
                 level += _LEVELS.get(inner.text, 0)
 
     def _take(self) -> _Token | None:
-        """Take the next token; at the end of the text there is none."""
-        space = _SPACE.match(self.text, self.position, self.stop)
+        """Take the next token; return `None` at the end of the text."""
+        space = _SPACE.match(self.text, self.position)
         start = self.position if space is None else space.end()
-        match = _TOKEN.match(self.text, start, self.stop)
+        match = _TOKEN.match(self.text, start)
         if match is None or match.lastgroup is None:
-            self.position = self.stop
+            self.position = len(self.text)
             self.closed = False
             return None
         self._before = self.position
@@ -275,7 +253,7 @@ class _Reader:
         kind = match.lastgroup.removesuffix("_end")
         if kind == "bare":
             # A word at the end of the text may be cut off: `12` of `125`.
-            finished = self.position < self.stop
+            finished = self.position < len(self.text)
         else:
             finished = kind == "mark" or bool(match[f"{kind}_end"])
         return _Token(kind, match[kind], finished)

@@ -1,4 +1,4 @@
-"""What a reply means under a tool protocol: a call, an answer of the form wanted, or plain text."""
+"""Read an answer under a tool protocol: a tool call, an object, or plain text."""
 
 from __future__ import annotations
 
@@ -23,64 +23,54 @@ from phospho_multimodal.tools.prompt import MAX_REASKS, Tool, ToolProtocol
 if TYPE_CHECKING:
     from phospho_multimodal.exchange.prediction import Prediction
 
-__all__ = ["Answer", "read_answer"]
+__all__ = ["Answer", "no_tool_call_error", "read_answer"]
 
 logger = logging.getLogger("phospho_multimodal")
 
-_MOST_PROSE = 40
-"""Characters of prose before a call. Of 8,114 right calls of 15 models 8 have more before them."""
+_MAX_PROSE = 40
+"""Characters of prose before a call. Of 8,114 right calls of 15 models, 8 have more before them."""
 
 _CALLED_NONE = "it called none"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as it was read.
+    """An answer that was read.
 
     Attributes:
-        text: What it says; empty where it is a call.
-        metadata: Those of the prediction. Under a protocol also `raw_reply`, the model's own
-            words; `tool_call_problem` where a call cannot be run as it is; and
-            `tool_calls_omitted`, how many further calls were left out.
+        text: The text; empty for a call.
+        metadata: The metadata of the prediction. Under a protocol also `raw_reply`, the model's own
+            words; `tool_call_problem`, if a call cannot be run as it is; and `tool_calls_omitted`,
+            the number of further calls that were left out.
         call: The call.
-        broken: The tool whose call is invalid and not passed on, empty if its name cannot be read
-            either. The text is then the model's own words.
+        invalid_tool_name: The tool of an invalid call that is not returned as a call, empty if its
+            name cannot be read either. The text is then the model's own words.
     """
 
     text: str = field(repr=False)
     metadata: Mapping[str, Any]
     call: ToolCall | None = None
-    broken: str | None = None
+    invalid_tool_name: str | None = None
 
 
 def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[Turn]) -> Answer:
-    """Read an answer.
+    """Read an answer; raise `NoToolCallError` if a call was forced and none can be returned.
 
-    An unusable call is passed on, so that the agent shows the problem to the model and the model
-    tries again. Each repetition is an image billed, so at most `re_asks` in a row are passed on. A
-    call is never passed on if the tool would run on arguments that the model did not give.
-
-    Args:
-        prediction: What the model answered.
-        protocol: What the model was told.
-        turns: What the model was asked.
-
-    Returns:
-        The answer.
-
-    Raises:
-        NoToolCallError: A call was forced, and there is none that can be passed on.
+    An invalid call is returned as a call, so that the agent reports the problem and the model tries
+    again. Each try bills an image, so at most `max_reasks` such calls in a row are returned. A call
+    is never returned if the tool would run on arguments that the model did not give.
     """
     raw = prediction.description
     if not protocol:
         return Answer(raw, prediction.metadata)
     metadata = {**prediction.metadata, "raw_reply": raw}
+    raises = protocol.forced and not protocol.return_invalid_calls
     found = find_json_objects(raw)
-    if any(item.prose_before > _MOST_PROSE for item in found):
-        found = find_json_objects(raw, known=_told_words(protocol))
+    if any(item.prose_before > _MAX_PROSE for item in found):
+        found = find_json_objects(raw, known=_instruction_prose(protocol))
     intents = _find_intents(found, protocol)
     if not intents:
-        if protocol.forced and not protocol.tells:
+        if raises:
             raise _no_call(_CALLED_NONE, prediction, turns)
         return Answer(_answer_text(raw, found, protocol), metadata)
     intent = intents[0]
@@ -90,17 +80,41 @@ def read_answer(prediction: Prediction, protocol: ToolProtocol, turns: Sequence[
     problem = _problem(intent, protocol, turns)
     if problem is not None:
         metadata["tool_call_problem"] = problem
-        if not _is_passed_on(intent, protocol, turns):
-            if protocol.forced and not protocol.tells:
+        if not _can_be_returned(intent, protocol, turns):
+            if raises:
                 raise _no_call(problem, prediction, turns)
-            return Answer(raw, metadata, broken=intent.name)
+            return Answer(raw, metadata, invalid_tool_name=intent.name)
     tool = protocol.tool(intent.name)
     arguments = (tool or Tool(intent.name, "", {})).coerce(intent.arguments or {})
-    call = ToolCall(intent.name, arguments, f"call_{uuid.uuid4().hex}")
-    return Answer("", metadata, call)
+    return Answer("", metadata, ToolCall(intent.name, arguments, f"call_{uuid.uuid4().hex}"))
 
 
-def _told_words(protocol: ToolProtocol) -> list[str]:
+def no_tool_call_error(
+    message: str, predictions: Sequence[Mapping[str, Any]], *, advice: str
+) -> NoToolCallError:
+    """Make the error for answers without what was asked for, with their cost."""
+
+    def total(name: str) -> int:
+        return sum(metadata.get(name, 0) for metadata in predictions)
+
+    error = NoToolCallError(f"{message} Images billed: {total('images_billed')}. {advice}")
+    error.attempts = total("attempts")
+    error.images_in_doubt = total("images_in_doubt")
+    return error
+
+
+def _no_call(why: str, prediction: Prediction, turns: Sequence[Turn]) -> NoToolCallError:
+    prompts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
+    words = quote(prediction.description, hide=prompts)
+    return no_tool_call_error(
+        f"The model had to call a tool, and {why}. It answered: {words!r}.",
+        [prediction.metadata],
+        advice="Tool calls are prompt-based, so they are not guaranteed: change the prompt, or do"
+        " not force a call.",
+    )
+
+
+def _instruction_prose(protocol: ToolProtocol) -> list[str]:
     """List the prose of the instructions, which a model may repeat before its call."""
     lines = (line.partition("{")[0].strip() for line in protocol.instructions().splitlines())
     return [line for line in lines if line]
@@ -111,18 +125,18 @@ def _find_intents(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[
     if not protocol.tools:
         return []
     intents: list[Intent] = []
-    is_hidden = False  # by an object before it that could not be read
+    after_unreadable = False
     for item in found:
         is_alone = len(found) == 1 and not item.in_list
         for intent in read_intents(item, protocol, is_alone=is_alone):
             if not _is_meant(intent, item, protocol):
                 continue
-            if is_hidden and item.whole:
+            if after_unreadable and item.whole:
                 problem = f"what comes before its call of {intent.name} is not valid JSON"
                 intents.append(Intent(intent.name, None, problem))
             else:
-                intents.append(_checked(intent, protocol))
-        is_hidden = is_hidden or not item.whole
+                intents.append(_unwrap_answer_tool(intent, protocol))
+        after_unreadable = after_unreadable or not item.whole
     intents = (
         intents
         or _bare_answer(found, protocol)
@@ -143,8 +157,8 @@ def _is_meant(intent: Intent, item: FoundObject, protocol: ToolProtocol) -> bool
     return intent.name in protocol.answer_tools or _is_in_place(item)
 
 
-def _checked(intent: Intent, protocol: ToolProtocol) -> Intent:
-    """Take the object out of the call of a tool that only gives the answer its form."""
+def _unwrap_answer_tool(intent: Intent, protocol: ToolProtocol) -> Intent:
+    """Take the object out of a call of an answer tool."""
     tool = protocol.tool(intent.name) if intent.name in protocol.answer_tools else None
     if tool is None or intent.arguments is None or not tool.properties:
         return intent
@@ -156,11 +170,11 @@ def _checked(intent: Intent, protocol: ToolProtocol) -> Intent:
 
 
 def _is_in_place(item: FoundObject) -> bool:
-    return item.prose_before <= _MOST_PROSE or (item.on_own_line and item.is_last)
+    return item.prose_before <= _MAX_PROSE or (item.on_own_line and item.is_last)
 
 
 def _bare_answer(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
-    """Read a plain object as the call of the tool that only gives the answer its form."""
+    """Read a plain object as the call of an answer tool."""
     whole = [item.value for item in found if item.whole]
     for tool in protocol.offered():
         if tool.name in protocol.answer_tools:
@@ -171,7 +185,7 @@ def _bare_answer(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[I
 
 
 def _bare_arguments(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
-    """Read an object as the arguments of the one tool that had to be called."""
+    """Read an object as the arguments of the one tool that the model had to call."""
     offered = protocol.offered()
     if not protocol.forced or len(offered) != 1:
         return []
@@ -186,9 +200,9 @@ def _bare_arguments(found: Sequence[FoundObject], protocol: ToolProtocol) -> lis
 
 
 def _unknown_calls(found: Sequence[FoundObject], protocol: ToolProtocol) -> list[Intent]:
-    """Read the calls of tools that are not there, where the model had to call one.
+    """Read calls of tools that do not exist, if the model had to call one.
 
-    Where the model is free to answer, such an object is the answer.
+    If it did not have to, such an object is the answer.
     """
     if not protocol.forced:
         return []
@@ -197,7 +211,7 @@ def _unknown_calls(found: Sequence[FoundObject], protocol: ToolProtocol) -> list
 
 
 def _problem(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> str | None:
-    """Tell why a call cannot be run as it is."""
+    """Say why a call cannot be run as it is."""
     tool = protocol.tool(intent.name)
     if intent.name and protocol.only not in {None, intent.name}:
         return f"it called {intent.name!r:.42} instead of {protocol.only}"
@@ -207,39 +221,40 @@ def _problem(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> s
     if missing:
         return f"its call of {tool.name} lacks {', '.join(missing)}"
     shown = protocol.form()["arguments"]
-    unfilled = sorted(name for name, held in shown.items() if intent.arguments.get(name) == held)
+    unfilled = sorted(name for name, value in shown.items() if intent.arguments.get(name) == value)
     if unfilled:
         return f"its call of {tool.name} does not fill in {', '.join(unfilled)}"
-    # The tool itself reports what is wrong with a whole call, unless that does not help.
-    looping = _in_vain(turns, protocol) >= MAX_REASKS
-    wrong = tool.misfits(tool.coerce(intent.arguments)) if looping else ()
+    # The tool itself reports wrong arguments, unless the model repeats them.
+    repeats = _failed_calls(turns, protocol) >= MAX_REASKS
+    wrong = tool.misfits(tool.coerce(intent.arguments)) if repeats else ()
     what = f"gives a wrong type or value of {', '.join(wrong)}"
     return f"its call of {tool.name} {what}" if wrong else None
 
 
-def _is_passed_on(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:
+def _can_be_returned(intent: Intent, protocol: ToolProtocol, turns: Sequence[Turn]) -> bool:
+    """Check whether an agent may receive an invalid call, and ask the model again."""
     tool = protocol.tool(intent.name)
     if protocol.only not in {None, intent.name} or not intent.can_be_repeated:
         return False
     if tool is not None and not tool.required - (intent.arguments or {}).keys():
         return False  # It would run, on arguments that are not the model's.
-    return _in_vain(turns, protocol) < protocol.re_asks
+    return _failed_calls(turns, protocol) < protocol.max_reasks
 
 
-def _in_vain(turns: Sequence[Turn], protocol: ToolProtocol) -> int:
+def _failed_calls(turns: Sequence[Turn], protocol: ToolProtocol) -> int:
     """Count the calls at the end of a conversation that could not be run."""
     count = 0
     for turn in reversed(turns):
         if turn.role == "user" or (turn.role == "assistant" and not turn.calls):
             break
         if turn.role == "assistant":
-            if any(_runs(call, protocol.tool(call.name)) for call in turn.calls):
+            if any(_is_runnable(call, protocol.tool(call.name)) for call in turn.calls):
                 break
             count += 1
     return count
 
 
-def _runs(call: ToolCall, tool: Tool | None) -> bool:
+def _is_runnable(call: ToolCall, tool: Tool | None) -> bool:
     return (
         tool is not None
         and tool.required <= call.arguments.keys()
@@ -248,22 +263,9 @@ def _runs(call: ToolCall, tool: Tool | None) -> bool:
 
 
 def _answer_text(raw: str, found: Sequence[FoundObject], protocol: ToolProtocol) -> str:
-    """Free an answer that has to be JSON from what stands around it."""
+    """Return the JSON of an answer that has to be JSON, without the text around it."""
     if protocol.answer_schema is None:
         return raw
     whole = [item.value for item in found if item.whole]
     chosen = select_answer(whole, protocol.answer_schema)
     return raw if chosen is None else to_compact_json(chosen)
-
-
-def _no_call(why: str, prediction: Prediction, turns: Sequence[Turn]) -> NoToolCallError:
-    asked = [part for turn in turns for part in turn.parts if isinstance(part, str)]
-    words = quote(prediction.description, hide=asked)
-    billed = prediction.metadata["images_billed"]
-    error = NoToolCallError(
-        f"The model had to call a tool, and {why}. It answered: {words!r}. Images billed: {billed}."
-        " Tool calling is prompted here, not guaranteed: ask differently, or do not force it."
-    )
-    error.attempts = prediction.metadata["attempts"]
-    error.images_in_doubt = prediction.metadata["images_in_doubt"]
-    return error

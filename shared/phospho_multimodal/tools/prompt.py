@@ -1,7 +1,7 @@
-"""Tools and answers of a given form by prompt, since the endpoint knows neither.
+"""Prompt-based tools and structured answers, because the endpoint has neither.
 
-What can be called is written into the text, and the model is asked for one JSON object; what that
-reply means is read in `tool_replies`. It is a convention with the model, not a guarantee.
+A system turn lists the tools and asks the model for one JSON object. `parsing` reads the answer.
+This is a convention with the model, not a guarantee.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from typing import Any
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.messages.conversation import Turn
 from phospho_multimodal.tools.json_objects import to_compact_json
-from phospho_multimodal.tools.schema import coerce_to_text, has_numbers, matches_schema
-from phospho_multimodal.tools.schema_text import prune_schema
+from phospho_multimodal.tools.schema import (
+    coerce_to_text,
+    has_numbers,
+    matches_schema,
+    prune_schema,
+)
 
 __all__ = ["MAX_REASKS", "Tool", "ToolProtocol"]
 
 MAX_REASKS = 2
-"""How many unusable calls in a row are passed to an agent, which then asks the model again."""
+"""How many invalid calls in a row an agent receives, which then asks the model again."""
 
 _PLACEHOLDER = {"name": "tool name", "arguments": {"argument name": "value"}}
 _RULES = "Fill in values; do not repeat the schema. Write values out; no expressions."
@@ -32,13 +36,7 @@ _ANY = {True, "any", "required"}
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What a model can call.
-
-    Attributes:
-        name: Its name.
-        description: What it does.
-        parameters: JSON schema of its arguments.
-    """
+    """A tool that a model can call; `parameters` is the JSON schema of its arguments."""
 
     name: str
     description: str
@@ -46,24 +44,13 @@ class Tool:
 
     @classmethod
     def of(cls, definition: Any) -> Tool:
-        """Read a tool's definition in OpenAI's form, which both frameworks write.
-
-        Args:
-            definition: `{"type": "function", "function": {"name", "description", "parameters"}}`,
-                or the inner part alone.
-
-        Returns:
-            The tool.
-
-        Raises:
-            ConfigurationError: It has another form; tools that a provider runs itself have.
-        """
+        """Read a definition in OpenAI's form, or its inner part: both frameworks write it."""
         holder = definition if isinstance(definition, Mapping) else {}
         function = holder.get("function", holder)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             message = (
-                "A tool is no function with a name. Nothing was sent. Tools that a provider runs"
-                " itself are not available; give functions."
+                "A tool is not a function with a name. Nothing was sent. Pass functions: tools that"
+                " a provider runs itself are not available here."
             )
             raise ConfigurationError(message)
         parameters = function.get("parameters") or {}
@@ -71,25 +58,18 @@ class Tool:
 
     @property
     def properties(self) -> frozenset[str]:
-        """Names of its arguments."""
+        """The names of all arguments."""
         return frozenset(self.parameters.get("properties") or ())
 
     @property
     def required(self) -> frozenset[str]:
-        """Names of the arguments that it cannot do without."""
+        """The names of the required arguments."""
         return frozenset(self.parameters.get("required") or ())
 
     def misfits(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Find the arguments that the tool can never take.
+        """Find the arguments whose type or value the tool can never accept.
 
-        By their types and listed values alone: the tool checks its arguments itself, and this is
-        to end a loop of calls that it never accepts.
-
-        Args:
-            arguments: By name.
-
-        Returns:
-            Their names, sorted.
+        The tool checks its arguments itself. This check ends a loop of calls that it never accepts.
         """
         properties = self.parameters.get("properties") or {}
         return sorted(
@@ -99,25 +79,18 @@ class Tool:
         )
 
     def coerce(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Write numbers as text wherever the tool takes only text.
-
-        Args:
-            arguments: By name.
-
-        Returns:
-            The arguments to call it with.
-        """
+        """Write numbers as text where the tool accepts only text."""
         coerced = coerce_to_text(arguments, self.parameters, self.parameters)
         return coerced if isinstance(coerced, dict) else {}
 
     def placeholders(self) -> dict[str, str]:
-        """Write what the model sees in the place of each argument that it has to give."""
+        """Make the arguments of the example that the model sees."""
         properties = self.parameters.get("properties") or {}
         names = [name for name in properties if name in self.required] or list(properties)
         return {name: f"<{_type_name(properties[name])}>" for name in names}
 
     def to_text(self) -> str:
-        """Write it as one line for the model."""
+        """Write the tool as one line for the model."""
         return to_compact_json(
             {
                 "name": self.name,
@@ -129,52 +102,44 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolProtocol:
-    """What the model is told it can answer, and what an answer is held against.
+    """What the model may answer.
 
     Attributes:
-        tools: What it can call.
-        forced: Whether it has to call one.
-        only: The one it has to call.
-        answer_schema: JSON schema of an answer that is no call; empty for any JSON object, `None`
-            for plain text.
-        re_asks: How many unusable calls in a row are passed on.
-        tells: Whether a forced call that did not come is reported in the answer, not raised.
-        answer_tools: Names of the tools that run nothing and only give an answer its form. The
-            plain object is accepted for a call of one.
+        tools: The tools.
+        forced: Whether the model must call a tool.
+        only: The name of the one tool that it must call.
+        answer_schema: The JSON schema of an answer that is not a call; empty for any JSON object,
+            `None` for plain text.
+        max_reasks: How many invalid calls in a row are returned as calls.
+        return_invalid_calls: Whether the answer reports a missing or invalid forced call, instead
+            of an error.
+        answer_tools: The names of tools that run nothing and only define the form of an answer. A
+            plain object counts as a call of one.
     """
 
     tools: tuple[Tool, ...] = ()
     forced: bool = False
     only: str | None = None
     answer_schema: Mapping[str, Any] | None = None
-    re_asks: int = MAX_REASKS
-    tells: bool = False
+    max_reasks: int = MAX_REASKS
+    return_invalid_calls: bool = False
     answer_tools: frozenset[str] = frozenset()
 
     @classmethod
     def of(
         cls, tools: Any = None, *, tool_choice: Any = None, response_format: Any = None
     ) -> ToolProtocol:
-        """Read what a call was given.
+        """Read the tools, `tool_choice` and `response_format` of a call.
 
-        Args:
-            tools: Definitions in OpenAI's form.
-            tool_choice: `None`, `False` or `"auto"`; `"none"`; `True`, `"any"` or `"required"`; a
-                tool's name, or OpenAI's or Anthropic's mapping that holds it.
-            response_format: OpenAI's `{"type": "json_schema", …}` or `{"type": "json_object"}`.
-
-        Returns:
-            The protocol; without tools and form it changes nothing.
-
-        Raises:
-            ConfigurationError: Something has no known form, or a tool is not there.
+        `tool_choice` is `None`, `False` or `"auto"`; `"none"`; `True`, `"any"` or `"required"`; the
+        name of a tool; or OpenAI's or Anthropic's mapping with that name.
         """
         if tools is not None and not tools:
             message = "tools= is empty. Nothing was sent. Leave it out, or bind a tool."
             raise ConfigurationError(message)
         known = tuple(Tool.of(definition) for definition in tools or ())
-        choice = _chosen(tool_choice)
-        schema = _answer_schema(response_format)
+        choice = _read_choice(tool_choice)
+        schema = _read_response_format(response_format)
         if choice == "none":
             return cls(answer_schema=schema)
         forced = choice in _ANY
@@ -183,6 +148,7 @@ class ToolProtocol:
             names = ", ".join(tool.name for tool in known) or "none"
             message = (
                 f"tool_choice is {only or choice!r}, and the tools are: {names}. Nothing was sent."
+                " Choose one of them."
             )
             raise ConfigurationError(message)
         return cls(known, forced or only is not None, only, schema)
@@ -195,34 +161,17 @@ class ToolProtocol:
         return next((tool for tool in self.tools if tool.name == name), None)
 
     def parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Set the generation parameters that a call or an object needs and nobody set.
-
-        The endpoint's own penalty of repetitions keeps a model from closing its braces.
-
-        Args:
-            given: Parameters by name, `None` for those that were not set.
-
-        Returns:
-            All parameters.
-        """
+        """Add the generation parameters that JSON needs, if nobody set them."""
         if self and given.get("repetition_penalty") is None:
+            # The endpoint's own penalty keeps a model from repeating the braces that it must close.
             return {**given, "repetition_penalty": 1.0}
         return dict(given)
 
     def turns(self, turns: Sequence[Turn]) -> list[Turn]:
-        """Tell the model the tools, and what it called before.
-
-        Args:
-            turns: A conversation.
-
-        Returns:
-            The same, with each call in the text of its turn, and a system turn more.
-        """
+        """Add a system turn with the instructions, and earlier calls to the text of their turns."""
         if not self:
             return list(turns)
-        shown = list(turns)
-        if self.tools:
-            shown = [_with_calls(turn) for turn in turns]
+        shown = [_with_calls(turn) for turn in turns] if self.tools else turns
         return [*shown, Turn("system", (self.instructions(),))]
 
     def offered(self) -> list[Tool]:
@@ -230,15 +179,17 @@ class ToolProtocol:
         return [tool for tool in self.tools if self.only in {None, tool.name}]
 
     def form(self) -> dict[str, Any]:
-        """Make the call that the model is shown as an example."""
+        """Make the example of a call that the model sees."""
         tool = self.tool(self.only) if self.only else None
-        return _PLACEHOLDER if tool is None else _form_of(tool)
+        return (
+            _PLACEHOLDER if tool is None else {"name": tool.name, "arguments": tool.placeholders()}
+        )
 
     def instructions(self) -> str:
-        """Write what the model is told."""
+        """Write the instructions for the model."""
         rules = self._rules()
         if not self.tools:
-            return f"{_of_the_answer(self.answer_schema, 'Answer with')}{rules}"
+            return f"{_ask_for_object(self.answer_schema, 'Answer with')}{rules}"
         call = f"one JSON object in this form, and nothing else: {to_compact_json(self.form())}"
         lines = ["These tools can be called:", *(tool.to_text() for tool in self.offered())]
         lines.append(rules.strip())
@@ -247,12 +198,11 @@ class ToolProtocol:
             lines.append(f"Call {which} now. Answer with {call}")
         else:
             lines.append(f"To call a tool, answer with {call}")
+            otherwise = "Without need of a tool, answer"
             if self.answer_schema is None:
-                lines.append("Without need of a tool, answer in plain text.")
+                lines.append(f"{otherwise} in plain text.")
             else:
-                lines.append(
-                    _of_the_answer(self.answer_schema, "Without need of a tool, answer with")
-                )
+                lines.append(_ask_for_object(self.answer_schema, f"{otherwise} with"))
         return "\n".join(lines)
 
     def _rules(self) -> str:
@@ -265,27 +215,26 @@ class ToolProtocol:
         return f"\n{_RULES}{numbers}{_IMAGE_TEXT}"
 
 
-def _form_of(tool: Tool) -> dict[str, Any]:
-    return {"name": tool.name, "arguments": tool.placeholders()}
-
-
 def _type_name(schema: Any) -> str:
     named = schema.get("type") if isinstance(schema, Mapping) else None
     return named if isinstance(named, str) else "value"
 
 
-def _chosen(choice: Any) -> str | bool | None:
+def _read_choice(choice: Any) -> str | bool | None:
     if isinstance(choice, Mapping):
         function = choice.get("function")
         name = (function if isinstance(function, Mapping) else choice).get("name")
         choice = choice.get("type", "") if name is None else name
     if choice is None or isinstance(choice, (bool, str)):
         return choice
-    message = f"tool_choice is a {type(choice).__name__}; it is a string, a bool or a mapping."
+    message = (
+        f"tool_choice must be a string, a bool or a mapping, got a {type(choice).__name__}."
+        " Nothing was sent."
+    )
     raise ConfigurationError(message)
 
 
-def _answer_schema(response_format: Any) -> Mapping[str, Any] | None:
+def _read_response_format(response_format: Any) -> Mapping[str, Any] | None:
     if response_format is None:
         return None
     form = response_format if isinstance(response_format, Mapping) else {}
@@ -296,14 +245,14 @@ def _answer_schema(response_format: Any) -> Mapping[str, Any] | None:
     schema = (form.get("json_schema") or {}).get("schema")
     if not isinstance(schema, Mapping):
         message = (
-            "response_format has no known form. Nothing was sent. It is {'type': 'json_schema',"
-            " 'json_schema': {'name': …, 'schema': …}} or {'type': 'json_object'}."
+            "response_format must be {'type': 'json_schema', 'json_schema': {'name': …, 'schema':"
+            " …}} or {'type': 'json_object'}. Nothing was sent."
         )
         raise ConfigurationError(message)
     return schema
 
 
-def _of_the_answer(schema: Mapping[str, Any] | None, begin: str) -> str:
+def _ask_for_object(schema: Mapping[str, Any] | None, begin: str) -> str:
     wanted = f"{begin} one JSON object and nothing else."
     return (
         f"{wanted} Its JSON schema: {to_compact_json(prune_schema(schema))}" if schema else wanted

@@ -1,74 +1,57 @@
-"""Notes in the journal from an event loop: many at once, and each awaited until it is on disk."""
+"""Writing to the journal from an event loop: grouped, and awaited until it is on the disk."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import Step
 
-__all__ = ["GroupCommit"]
+__all__ = ["GroupCommit", "run_to_completion"]
 
 
 class GroupCommit:
-    """Hands steps to the journal on one thread; what comes meanwhile goes together, next time.
+    """Writes steps on one thread. Steps that arrive during a write are the next group.
 
-    A disk takes as long for one note as for sixty-four. Steps are noted in the order in which they
-    were told, whatever becomes of who told them: a question is not sent after it has ended.
+    A disk takes as long for one step as for sixty-four. Steps are written in the order in which
+    they came, even if their tasks are cancelled.
     """
 
     def __init__(self, journal: Journal) -> None:
-        """Prepare.
-
-        Args:
-            journal: Where steps are noted.
-        """
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="phospho-journal")
         self._lock = threading.Lock()
         self._waiting: list[tuple[Step, asyncio.Future[int] | None]] = []
 
     async def begin_attempt(self, picture: bytes) -> None:
-        """Let an attempt begin: in one process nothing more is to be waited for."""
+        """Let an attempt begin. In one process there is nothing to wait for."""
 
     async def note(self, step: Step) -> int:
-        """Note a step.
+        """Write a step, and return how many inputs have their row by it.
 
-        A caller that is cancelled meanwhile does not take it back.
-
-        Args:
-            step: What happened, or is going to.
-
-        Returns:
-            How many inputs have their row by it.
-
-        Raises:
-            ConfigurationError: The journal cannot be written.
+        Cancelling the caller does not take the step back.
         """
         noted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._tell(step, noted)
+        self._enqueue(step, noted)
         return await noted
 
     def note_at_last(self, step: Step) -> None:
-        """Note a step that nobody can wait for any more, since its task is being cancelled.
-
-        Args:
-            step: What happened.
-        """
-        self._tell(step, None)
+        """Write a step without waiting, for a task that is being cancelled."""
+        self._enqueue(step, None)
 
     def close(self) -> None:
-        """End the thread, once it has noted all that it was told."""
+        """End the thread as soon as it has written everything."""
         self._thread.shutdown()
 
-    def _tell(self, step: Step, noted: asyncio.Future[int] | None) -> None:
+    def _enqueue(self, step: Step, noted: asyncio.Future[int] | None) -> None:
         with self._lock:
             self._waiting.append((step, noted))
             first = len(self._waiting) == 1
-        if first:  # for the others, the thread comes anyway
+        if first:  # the thread writes the other steps with it
             self._thread.submit(self._commit)
 
     def _commit(self) -> None:
@@ -78,14 +61,14 @@ class GroupCommit:
         failure: BaseException | None = None
         try:
             counts = self._journal.commit([step for step, _ in group])
-        except BaseException as error:  # noqa: BLE001 - it is raised where the step was told
+        except BaseException as error:  # noqa: BLE001 - raised where the step is awaited
             failure = error
-        told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int]]] = {}
+        noted_by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int]]] = {}
         for (_, noted), count in zip(group, counts or [0] * len(group), strict=True):
             if noted is not None:
-                told.setdefault(noted.get_loop(), []).append((noted, count))
-        for loop, futures in told.items():
-            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there
+                noted_by_loop.setdefault(noted.get_loop(), []).append((noted, count))
+        for loop, futures in noted_by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits there
                 loop.call_soon_threadsafe(_answer, futures, failure)
 
 
@@ -97,3 +80,21 @@ def _answer(futures: list[tuple[asyncio.Future[int], int]], failure: BaseExcepti
             noted.set_result(count)
         else:
             noted.set_exception(failure)
+
+
+async def run_to_completion(work: Callable[[], object]) -> None:
+    """Run blocking work on a thread, and return when it has ended, even if cancelled meanwhile.
+
+    `asyncio.to_thread` abandons its thread when it is cancelled. What the thread uses would be
+    closed while it still runs.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    cancelled = None
+    while not running.done():
+        try:  # waiting does not cancel the thread's future, unlike awaiting it
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:  # noqa: PERF203 - each wait may be cancelled
+            cancelled = error
+    running.result()
+    if cancelled is not None:
+        raise cancelled

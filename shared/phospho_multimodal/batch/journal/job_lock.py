@@ -2,8 +2,8 @@
 
 The operating system holds the lock. It works between containers and, on most network file systems,
 between hosts, where a process id says nothing. The kernel frees it when its process dies. A record
-beside it says who works on the job. A record that another machine left behind proves nothing: that
-machine may still be at work where its locks do not reach this one.
+beside the lock says who works on the job. A record that another machine left behind proves
+nothing, because the locks of that machine may not reach this one.
 """
 
 from __future__ import annotations
@@ -29,20 +29,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class JobLock:
-    """The right to work on one job, held from its creation until `release`."""
+    """The right to work on one job, from its creation until `release`."""
 
     def __init__(self, folder: Path, *, take_over: bool = False) -> None:
-        """Take the lock, or report who has it.
-
-        Args:
-            folder: The folder of the job, which exists.
-            take_over: Whether to ignore the record of a process on another machine.
-
-        Raises:
-            ConfigurationError: Another process works on the job, or may still do so.
-            ImportError: filelock is not installed.
-            OSError: The lock cannot be written.
-        """
+        """Take the lock of a folder, which exists, or report the process that has it."""
         self.token = uuid.uuid4().hex
         self._folder = folder
         self._record = folder / _RECORD_NAME
@@ -56,7 +46,7 @@ class JobLock:
             raise
 
     def release(self) -> None:
-        """Let another process work on the job; a record that somebody else wrote stays."""
+        """Let another process work on the job. The record of another process stays."""
         try:
             if _read(self._record).get("token") == self.token:
                 self._record.unlink(missing_ok=True)

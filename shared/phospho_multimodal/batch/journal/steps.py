@@ -1,4 +1,4 @@
-"""What a journal is told: inputs, and the steps of their questions."""
+"""The records of a journal: inputs, and the steps from a claimed image to its answer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ __all__ = [
     "LateWord",
     "State",
     "Step",
+    "TilesJoined",
     "states_to_ask_again",
 ]
 
 
 class State(IntEnum):
-    """Where an answer stands."""
+    """The state of an answer."""
 
     PENDING = 0
     SENDING = 1
@@ -35,15 +36,7 @@ class State(IntEnum):
 
 
 def states_to_ask_again(*, failed: bool, in_doubt: bool) -> list[State]:
-    """Tell which rows are to be asked for again.
-
-    Args:
-        failed: Whether those that failed are.
-        in_doubt: Whether those in doubt are.
-
-    Returns:
-        Their states.
-    """
+    """Return the states of the rows that are sent again."""
     wanted = {State.FAILED: failed, State.IN_DOUBT: in_doubt}
     return [state for state in wanted if wanted[state]]
 
@@ -53,11 +46,12 @@ class InputRecord:
     """An input as it is noted before anything is paid.
 
     Attributes:
-        id: What it is called, in its source and in the results.
+        id: Its name in its source and in the results.
         source: Where it comes from.
-        stamp: Changes when the picture does; `None` if that cannot be told.
-        size: Of its file, in bytes, where that is known without reading it.
-        digest: Of its file, where it was at hand.
+        stamp: Changes when the image does; `None` if nothing shows a change.
+        size: The size of its file in bytes, if it is known without reading the file.
+        digest: The SHA-256 of its file, if the file was read.
+        requests: The requests that it needs: one, or one for each of its tiles.
     """
 
     id: str
@@ -65,17 +59,18 @@ class InputRecord:
     stamp: str | None = None
     size: int | None = None
     digest: bytes | None = None
+    requests: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ImageClaimed:
-    """Somebody has made a picture ready, and wants to know where its answer stands.
+    """An image is prepared, and is sent unless it has an answer.
 
     Attributes:
-        picture: What it is known by.
-        position: Of the input that it is; `None` if it is none of this job's.
-        width: In pixels, where that is known.
-        height: In pixels, where that is known.
+        picture: The key of the image.
+        position: The position of its input; `None` without an input.
+        width: The width in pixels, if known.
+        height: The height in pixels, if known.
     """
 
     picture: bytes
@@ -84,11 +79,7 @@ class ImageClaimed:
     height: int | None = None
 
     def write(self, database: sqlite3.Connection) -> int:
-        """Note it.
-
-        Returns:
-            The state of its answer.
-        """
+        """Write it, and return the state of its answer."""
         if self.position is not None:
             database.execute(
                 "UPDATE inputs SET picture = ? WHERE position = ?", (self.picture, self.position)
@@ -105,12 +96,12 @@ class ImageClaimed:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """A request about a picture is going to be sent."""
+    """A request is sent next."""
 
     picture: bytes
 
     def write(self, database: sqlite3.Connection) -> int:
-        """Note it; no input is done by that."""
+        """Write it. No input has its row by it."""
         database.execute(
             "UPDATE answers SET state = ? WHERE picture = ?", (State.SENDING, self.picture)
         )
@@ -119,13 +110,13 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt has ended and another one will follow."""
+    """An attempt has ended, and another attempt follows."""
 
     picture: bytes
     images_in_doubt: int
 
     def write(self, database: sqlite3.Connection) -> int:
-        """Note it; no input is done by that."""
+        """Write it. No input has its row by it."""
         database.execute(
             "UPDATE answers SET state = ?, attempts = attempts + 1,"
             " images_in_doubt = images_in_doubt + ? WHERE picture = ?",
@@ -136,17 +127,17 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class ImageFinished:
-    """A question has come to its end.
+    """No further request is sent for an image in this run.
 
     Attributes:
-        picture: What it was about.
-        state: `DESCRIBED`, `FAILED` or `IN_DOUBT`; `PENDING` to have the next run ask it.
+        picture: The key of the image.
+        state: `DESCRIBED`, `FAILED` or `IN_DOUBT`; with `PENDING`, the next run sends it.
         description: The answer.
-        error: Why there is none.
-        attempts: Those that no `AttemptFailed` told of: 1, or 0 if nothing was sent.
-        images_in_doubt: Of those.
+        error: Why there is no answer.
+        attempts: Attempts without an `AttemptFailed`: 1, or 0 if nothing was sent.
+        images_in_doubt: Images of these attempts that are in doubt.
         seconds: From the first attempt to the end.
-        ended: When, in seconds since the epoch.
+        ended: Seconds since the epoch.
     """
 
     picture: bytes
@@ -159,11 +150,7 @@ class ImageFinished:
     ended: float | None = None
 
     def write(self, database: sqlite3.Connection) -> int:
-        """Note it.
-
-        Returns:
-            How many inputs have their row by that.
-        """
+        """Write it, and return how many inputs have their row by it."""
         error_class = None if self.error is None else type(self.error).__name__
         database.execute(
             "UPDATE answers SET state = ?, description = ?, error_class = ?, error = ?,"
@@ -184,29 +171,22 @@ class ImageFinished:
         )
         if self.state == State.PENDING:
             return 0
-        (inputs,) = database.execute(
-            "SELECT COUNT(*) FROM inputs WHERE picture = ?", (self.picture,)
-        ).fetchone()
-        return int(inputs)
+        return _inputs_of(database, self.picture)
 
 
 @dataclass(frozen=True, slots=True)
 class LateWord:
-    """What became of an attempt that was counted as in doubt, since nobody could tell."""
+    """The true end of an attempt that was counted as in doubt."""
 
     step: AttemptFailed | ImageFinished
 
     @property
     def picture(self) -> bytes:
-        """What it was about."""
+        """The key of the image."""
         return self.step.picture
 
     def write(self, database: sqlite3.Connection) -> int:
-        """Note it in place of the doubt.
-
-        Returns:
-            How many inputs have another row by that.
-        """
+        """Write it in place of the doubt, and return how many rows changed."""
         database.execute(
             "UPDATE answers SET state = ?, error_class = NULL, error = NULL, ended = NULL,"
             " attempts = attempts - 1, images_in_doubt = images_in_doubt - 1 WHERE picture = ?",
@@ -215,22 +195,75 @@ class LateWord:
         return self.step.write(database)
 
 
-Step: TypeAlias = "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | LateWord"
+@dataclass(frozen=True, slots=True)
+class TilesJoined:
+    """The requests of all tiles of an image have ended, unless one of them is pending.
+
+    Attributes:
+        picture: The key of the image.
+        tiles: The key of each tile, and the heading of its answer, in reading order.
+        ended: Seconds since the epoch.
+    """
+
+    picture: bytes
+    tiles: tuple[tuple[bytes, str], ...]
+    ended: float
+
+    def write(self, database: sqlite3.Connection) -> int:
+        """Join the answers, and return how many inputs have their row by it."""
+        found = [
+            database.execute(
+                "SELECT state, description, error_class, error, attempts, images_billed,"
+                " images_in_doubt, seconds FROM answers WHERE picture = ?",
+                (key,),
+            ).fetchone()
+            for key, _ in self.tiles
+        ]
+        states = [tile[0] for tile in found]
+        if min(states) < State.DESCRIBED:
+            return 0
+        state, description, error_class, error = max(states), None, None, None
+        if state == State.DESCRIBED:
+            parts = zip(self.tiles, found, strict=True)
+            description = "\n\n".join(f"{heading}:\n{tile[1]}" for (_, heading), tile in parts)
+        else:
+            worst = states.index(state)
+            error_class, error = found[worst][2], f"{self.tiles[worst][1]}: {found[worst][3]}"
+        # The counts move from the tiles to the image, so that each is in one row only.
+        sums = [sum(tile[column] for tile in found) for column in (4, 5, 6)]
+        seconds = max((tile[7] for tile in found if tile[7] is not None), default=None)
+        database.execute(
+            "UPDATE answers SET state = ?, description = ?, error_class = ?, error = ?,"
+            " attempts = attempts + ?, images_billed = images_billed + ?,"
+            " images_in_doubt = images_in_doubt + ?, seconds = ?, ended = ? WHERE picture = ?",
+            (state, description, error_class, error, *sums, seconds, self.ended, self.picture),
+        )
+        database.executemany(
+            "UPDATE answers SET attempts = 0, images_billed = 0, images_in_doubt = 0, ended = NULL"
+            " WHERE picture = ?",
+            [(key,) for key, _ in self.tiles],
+        )
+        return _inputs_of(database, self.picture)
+
+
+def _inputs_of(database: sqlite3.Connection, picture: bytes) -> int:
+    select = "SELECT COUNT(*) FROM inputs WHERE picture = ?"
+    (inputs,) = database.execute(select, (picture,)).fetchone()
+    return int(inputs)
+
+
+Step: TypeAlias = (
+    "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | TilesJoined | LateWord"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """What a journal holds, counted.
+    """The counts of a journal.
 
-    Attributes:
-        inputs: All of them.
-        described: Inputs with a description.
-        failed: Inputs with an error.
-        in_doubt: Inputs whose question may have been billed, without an answer.
-        pictures: Distinct pictures behind the inputs that have been looked at.
-        images_billed: What was paid.
-        images_in_doubt: What may have been paid, without an answer.
-        attempts: Requests that were sent, or tried to be.
+    `inputs` are divided into `described`, `failed`, `in_doubt` and `pending`. `pictures` are the
+    distinct images among the inputs that were prepared. `attempts` are requests, and `answers` are
+    the images and tiles whose requests have ended.
     """
 
     inputs: int
@@ -241,6 +274,7 @@ class JobCounts:
     images_billed: int
     images_in_doubt: int
     attempts: int
+    answers: int = 0
 
     @property
     def pending(self) -> int:

@@ -1,12 +1,9 @@
-"""How many requests are under way at once: as many as the endpoint answers well.
+"""The limit of concurrent requests, which adapts to what the endpoint answers well.
 
-One more for each round of answers, and fewer when it says that it has too much (429, 503) or when
-answers take clearly longer than they could: what waits in the endpoint's queue makes nothing
-faster. The rule about latency is that of TCP Vegas: `level * (1 - fastest / now)` is how many of
-the requests under way are waiting there.
-
-(Limiters on the shelf hold a number or a rate that they are given; none that is well kept finds
-one.)
+It rises by one for each round of answers. It falls when the endpoint answers 429 or 503, and when
+answers take clearly longer than the fastest one: a request in the endpoint's queue gains nothing.
+The rule about latency is that of TCP Vegas: `limit * (1 - fastest / now)` requests wait in that
+queue. (We found no well-maintained library that searches for a limit.)
 """
 
 from __future__ import annotations
@@ -20,27 +17,24 @@ from collections.abc import Callable
 __all__ = ["AUTO_CEILING", "AdaptiveConcurrency"]
 
 AUTO_CEILING = 64
-"""What the level may rise to if nobody says a number."""
+"""The highest limit for `auto`."""
 
 _FIRST = 4
 _TOO_MUCH = frozenset({429, 503})
-_BACK_OFF = 0.7  # of the level, once a round: gentler than TCP's half, since nothing is lost
-_MEMORY = 600.0  # seconds that the fastest answer counts: an endpoint may become slower
+_BACK_OFF = 0.7  # of the limit, once a round: gentler than TCP's half, since nothing is lost
+_MEMORY = 600.0  # seconds that the fastest answer counts, since an endpoint may become slower
 
 
 class AdaptiveConcurrency:
-    """A limit on what is in flight, on one event loop, that moves by itself."""
+    """A limit of concurrent requests on one event loop.
+
+    It begins low and rises to `ceiling`. A `fixed` limit begins there, and falls only when the
+    endpoint answers 429 or 503.
+    """
 
     def __init__(
         self, ceiling: int, *, fixed: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Begin low, or at the ceiling.
-
-        Args:
-            ceiling: What it may rise to.
-            fixed: Begin there, and go below it only if the endpoint asks for that (429, 503).
-            clock: In seconds.
-        """
         self._ceiling = ceiling
         self._fixed = fixed
         self._clock = clock
@@ -50,22 +44,22 @@ class AdaptiveConcurrency:
         self._rising_fast = not fixed
         self._lowered_at = -math.inf
         self._round: list[float] = []  # seconds of the answers since the last change
-        # Rounds by when they ended and their fastest answer, without those that a later and faster
-        # one makes superfluous: the first is the fastest of all.
+        # The time and the fastest answer of rounds. A later and faster round replaces earlier ones,
+        # so the first is the fastest of all.
         self._fastest: deque[tuple[float, float]] = deque()
 
     @property
     def limit(self) -> int:
-        """How many may be in flight now; 1 at least."""
+        """The most requests that may be in progress now, at least 1."""
         return max(1, int(self._limit))
 
     @property
     def in_flight(self) -> int:
-        """How many are."""
+        """The requests in progress."""
         return self._in_flight
 
     async def take(self) -> None:
-        """Wait until one more may be in flight."""
+        """Wait until one more request may be in progress."""
         if self._in_flight < self.limit and not self._queue:
             self._in_flight += 1
             return
@@ -81,17 +75,12 @@ class AdaptiveConcurrency:
             raise
 
     def give_back(self) -> None:
-        """Let another one take its place."""
+        """End a request, and wake the next one that waits."""
         self._in_flight -= 1
         self._wake()
 
     def note(self, status: int | None, started: float) -> None:
-        """Learn from one request.
-
-        Args:
-            status: Of its answer; `None` if none came.
-            started: When it was sent, on the clock.
-        """
+        """Adapt to one request: its status, if an answer came, and when it was sent."""
         now = self._clock()
         if status in _TOO_MUCH:
             self._lower(_BACK_OFF, started)
@@ -100,7 +89,7 @@ class AdaptiveConcurrency:
         self._wake()
 
     def _lower(self, share: float, started: float) -> None:
-        # Those that were sent before the level was last lowered say nothing about it.
+        # Requests from before the last reduction say nothing about the new limit.
         self._rising_fast = False
         if started >= self._lowered_at:
             self._limit = max(1.0, self._limit * share)
@@ -129,7 +118,7 @@ class AdaptiveConcurrency:
             self._limit = max(1.0, self._limit - max(1.0, self._limit / 10))
 
     def _remember(self, seconds: float) -> float:
-        """Tell the fastest answer of the last minutes, this round's included."""
+        """Return the fastest answer of the last minutes, this round included."""
         now = self._clock()
         while self._fastest and self._fastest[-1][1] >= seconds:
             self._fastest.pop()
@@ -139,7 +128,7 @@ class AdaptiveConcurrency:
         return self._fastest[0][1]
 
     def _bounds(self) -> tuple[float, float]:
-        """How many waiting requests are few, and how many are many: both grow with the level."""
+        """Return how many waiting requests are few and how many are many, for this limit."""
         return 2.0 + self._limit / 4, 4.0 + self._limit / 2
 
     def _wake(self) -> None:

@@ -1,7 +1,7 @@
-"""Waiting for an endpoint that refuses everybody: a rate limit, or a restart.
+"""Waiting for an endpoint that refuses every request: a rate limit, a restart, an outage.
 
-Such a refusal says nothing about an image. Its row stays pending, all questions wait, and then the
-same question is asked again.
+Such a refusal says nothing about an image. Its row stays pending, all requests wait, and then the
+same image is sent again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from phospho_multimodal.errors import (
     ConnectionFailedError,
     PhosphoError,
     RateLimitedError,
+    ReplyLostError,
+    UnexpectedReplyError,
 )
 
-__all__ = ["MAX_OUTAGE", "CircuitBreaker", "check_max_outage", "is_refusal"]
+__all__ = ["MAX_OUTAGE", "CircuitBreaker", "FailureStreak", "check_max_outage", "is_refusal"]
 
 logger = logging.getLogger("phospho_multimodal")
 
 MAX_OUTAGE = 600.0
-"""Seconds without any answer after which a job gives up, if nobody says another number."""
+"""Seconds without any answer after which a job ends, by default."""
 
 _FIRST_DELAY = 0.5  # seconds; it doubles with each round of refusals
 _LONGEST_DELAY = 60.0
@@ -38,12 +40,8 @@ _UNAVAILABLE = 503
 def is_refusal(error: PhosphoError | None) -> bool:
     """Tell whether an error says only that the endpoint takes no requests now.
 
-    Args:
-        error: How a question ended.
-
-    Returns:
-        Whether it was never sent, was rate limited (429), or met an endpoint that is not ready
-        (503). None of these is billed.
+    These requests were never sent, were rate limited (429), or met an endpoint that is not ready
+    (503). None of them is billed.
     """
     if isinstance(error, APIStatusError):
         return isinstance(error, RateLimitedError) or error.status_code == _UNAVAILABLE
@@ -51,17 +49,7 @@ def is_refusal(error: PhosphoError | None) -> bool:
 
 
 def check_max_outage(seconds: float) -> float:
-    """Check how long a job may wait for its endpoint.
-
-    Args:
-        seconds: 0 or more; 0 does not wait.
-
-    Returns:
-        The same.
-
-    Raises:
-        ConfigurationError: It is no such number.
-    """
+    """Return how many seconds a job may wait for its endpoint, or reject the number."""
     given: object = seconds  # from a caller without types
     if not isinstance(given, (int, float)) or isinstance(given, bool) or not given >= 0:
         message = f"max_outage must be 0 seconds or more, got {given!r}. Nothing was sent."
@@ -70,7 +58,7 @@ def check_max_outage(seconds: float) -> float:
 
 
 class CircuitBreaker:
-    """Holds all questions back while the endpoint refuses them, on one event loop."""
+    """Holds all requests back while the endpoint refuses them, on one event loop."""
 
     def __init__(
         self,
@@ -79,13 +67,6 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Begin with an endpoint that answers.
-
-        Args:
-            max_outage: Seconds without an answer after which the job ends.
-            clock: In seconds.
-            sleep: Waits for some seconds of that clock.
-        """
         self._max_outage = max_outage
         self._clock = clock
         self._sleep = sleep
@@ -95,7 +76,7 @@ class CircuitBreaker:
         self._since: float | None = None  # the first refusal after the last answer
         self._reason = ""
         self.answers = 0
-        """How many questions the endpoint has answered, with an error about the image or not."""
+        """Requests that the endpoint has answered, also with an error about the image."""
 
     @property
     def waits_for(self) -> str | None:
@@ -106,29 +87,22 @@ class CircuitBreaker:
         return f"{self._reason}: the next request is sent in {duration(max(1.0, left))}"
 
     async def wait(self, stopping: Callable[[], object | None]) -> None:
-        """Wait until requests may be sent, or until the job is to end.
-
-        Args:
-            stopping: Whether it is, asked again and again.
-        """
+        """Wait until requests may be sent, or until `stopping` returns a reason to stop."""
         while (left := self._until - self._clock()) > 0 and stopping() is None:
             await self._sleep(min(left, _LOOK_UP))
 
     def note_answer(self) -> None:
-        """Note that the endpoint takes requests: the outage, if there was one, is over."""
+        """Note that the endpoint takes requests. An outage is over."""
         self.answers += 1
         self._since = None
         self._rounds = 0
 
     def note_refusal(self, error: PhosphoError, started: float) -> PhosphoError | None:
-        """Note that the endpoint refused a question.
+        """Note a refused request, and return the error that ends the job after too long an outage.
 
         Args:
             error: The refusal.
-            started: When the question was asked, on the clock.
-
-        Returns:
-            The error that ends the job, if the outage takes longer than it may.
+            started: When the request was sent, on the clock.
         """
         now = self._clock()
         if self._since is None:
@@ -137,7 +111,8 @@ class CircuitBreaker:
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         if now >= end or (asked is not None and now + asked > end):
             return self._give_up(error, asked)
-        if started >= self._opened:  # those that were sent before say nothing new
+        is_new = started >= self._opened  # requests of the same round say nothing new
+        if is_new:
             self._rounds += 1
             self._opened = now
         delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._rounds - 1, 16))
@@ -146,7 +121,8 @@ class CircuitBreaker:
         if now + delay > self._until:
             self._until = min(now + delay, end)
             self._reason = _describe(error)
-            logger.warning("%s; the batch waits for %.1f s", self._reason, delay)
+            if is_new:
+                logger.warning("%s; the batch waits for %.1f s", self._reason, delay)
         return None
 
     def _give_up(self, error: PhosphoError, asked: float | None) -> PhosphoError:
@@ -168,3 +144,22 @@ def _describe(error: PhosphoError) -> str:
     if isinstance(error, APIStatusError):
         return f"The endpoint is not ready ({error.status_code})"
     return "The endpoint cannot be reached"
+
+
+class FailureStreak:
+    """Counts failures in a row that any image may have: nobody is there to answer."""
+
+    _MOST = 50
+    _NO_ANSWER = (APIStatusError, ConnectionFailedError, ReplyLostError, UnexpectedReplyError)
+
+    def __init__(self) -> None:
+        self._length = 0
+
+    def note(self, error: PhosphoError | None) -> None:
+        """Note how an image ended; `None` is an answer."""
+        self._length = self._length + 1 if isinstance(error, self._NO_ANSWER) else 0
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether further requests would only make failed rows."""
+        return self._length >= self._MOST

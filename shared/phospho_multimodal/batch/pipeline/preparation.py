@@ -1,7 +1,8 @@
-"""From inputs to questions: pictures opened, made ready, and told apart, on threads."""
+"""From inputs to questions: images are opened, prepared and told apart, on threads."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,40 +10,44 @@ from dataclasses import dataclass, field
 
 from phospho_multimodal.batch.job import Job, picture_key
 from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.schema import TILE
 from phospho_multimodal.batch.journal.steps import State
-from phospho_multimodal.batch.pipeline.questions import Question
+from phospho_multimodal.batch.pipeline.questions import Question, TiledQuestion
 from phospho_multimodal.batch.sources.select import Item, Source
 from phospho_multimodal.errors import PhosphoError
+from phospho_multimodal.exchange.attempts import RequestState
 from phospho_multimodal.exchange.prediction import build_request
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.source import image_source
+from phospho_multimodal.messages.conversation import ConversationPlan
+from phospho_multimodal.messages.image_parts import Part, Passed, parts_of
 from phospho_multimodal.settings import Settings
 
 __all__ = ["Preparation", "Ready", "make_sendable", "size_of"]
 
 _LOOKED_UP = 128  # inputs whose state is looked up together
-_TOGETHER = 8  # inputs that one thread makes ready before it hands them on
-_MOST_BYTES = 8 * 1024 * 1024  # of pictures, after which both are fewer
+_TOGETHER = 8  # inputs that one thread prepares before it passes them on
+_MOST_BYTES = 8 * 1024 * 1024  # of images, after which both are fewer
 
 
 @dataclass(slots=True)
 class Ready:
-    """What some inputs came to.
+    """Prepared inputs.
 
     Attributes:
-        questions: Pictures that are to be asked about.
+        questions: Images to send.
         done: Inputs that have their row already, by its state: broken ones, and those whose
-            picture was answered before.
-        duplicates: How many of all were pictures that are asked about elsewhere, or were.
+            image was answered before.
+        duplicates: Inputs whose image is sent for another input, or was.
     """
 
-    questions: list[Question] = field(default_factory=list)
+    questions: list[Question | TiledQuestion] = field(default_factory=list)
     done: Counter[State] = field(default_factory=Counter)
     duplicates: int = 0
 
 
 class Preparation:
-    """Goes through a source once, and makes of its inputs what is sent."""
+    """Goes through a source once, and prepares the inputs that have no row."""
 
     def __init__(
         self,
@@ -52,15 +57,6 @@ class Preparation:
         settings: Settings,
         stopped: Callable[[], bool],
     ) -> None:
-        """Begin.
-
-        Args:
-            source: The inputs.
-            journal: What is known about them.
-            job: What is asked.
-            settings: Of the client.
-            stopped: Whether nothing more is wanted.
-        """
         self._journal = journal
         self._job = job
         self._settings = settings
@@ -68,11 +64,7 @@ class Preparation:
         self._pending = self._without_row(iter(source))
 
     def next_inputs(self) -> list[tuple[int, Item]]:
-        """Find the next inputs that have no row yet; for one thread at a time.
-
-        Returns:
-            Some, with their positions; none at the end.
-        """
+        """Return the next inputs without a row, with their positions; for one thread at a time."""
         inputs: list[tuple[int, Item]] = []
         size = 0
         for position, item in self._pending:
@@ -83,41 +75,50 @@ class Preparation:
         return inputs
 
     def make_ready(self, inputs: Sequence[tuple[int, Item]]) -> Ready:
-        """Make inputs ready; for any number of threads.
-
-        Args:
-            inputs: With their positions.
-
-        Returns:
-            What they came to; the journal knows it.
-
-        Raises:
-            ConfigurationError: The journal cannot be written.
-        """
+        """Prepare inputs, and note in the journal what they are; for any number of threads."""
         ready = Ready()
-        images: list[tuple[int, SendableImage]] = []
+        images: list[tuple[int, list[Part]]] = []
         failures: list[tuple[int, PhosphoError]] = []
         for position, item in inputs:
-            image = make_sendable(item, self._settings, self._stopped)
-            if isinstance(image, PhosphoError):
-                if not self._stopped():  # a URL that was given up says nothing about its picture
-                    failures.append((position, image))
-            else:
-                images.append((position, image))
+            parts = make_parts(item, self._settings, self._stopped)
+            if not isinstance(parts, PhosphoError):
+                images.append((position, parts))
+            elif not self._stopped():  # a fetch that was given up says nothing about its image
+                failures.append((position, parts))
         if failures:
             self._journal.fail(failures, ended=time.time())
             ready.done[State.FAILED] += len(failures)
-        found = [(position, picture_key(image), *size_of(image)) for position, image in images]
-        states = self._journal.take(found)
-        for (_, image), (_, picture, *_), state in zip(images, found, states, strict=True):
+        keys = [_key_of(parts) for _, parts in images]
+        states = self._journal.take(
+            (position, key, *_size_of_parts(parts))
+            for (position, parts), key in zip(images, keys, strict=True)
+        )
+        for (_, parts), key, state in zip(images, keys, states, strict=True):
             if state is State.PENDING:
-                call = build_request(image, self._job.prompt, self._job.asking, self._settings)
-                ready.questions.append(Question(picture, call))
+                ready.questions.append(self._question(key, parts))
                 continue
             ready.duplicates += 1
             if state is not State.SENDING:
                 ready.done[state] += 1
         return ready
+
+    def _question(self, key: bytes, parts: Sequence[Part]) -> Question | TiledQuestion:
+        if len(parts) == 1:
+            return Question(key, self._call(parts[0]))
+        keys = [TILE + hashlib.sha256(b"%s %d" % (key, at)).digest() for at in range(len(parts))]
+        states = self._journal.take(
+            (None, tile, *size_of(part.image)) for tile, part in zip(keys, parts, strict=True)
+        )
+        tiles = zip(keys, parts, states, strict=True)
+        return TiledQuestion(
+            key,
+            tuple((tile, part.name) for tile, part in zip(keys, parts, strict=True)),
+            [Question(t, self._call(part)) for t, part, state in tiles if state is State.PENDING],
+        )
+
+    def _call(self, part: Part) -> RequestState:
+        text = f"{self._job.prompt}{part.note}"
+        return build_request(part.image, text, self._job.asking, self._settings)
 
     def _without_row(self, items: Iterator[Item]) -> Iterator[tuple[int, Item]]:
         for chunk in _chunks(items):
@@ -133,15 +134,12 @@ class Preparation:
 def make_sendable(
     item: Item, settings: Settings, given_up: Callable[[], bool]
 ) -> SendableImage | PhosphoError:
-    """Make one input ready, or tell why that cannot be.
+    """Prepare one input as one image, or return what is wrong with it.
 
     Args:
         item: The input.
-        settings: Of the client.
-        given_up: Asked while a URL is opened: whether nothing more is wanted.
-
-    Returns:
-        What is sent, or what is wrong.
+        settings: The settings of the client.
+        given_up: Called while a URL is fetched: whether the image is not wanted any more.
     """
     if item.error is not None:
         return item.error
@@ -157,8 +155,34 @@ def make_sendable(
         return error
 
 
+def make_parts(
+    item: Item, settings: Settings, given_up: Callable[[], bool]
+) -> list[Part] | PhosphoError:
+    """Prepare one input as an image or as tiles, or return what is wrong with it."""
+    if settings.detail != "tiles":
+        image = make_sendable(item, settings, given_up)
+        return image if isinstance(image, PhosphoError) else [Part(image, "")]
+    if item.error is not None:
+        return item.error
+    try:
+        source = image_source(item.image)
+        passed = Passed(source, _fetched(source.url, settings, given_up))
+        return parts_of(ConversationPlan("", (source,), "single", 0), [passed], settings)
+    except PhosphoError as error:
+        return error
+
+
+def _key_of(parts: Sequence[Part]) -> bytes:
+    keys = [picture_key(part.image) for part in parts]
+    return keys[0] if len(keys) == 1 else b"tiles:" + hashlib.sha256(b"".join(keys)).digest()
+
+
+def _size_of_parts(parts: Sequence[Part]) -> tuple[int | None, int | None]:
+    return size_of(parts[0].image) if len(parts) == 1 else (None, None)
+
+
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Cut where there are many, or where they hold much: an item may hold its picture."""
+    """Group items by number and by the memory that they hold: an item may hold its image."""
     chunk: list[Item] = []
     size = 0
     for item in items:
@@ -176,7 +200,7 @@ def _in_memory(item: Item) -> int:
 
 
 def size_of(image: SendableImage) -> tuple[int | None, int | None]:
-    """Width and height of what is sent, in pixels; not known of a URL that is passed on."""
+    """Return width and height in pixels, which are not known for a URL that is passed on."""
     if isinstance(image, LinkedImage):
         return None, None
     return image.width, image.height

@@ -1,4 +1,4 @@
-"""How far a running job is, for whoever watches it."""
+"""The progress of a running job, reported to a callback."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ logger = logging.getLogger("phospho_multimodal")
 
 _WINDOW = 30.0  # seconds that "now" is
 _TICK = 0.25
+_LONG_COUNT = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +26,20 @@ class Progress:
     """A running job at one moment.
 
     Attributes:
-        inputs: All of them.
-        described: Inputs with an answer, those of earlier runs included.
+        inputs: All inputs; while they are counted, those that were found so far.
+        described: Inputs with an answer, also from earlier runs.
         failed: Inputs with an error.
-        in_doubt: Inputs that may have been billed, without an answer.
-        duplicates: Inputs of this run whose picture another one paid for.
-        in_flight: Requests under way.
-        limit: How many may be.
-        inputs_per_second: In the last half minute.
-        seconds_left: At that rate; `None` if nothing tells.
+        in_doubt: Inputs that may have been billed without an answer.
+        duplicates: Inputs of this run whose image another input paid for.
+        in_flight: Requests in progress.
+        limit: The most requests that may be in progress.
+        inputs_per_second: The rate of the last half minute.
+        seconds_left: The time left at that rate; `None` if nothing is known.
         usd_spent: Dollars billed by all runs.
         usd_in_doubt: Dollars that may have been billed.
-        usd_saved: Dollars that duplicates would have cost, in this run.
-        waits_for: What the job waits for, in words, while the endpoint refuses all requests.
+        usd_saved: Dollars that duplicates would have cost in this run.
+        waits_for: What the job waits for, in words, while nothing is sent: an endpoint that refuses
+            all requests, or the count of the inputs.
     """
 
     inputs: int
@@ -61,18 +63,16 @@ class Progress:
 
 
 class ProgressReporter:
-    """Counts what a run does, and tells it at most four times a second."""
+    """Counts what a run does, and reports it at most four times a second."""
 
     def __init__(
-        self, before: JobCounts, spending: Spending, tell: Callable[[Progress], None] | None
+        self,
+        before: JobCounts | None,
+        spending: Spending,
+        tell: Callable[[Progress], None] | None,
     ) -> None:
-        """Begin to count.
-
-        Args:
-            before: What earlier runs have done.
-            spending: The ledger.
-            tell: Who wants to know.
-        """
+        """Begin with the counts of earlier runs; `None` while the inputs are counted."""
+        before = before or JobCounts(0, 0, 0, 0, 0, 0, 0, 0)
         self._inputs = before.inputs
         self._before = Counter(
             {
@@ -84,44 +84,40 @@ class ProgressReporter:
         self._done = Counter(self._before)
         self._duplicates = 0
         self._spending = spending
-        self._money: SpendingSnapshot | None = None  # of a ledger that is elsewhere
+        self._money: SpendingSnapshot | None = None  # of a ledger in another process
         self._tell = tell
         self._told = 0.0
         self._began = time.monotonic()
-        self._answers = 0
         self._course: deque[tuple[float, int]] = deque([(self._began, self._done.total())])
 
-    @property
-    def answers_per_second(self) -> float:
-        """Questions that came to their end, over the whole run."""
-        return self._answers / max(0.001, time.monotonic() - self._began)
-
-    @property
-    def answers(self) -> int:
-        """Questions that came to their end in this run."""
-        return self._answers
-
-    def count_ready(self, done: Counter[State], duplicates: int) -> None:
-        """Count what preparing some inputs came to."""
+    def count_ready(self, done: Mapping[State, int], duplicates: int) -> None:
+        """Count rows that are finished, and inputs whose image is sent for another input."""
         self._done.update(done)
         self._duplicates += duplicates
 
     def count_ended(self, state: State, inputs: int) -> None:
-        """Count a question that came to its end."""
+        """Count an image whose requests have ended."""
         self._done[state] += inputs
-        self._answers += 1
 
     def follow(
         self, done: Mapping[State, int], duplicates: int, answers: int, money: SpendingSnapshot
     ) -> None:
-        """Take over what somebody else has counted in this run."""
+        """Take the counts of this run from another process."""
+        del answers
         self._done = self._before + Counter(done)
-        self._duplicates, self._answers, self._money = duplicates, answers, money
+        self._duplicates, self._money = duplicates, money
+
+    def show_counting(self, inputs: int) -> None:
+        """Report how many inputs are found so far, if counting them takes seconds."""
+        if time.monotonic() - self._began < _LONG_COUNT:
+            return
+        self._inputs = inputs
+        self.show(0, 0, waits_for=f"Counting inputs: {inputs:,} found")
 
     def show(
         self, in_flight: int, limit: int, *, at_once: bool = False, waits_for: str | None = None
     ) -> None:
-        """Tell how far it is, unless that was told just now."""
+        """Report the progress, unless it was reported in the last quarter of a second."""
         now = time.monotonic()
         if self._tell is None or (not at_once and now - self._told < _TICK):
             return
@@ -130,9 +126,9 @@ class ProgressReporter:
         try:
             self._tell(progress)
         except Exception:
-            # What is under way is paid: a display that fails is no reason to give it up.
+            # Requests in progress are paid. A failing display is no reason to lose them.
             self._tell = None
-            logger.exception("on_progress= failed and is told no more; the job goes on")
+            logger.exception("on_progress= failed and is not called again; the job goes on")
 
     def _progress(self, now: float, in_flight: int, limit: int) -> Progress:
         done = self._done.total()

@@ -1,4 +1,4 @@
-"""One question of a batch on its way: noted before it is sent, counted when it comes back."""
+"""One image on its way: each step is noted before it is taken, and counted when it ends."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from phospho_multimodal.exchange.attempts import ClientState, RequestState, send
 from phospho_multimodal.exchange.steps import AcquireSlot, SendRequest, Sleep, Step
 from phospho_multimodal.messages.conversation import cut_at_stop
 
-__all__ = ["EventLog", "Question", "RequestRunner"]
+__all__ = ["EventLog", "Question", "RequestRunner", "TiledQuestion"]
 
 _LOOK_UP = 0.25  # seconds
 
 
 class EventLog(Protocol):
-    """Where the steps of questions are noted."""
+    """Where steps are noted."""
 
     async def begin_attempt(self, picture: bytes) -> None:
-        """Wait until an attempt may begin; its turn has come, and its money is not set aside."""
+        """Wait until an attempt may begin. It has its slot, and its money is not reserved yet."""
 
     async def note(self, step: Noted) -> int:
-        """Note a step, and tell how many inputs have their row by it."""
+        """Note a step, and return how many inputs have their row by it."""
 
     def note_at_last(self, step: Noted) -> None:
-        """Note a step that nobody can wait for any more."""
+        """Note a step without waiting."""
 
 
 @dataclass(slots=True)
 class Question:
-    """A picture that is ready to be asked about.
+    """A prepared image.
 
     Attributes:
-        picture: What it is known by.
-        call: What is sent.
-        refusals: How often it was refused while the endpoint answered other questions.
-        answers_before: How many answers the endpoint had given when that was last looked at.
+        picture: The key of the image.
+        call: The request.
+        refusals: How often it was refused while the endpoint answered other requests.
+        answers_before: How many answers the endpoint had given at the last refusal.
     """
 
     picture: bytes
@@ -60,44 +60,74 @@ class Question:
 
     @property
     def size(self) -> int:
-        """What it holds in memory, in bytes."""
+        """The memory that it holds, in bytes."""
         return sum(map(len, self.call.body))
 
+    @property
+    def pictures(self) -> list[bytes]:
+        """The keys that are taken for it."""
+        return [self.picture]
+
     def renew(self) -> None:
-        """Make it ready to be asked again, with all of its retries."""
+        """Make it ready to be sent again, with all of its retries."""
         self.call = replace(self.call, attempts=0, service_errors=0)
 
 
+@dataclass(slots=True)
+class TiledQuestion:
+    """A prepared image with a request for each tile.
+
+    Attributes:
+        picture: The key of the image.
+        tiles: The key of each tile, and the heading of its answer, in reading order.
+        questions: The tiles that have no answer yet.
+    """
+
+    picture: bytes
+    tiles: tuple[tuple[bytes, str], ...]
+    questions: list[Question]
+
+    @property
+    def size(self) -> int:
+        """The memory that it holds, in bytes."""
+        return sum(question.size for question in self.questions)
+
+    @property
+    def pictures(self) -> list[bytes]:
+        """The keys that are taken for it."""
+        return [self.picture, *(question.picture for question in self.questions)]
+
+
 class RequestRunner:
-    """Asks questions through one client, on one event loop."""
+    """Sends images through one client, on one event loop."""
 
     def __init__(
         self,
         shared: ClientState,
         client: AsyncPhosphoClient,
         job: Job,
-        commits: EventLog,
-        level: AdaptiveConcurrency,
+        log: EventLog,
+        concurrency: AdaptiveConcurrency,
         *,
         keeps_refused: bool = False,
     ) -> None:
-        """Tell how.
+        """Keep what requests share.
 
         Args:
-            shared: What the client's calls share.
-            client: Who sends.
-            job: What is asked.
-            commits: Where each step is noted.
-            level: How many may be in flight.
-            keeps_refused: Whether a question that the endpoint refused for reasons of its own ends
-                as `PENDING`, for a caller that asks it again; see `is_refusal`.
+            shared: The state of the client.
+            client: The client.
+            job: The prompt and its parameters.
+            log: Where each step is noted.
+            concurrency: The limit of concurrent requests.
+            keeps_refused: Whether an image that the endpoint refused for reasons of its own ends
+                as `PENDING`, for a caller that sends it again; see `is_refusal`.
         """
         self._keeps_refused = keeps_refused
         self._shared = shared
         self._client = client
         self._job = job
-        self._commits = commits
-        self._level = level
+        self._log = log
+        self._concurrency = concurrency
 
     async def ask(
         self,
@@ -105,16 +135,17 @@ class RequestRunner:
         stopping: Callable[[], PhosphoError | None],
         stop: Callable[[PhosphoError], None] = lambda _: None,
     ) -> tuple[ImageFinished, int, PhosphoError | None]:
-        """Ask one question, and note what becomes of it.
+        """Send one image, and note its end.
+
+        An image that ends as `PENDING` was refused or stopped, and cost nothing.
 
         Args:
-            question: What is asked; its call is used up.
-            stopping: Asked before each attempt: why there shall be none.
-            stop: Told of what would end every question so, before the next one is sent.
+            question: The image. Its request is used up.
+            stopping: Called before each attempt. It returns a reason to make none.
+            stop: Called with an error that would end every request, before the next is sent.
 
         Returns:
-            How it ended, how many inputs have their row by that, and the error if it was one.
-            What ends as `PENDING` was refused, or not asked any more, and cost nothing.
+            How it ended, how many inputs have their row by that, and the error, if it was one.
 
         Raises:
             ConfigurationError: The journal cannot be written.
@@ -132,8 +163,7 @@ class RequestRunner:
         except PhosphoError as error:
             failure = error
             if way.has_turn and way.began is not None and stopping() is None:
-                # After an attempt that failed, which the journal knows, the cap did not allow the
-                # next one: the question waits.
+                # An attempt failed, and the spending limit did not allow the next one yet.
                 failure = SpendingLimitError(f"No retry is allowed: {self._shared.spending}.")
                 return self._ended(picture, State.PENDING, call, way), 0, failure
             if self._keeps_refused and not error.images_in_doubt and is_refusal(error):
@@ -141,43 +171,34 @@ class RequestRunner:
             state = _state_of(error, stopping() is not None)
             _stop_all(error, stop)
             ended = self._ended(picture, state, call, way, error=error)
-            if state is State.PENDING and way.began is None:  # the journal has heard nothing of it
+            if state is State.PENDING and way.began is None:  # nothing of it is noted
                 return ended, 0, failure
         except BaseException:
-            # Cancelled. Whatever is awaited now may never come back: the note goes on by itself.
+            # A cancelled task may never be resumed, so the note is not awaited.
             if way.is_answered and call.in_doubt == way.in_doubt:
-                call.in_doubt += 1  # the ledger in a file has it, and the answer is lost
+                call.in_doubt += 1  # the answer was billed, and is lost
             state = State.IN_DOUBT if call.in_doubt else State.PENDING
-            self._commits.note_at_last(self._ended(picture, state, call, way))
+            self._log.note_at_last(self._ended(picture, state, call, way))
             raise
         else:
             text = cut_at_stop(description, self._job.asking.stop)
             ended = self._ended(picture, State.DESCRIBED, call, way, description=text)
-        return ended, await self._commits.note(ended), failure
+        return ended, await self._log.note(ended), failure
 
-    async def _refused(self, picture: bytes, call: RequestState, way: AttemptProgress) -> ImageFinished:
-        """Note that nothing is on its way any more; the picture stays taken by its question."""
+    async def _refused(
+        self, picture: bytes, call: RequestState, way: AttemptProgress
+    ) -> ImageFinished:
+        """Note that no request is in progress. The image stays taken."""
         attempts, in_doubt = way.news(call)
         if attempts:
-            await self._commits.note(AttemptFailed(picture, in_doubt))
+            await self._log.note(AttemptFailed(picture, in_doubt))
         return self._ended(picture, State.PENDING, call, way)
 
     async def fail(self, question: Question, error: PhosphoError) -> tuple[ImageFinished, int]:
-        """Note that a question is not asked any more.
-
-        Args:
-            question: What was asked; nothing of it is on its way.
-            error: Why.
-
-        Returns:
-            How it ended, and how many inputs have their row by that.
-
-        Raises:
-            ConfigurationError: The journal cannot be written.
-        """
+        """Note that an image failed without a request in progress; see `ask` for the result."""
         picture = question.picture
         ended = ImageFinished(picture, State.FAILED, error=error, attempts=0, ended=time.time())
-        return ended, await self._commits.note(ended)
+        return ended, await self._log.note(ended)
 
     async def _perform(
         self,
@@ -190,18 +211,18 @@ class RequestRunner:
         if isinstance(step, AcquireSlot):
             release = await self._turn(step, picture, stopping)
             way.has_turn = release is not None
-            if way.began is None:  # to wait for the first turn is no part of the call
+            if way.began is None:  # waiting for the first slot is not part of it
                 call.deadline = self._deadline()
             return release
         if isinstance(step, SendRequest):
             way.has_turn = way.is_answered = False
-            await self._commits.note(AttemptStarted(picture))
+            await self._log.note(AttemptStarted(picture))
             way.began = way.began or time.monotonic()
             reply = await self._send(step)
             way.is_answered = reply.status_code == 200  # noqa: PLR2004 - an answer
             return reply
-        if isinstance(step, Sleep):  # nothing is on its way meanwhile
-            await self._commits.note(AttemptFailed(picture, way.news(call)[1]))
+        if isinstance(step, Sleep):  # no request is in progress meanwhile
+            await self._log.note(AttemptFailed(picture, way.news(call)[1]))
             return await _pause(step.seconds, stopping)
         return await self._client.perform(step)
 
@@ -212,26 +233,26 @@ class RequestRunner:
     async def _turn(
         self, step: AcquireSlot, picture: bytes, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
-        """Wait for the level before the client's own queue: what waits there has its start time."""
-        await self._level.take()
+        """Wait for the concurrency limit, then for the client: its queue assigns start times."""
+        await self._concurrency.take()
         if step.deadline is not None and self._shared.clock() >= step.deadline:
-            self._level.give_back()
+            self._concurrency.give_back()
             return None
         try:
             release = await self._client_turn(step, stopping)
         except BaseException:
-            self._level.give_back()
+            self._concurrency.give_back()
             raise
         if release is None:
-            self._level.give_back()
+            self._concurrency.give_back()
             return None
 
         def give_back() -> None:
             release()
-            self._level.give_back()
+            self._concurrency.give_back()
 
         try:
-            await self._commits.begin_attempt(picture)
+            await self._log.begin_attempt(picture)
         except BaseException:
             give_back()
             raise
@@ -240,7 +261,7 @@ class RequestRunner:
     async def _client_turn(
         self, step: AcquireSlot, stopping: Callable[[], PhosphoError | None]
     ) -> Callable[[], None] | None:
-        """Wait for the client's slots and its rate; who wants the run to end does not wait."""
+        """Wait for the client's slots and its rate, or for a reason to stop."""
         if self._shared.settings.requests_per_second is None:
             turn: Callable[[], None] | None = await self._client.perform(step)
             return turn
@@ -254,7 +275,7 @@ class RequestRunner:
             waiting.cancel()
             waiting.add_done_callback(_let_go)
             raise
-        # Before it sends, the exchange looks whether it is to stop.
+        # The exchange checks for a reason to stop before it sends.
         return _nothing if waiting.cancelled() else waiting.result()
 
     async def _send(self, step: SendRequest) -> Any:
@@ -262,9 +283,9 @@ class RequestRunner:
         try:
             reply = await self._client.perform(step)
         except BaseException:
-            self._level.note(None, sent)
+            self._concurrency.note(None, sent)
             raise
-        self._level.note(reply.status_code, sent)
+        self._concurrency.note(reply.status_code, sent)
         return reply
 
     @staticmethod
@@ -292,48 +313,48 @@ class RequestRunner:
 
 @dataclass(slots=True)
 class AttemptProgress:
-    """How far a question is, and what the journal has been told about its call."""
+    """The progress of a request, and the counts that the journal already has."""
 
     attempts: int
     in_doubt: int
     began: float | None = None
-    has_turn: bool = False  # and has not used it
+    has_turn: bool = False  # and it has sent nothing with it
     is_answered: bool = False  # by its last attempt
 
     def news(self, call: RequestState) -> tuple[int, int]:
-        """Tell what it has not been told yet: attempts, and images in doubt."""
+        """Return the attempts and the images in doubt that are not noted yet."""
         attempts, in_doubt = call.attempts - self.attempts, call.in_doubt - self.in_doubt
         self.attempts, self.in_doubt = call.attempts, call.in_doubt
         return attempts, in_doubt
 
 
 async def _pause(seconds: float, stopping: Callable[[], PhosphoError | None]) -> None:
-    """Do nothing for some seconds; who wants the run to end does not wait for them."""
+    """Sleep, but not past a reason to stop."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and stopping() is None:  # noqa: ASYNC110 - of threads
         await asyncio.sleep(min(left, _LOOK_UP))
 
 
 def _nothing() -> None:
-    """Free a turn that was not waited for."""
+    """Release a slot that was not acquired."""
 
 
 def _let_go(turn: asyncio.Future[Callable[[], None] | None]) -> None:
-    """Free a turn that came when nobody wanted it any more."""
+    """Release a slot that came too late."""
     if not turn.cancelled() and turn.exception() is None and (release := turn.result()) is not None:
         release()
 
 
 def _stop_all(error: PhosphoError, stop: Callable[[PhosphoError], None]) -> None:
-    """Stop on a fatal error, but for the cap: what is under way may yet leave an image."""
+    """Stop on a fatal error, except the limit: a request in progress may still cost nothing."""
     if isinstance(error, FATAL_ERRORS) and not isinstance(error, SpendingLimitError):
         stop(error)
 
 
 def _state_of(error: PhosphoError, stopping: bool) -> State:
-    """Tell how a question stands that has no answer."""
+    """Return the state of an image without an answer."""
     if error.images_in_doubt:
         return State.IN_DOUBT
     if isinstance(error, FATAL_ERRORS) or stopping:
-        return State.PENDING  # the next run asks it
+        return State.PENDING  # the next run sends it
     return State.FAILED

@@ -1,4 +1,4 @@
-"""A job's page, put together from what the job knows."""
+"""The report of a job, made from its manifest, its rows and its journal."""
 
 from __future__ import annotations
 
@@ -17,44 +17,31 @@ __all__ = ["REPORT_NAME", "check_report", "report_on"]
 
 
 def check_report() -> None:
-    """Look whether a page can be made, before anything is paid.
-
-    Raises:
-        ImportError: Jinja2 is not installed.
-    """
-    if importlib.util.find_spec("jinja2") is None:
-        message = (
-            "The report needs jinja2, which is not installed: pip install"
-            ' "phospho-multimodal[batch]".'
-        )
-        raise ImportError(message)
+    """Raise an `ImportError` before anything is paid if a library of the report is missing."""
+    for module in ("jinja2", "matplotlib", "humanize"):
+        if importlib.util.find_spec(module) is None:
+            message = (
+                f"The report needs {module}, which is not installed: pip install"
+                ' "phospho-multimodal[batch]".'
+            )
+            raise ImportError(message)
 
 
 def report_on(summary: Summary, source: Source, journal: Journal, results: Results) -> None:
-    """Write the page of a job.
-
-    Args:
-        summary: What it came to.
-        source: Its inputs: the pictures that are shown are looked for there.
-        journal: When its answers ended.
-        results: Its rows.
-
-    Raises:
-        OSError: The page cannot be written.
-    """
+    """Write the report of a job, with images that are read from its source."""
     from phospho_multimodal.batch.report.page import Moment, write_report  # noqa: PLC0415 - an extra
 
     write_report(
         summary.folder / REPORT_NAME,
         summary.manifest,
         results.rows(),
-        (Moment(*moment) for moment in journal.course()),
+        [Moment(*moment) for moment in journal.course(float(summary.manifest["seconds"]))],
         thumbnail=_Pictures(source).thumbnail,
     )
 
 
 class _Pictures:
-    """Finds pictures in a source again; quickly, if they are asked for in its order."""
+    """Finds images in a source again, in one pass if they are wanted in its order."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -62,7 +49,7 @@ class _Pictures:
         self._passes = 0
 
     def thumbnail(self, row: Mapping[str, Any]) -> bytes | None:
-        """Make a small picture of a row's input, if it is still there."""
+        """Return a small image of a row's input, if it is still there."""
         from phospho_multimodal.batch.report.page import make_thumbnail  # noqa: PLC0415 - see above
 
         if row["removed"]:  # a search would go through all inputs

@@ -1,86 +1,61 @@
-"""Figures as a reader wants them: dollars, counts, durations and dates in plain English."""
+"""Figures as a reader wants them: dollars, counts, durations and dates."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+import importlib
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 
-__all__ = ["count", "date", "duration", "money"]
+__all__ = ["count", "date", "duration", "money", "need"]
 
-_CENTS = Decimal("0.01")
-_SMALLEST = Decimal("0.0001")
-_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+def need(module: str) -> Any:
+    """Import a module of the extra `batch`, or raise an `ImportError` that names the extra."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        message = (
+            f"This needs {missing.name!r}, which is not installed:"
+            ' pip install "phospho-multimodal[batch]"'
+        )
+        raise ImportError(message) from missing
 
 
 def count(number: float) -> str:
-    """Write a number: "1,234", or "2.5" for one that is not whole.
-
-    Args:
-        number: Any.
-
-    Returns:
-        It, with commas.
-    """
-    digits = 1 if number < 100 else 0  # noqa: PLR2004 - a third digit of a rate says nothing
-    text = f"{number:,.{digits}f}"
-    return text.removesuffix(".0")
+    """Write a number: "1,234", or "2.5" if it is not whole and small."""
+    return f"{number:,.{1 if number < 100 else 0}f}".removesuffix(".0")  # noqa: PLR2004
 
 
 def money(dollars: float | Decimal | str) -> str:
-    """Write an amount: "$12.34", and with up to four digits where it is below a dollar.
-
-    Args:
-        dollars: The amount.
-
-    Returns:
-        It, with the sign of the dollar.
-    """
-    amount = Decimal(str(dollars))
-    if 0 < amount < _SMALLEST:
-        return f"under ${_SMALLEST}"
-    if 0 < amount < 1:
-        amount = amount.quantize(_SMALLEST).normalize()
-    return f"${amount:,.2f}" if amount == amount.quantize(_CENTS) or amount > 1 else f"${amount:f}"
+    """Write an amount: "$12.34", and "$0.0125" for one that cents would round to nothing."""
+    amount = Decimal(str(dollars)).quantize(Decimal("0.0001"))
+    cents = amount.quantize(Decimal("0.01"))
+    exact = amount >= 1 or amount == cents
+    return f"${cents:,}" if exact else f"${amount.normalize():f}"
 
 
 def duration(seconds: float) -> str:
-    """Write a time span by its two largest units: "2 h 5 min".
-
-    Args:
-        seconds: How long.
-
-    Returns:
-        It, with its units.
-    """
-    if seconds < 10:  # noqa: PLR2004 - where a tenth of a second is still of interest
-        return f"{count(seconds)} s"
-    left = round(seconds)
-    parts: list[str] = []
-    for name, length in _UNITS:
-        if left >= length or parts:
-            number, left = divmod(left, length)
-            parts.append(f"{number} {name}" if number else "")
-    return " ".join(part for part in parts[:2] if part)
+    """Write a time span: "2 hours and 5 minutes"."""
+    units = ((3600, "seconds"), (86_400, "minutes"))
+    smallest = next((unit for limit, unit in units if seconds < limit), "hours")
+    decimals = 1 if seconds < 10 else 0  # noqa: PLR2004
+    return str(
+        need("humanize").precisedelta(
+            timedelta(seconds=round(seconds, decimals)),
+            minimum_unit=smallest,
+            format=f"%0.{decimals}f",
+        )
+    )
 
 
-def date(when: str | float | None) -> str:
-    """Write a moment: "25 November 2026, 10:10 UTC".
-
-    Args:
-        when: As ISO 8601 or in seconds since the epoch; `None` for one that has not come.
-
-    Returns:
-        It; a text that is no date as it is.
-    """
+def date(when: str | None) -> str:
+    """Write a moment in ISO 8601: "25 November 2026, 10:10 UTC". Another text stays as it is."""
     if when is None:
         return "not yet"
     try:
-        if isinstance(when, str):
-            read = datetime.fromisoformat(when.replace("Z", "+00:00"))
-        else:
-            read = datetime.fromtimestamp(when, timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        return str(when)
-    if read.tzinfo is not None:
-        read = read.astimezone(timezone.utc)
+        read = datetime.fromisoformat(when.replace("Z", "+00:00"))
+    except ValueError:
+        return when
+    read = read.astimezone(timezone.utc) if read.tzinfo else read
     return f"{read.day} {read:%B %Y, %H:%M} UTC"

@@ -1,11 +1,11 @@
-"""The results: one row for each input, in files of a thousand, whole or not there at all."""
+"""The results: one row for each input, in files that are whole or not there at all."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from phospho_multimodal.batch.job import DIGEST_BYTES, Job
-from phospho_multimodal.batch.journal.journal import PART_ROWS, Journal
+from phospho_multimodal.batch.journal.file import PART_ROWS, part_of, rows_of_part
+from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.batch.results.digests import digest_file
 from phospho_multimodal.errors import ConfigurationError
@@ -47,7 +48,7 @@ COLUMNS = {
     "seconds": "float64",
     "prompt_id": "string",
     "model": "string",
-    "time": "string",
+    "time": "timestamp",
     "removed": "bool_",
 }
 """The columns of a row and their types, by their names in Arrow."""
@@ -104,7 +105,8 @@ class Results:
             ConfigurationError: The results, the manifest or the report cannot be written.
         """
         self._check_outputs()
-        self._journal.check_parts(str(self._price), " ".join(COLUMNS))
+        columns = " ".join(f"{name}:{kind}" for name, kind in COLUMNS.items())
+        self._journal.check_parts(str(self._price), columns)
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
             path = self._folder / name
@@ -130,11 +132,10 @@ class Results:
         for number in range(self._parts()):
             if number in there:
                 continue
-            first, last = _range(number)
             as_of = self._journal.late_words
-            if not self._journal.is_finished(first, last):
+            if not self._journal.is_finished(*rows_of_part(number)):
                 return
-            name, rows, size, sha256 = self._write(number, self._read(first, last))
+            name, rows, size, sha256 = self._write(number)
             self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
 
     def write_rest(self) -> list[dict[str, Any]]:
@@ -152,18 +153,18 @@ class Results:
         for number in range(self._parts()):
             part: Sequence[Any] | None = there.get(number)
             if part is None:
-                rows = self._read(*_range(number))
-                if not rows:
-                    (self._folder / self._name(number)).unlink(missing_ok=True)
+                part = self._write(number)
+                if not part[1]:
+                    (self._folder / self._name(number)).unlink()
                     continue
-                part = self._write(number, rows)
             listed.append(dict(zip(("name", "rows", "bytes", "sha256"), part, strict=True)))
         return listed
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read every row that is done, in the order of the inputs, a part at a time."""
         for number in range(self._parts()):
-            yield from self._read(*_range(number))
+            for rows in self._read(number):
+                yield from rows
 
     def digest(self) -> str:
         """Digest what the rows say, in hexadecimal: two runs that came to the same have the same.
@@ -183,22 +184,28 @@ class Results:
             _check_replaceable(self._folder / name)
         probe = self._folder / f"_{self._name(0)}.new"
         with _writing(probe):
-            self._fill(probe, [])
+            self._fill(probe, iter(()))
             _flushed(probe)
             probe.unlink()
 
     def _parts(self) -> int:
-        return -(-self._journal.last_position() // PART_ROWS)
+        last = self._journal.last_position()
+        return part_of(last) + 1 if last else 0
 
-    def _read(self, first: int, last: int) -> list[dict[str, Any]]:
-        return [self._row(raw) for raw in self._journal.rows(first, last)]
+    def _read(self, number: int) -> Iterator[list[dict[str, Any]]]:
+        """Read the finished rows of a part, so many at a time that memory stays small."""
+        first, last = rows_of_part(number)
+        last = min(last, self._journal.last_position())
+        for begin in range(first, last + 1, PART_ROWS):
+            raw = self._journal.rows(begin, min(last, begin + PART_ROWS - 1))
+            if raw:
+                yield [self._row(one) for one in raw]
 
     def _row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         pays = raw["first_id"] == raw["id"]
         picture = raw["picture"]
         sent = picture is not None and len(picture) == DIGEST_BYTES and raw["first_id"] is not None
         ended = raw["ended"]
-        time = None if ended is None else datetime.fromtimestamp(ended, timezone.utc).isoformat()
         return {
             "id": raw["id"],
             "source": raw["source"],
@@ -216,28 +223,26 @@ class Results:
             "seconds": raw["seconds"],
             "prompt_id": self._job.prompt_id,
             "model": self._job.asking.model,
-            "time": time,
+            "time": None if ended is None else datetime.fromtimestamp(ended, timezone.utc),
             "removed": bool(raw["removed"]),
         }
 
     def _name(self, number: int) -> str:
         return f"part-{number:05d}.{self._kind}"
 
-    def _write(self, number: int, rows: list[dict[str, Any]]) -> tuple[str, int, int, str]:
+    def _write(self, number: int) -> tuple[str, int, int, str]:
         name = self._name(number)
         path = self._folder / name
         new = self._folder / f"_{name}.new"
         with _writing(path):
-            self._fill(new, rows)
+            count = self._fill(new, self._read(number))
             size, sha256 = _flushed(new)
             new.replace(path)
-        return name, len(rows), size, sha256
+        return name, count, size, sha256
 
-    def _fill(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        if self._kind == "parquet":
-            _write_parquet(path, rows)
-        else:
-            _write_jsonl(path, rows)
+    def _fill(self, path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
+        write = _write_parquet if self._kind == "parquet" else _write_jsonl
+        return write(path, chunks)
 
 
 @contextlib.contextmanager
@@ -286,27 +291,37 @@ def _check_replaceable(path: Path) -> None:
         raise ConfigurationError(message)
 
 
-def _range(number: int) -> tuple[int, int]:
-    return number * PART_ROWS + 1, (number + 1) * PART_ROWS
-
-
 def _schema() -> pa.Schema:
     pyarrow = _pyarrow()
-    return pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
+    time = pyarrow.timestamp("us", tz="UTC")
+    return pyarrow.schema(
+        [
+            (name, time if kind == "timestamp" else getattr(pyarrow, kind)())
+            for name, kind in COLUMNS.items()
+        ]
+    )
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     schema = _schema()
-    with path.open("wb") as file:  # pyarrow takes a path with a colon in it for a URL
-        pq.write_table(_pyarrow().Table.from_pylist(rows, schema=schema), file)
+    count = 0
+    # pyarrow takes a path with a colon in it for a URL, so it gets an open file.
+    with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+        for rows in chunks:
+            writer.write_table(_pyarrow().Table.from_pylist(rows, schema=schema))
+            count += len(rows)
+    return count
 
 
-def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def _write_jsonl(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
+    count = 0
     with path.open("wb") as file:
-        for row in rows:
-            file.write(orjson.dumps(row) + b"\n")
+        for rows in chunks:
+            file.writelines(orjson.dumps(row) + b"\n" for row in rows)
+            count += len(rows)
+    return count
 
 
 def _flushed(path: Path) -> tuple[int, str]:

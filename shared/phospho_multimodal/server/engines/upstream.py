@@ -19,7 +19,8 @@ from phospho_multimodal.exchange.retry import parse_retry_after
 from phospho_multimodal.exchange.steps import HttpResponse, RequestBody, SendRequest
 from phospho_multimodal.server.engines import EngineBusy, EngineFailed
 from phospho_multimodal.settings import Settings, Timeouts, is_loopback
-from phospho_multimodal.transport.pool import AsyncConnectionPool, build_request, read_async_reply
+from phospho_multimodal.transport.pool import AsyncConnectionPool
+from phospho_multimodal.transport.requests import make_request, read_response_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,8 +118,8 @@ class Upstream:
         with anyio.move_on_after(seconds):
             try:
                 step = SendRequest(method, url, self._headers(body), body, None)
-                request = build_request(step, Timeouts(read=seconds), None)
-                return await read_async_reply(await self._pool.handle_async_request(request))
+                request = make_request(step, Timeouts(read=seconds))
+                return await read_response_async(await self._pool.handle_async_request(request))
             except httpx.RequestError as lost:
                 refused = isinstance(lost, (httpx.ConnectError, httpx.ConnectTimeout))
                 reason = f"{self.root}: {type(lost).__name__}"
