@@ -129,7 +129,10 @@ def sniff(data: bytes) -> str | None:
     """
     for offset, magic, name in _MAGIC:
         if data.startswith(magic, offset):
-            return "AVIF" if name == "HEIF" and b"avif" in data[16:64] else name
+            brands = data[8:64] if magic == b"ftyp" or name == "HEIF" else b""
+            if b"avif" in brands:
+                return "AVIF"
+            return "HEIF" if b"mif1" in brands or b"heic" in brands else name
     if _SVG.match(data[:4096]):
         return "an SVG drawing"
     return "text" if _TEXT.fullmatch(data[:512]) else None

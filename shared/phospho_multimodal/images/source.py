@@ -231,7 +231,7 @@ def _read_data_url(url: str) -> bytes:
         message = "The data: URL has no comma, so it holds no data."
         raise ImageError(message)
     payload = payload.partition("#")[0]  # a fragment, which is not part of the data
-    if not _BASE64_HEADER.search(header):
+    if not payload or not _BASE64_HEADER.search(header):
         return _checked_size(unquote_to_bytes(payload))
     return _decode_base64(unquote(payload) if "%" in payload else payload)
 
