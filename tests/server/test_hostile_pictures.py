@@ -14,10 +14,10 @@ import zlib
 
 import httpx
 import pytest
+from fastapi import HTTPException
 from PIL import Image
 
 from phospho_multimodal.contract import PREDICT_PATH
-from phospho_multimodal.server.errors import Refusal
 from phospho_multimodal.server.input_image import read_image
 from pictures import encoded, png_header
 
@@ -219,5 +219,5 @@ def looked_at(file: bytes) -> object:
     """Look at a file as the server does; anything but a picture or a refusal is raised."""
     try:
         return read_image(base64.b64encode(file).decode(), max_megapixels=1).pixels.size
-    except Refusal as refusal:
+    except HTTPException as refusal:
         return refusal.status_code
