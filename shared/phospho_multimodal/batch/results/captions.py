@@ -36,25 +36,14 @@ class Captions:
     def __init__(
         self, source: Source, kind: Sidecar, journal: Journal, *, overwrite: bool = False
     ) -> None:
-        """Look at nothing yet.
-
-        Args:
-            source: The inputs, as they were opened.
-            kind: `txt` or `metadata`.
-            journal: The job's.
-            overwrite: Whether files that exist are replaced.
-        """
+        """Look at nothing yet."""
         self._source = source
         self._kind = kind
         self._journal = journal
         self._overwrite = overwrite
 
     def check(self) -> None:
-        """Write beside the images once before anything is paid.
-
-        Raises:
-            ConfigurationError: The images are not files, or files cannot be written there.
-        """
+        """Write beside the images once before anything is paid."""
         if self._kind == "metadata":
             path = self._metadata_path()
             ours = self._journal.fact(_WRITTEN)
@@ -84,11 +73,7 @@ class Captions:
             raise ConfigurationError(message) from None
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the captions of all images that have a description.
-
-        Args:
-            rows: The rows of the results.
-        """
+        """Write the captions of all images that have a description."""
         described = (r for r in rows if r["status"] == "described" and not r["removed"])
         try:
             if self._kind == "metadata":

@@ -146,23 +146,7 @@ def write_manifest(
     kind: str,
     seconds: float,
 ) -> Summary:
-    """Write what a job has come to.
-
-    Args:
-        folder: Of the job.
-        job: What was asked.
-        journal: What is known of it.
-        results: Its rows; those of unfinished parts are written, too.
-        spending: For the price.
-        kind: What the results are written as.
-        seconds: What all runs took together.
-
-    Returns:
-        The same, for the caller.
-
-    Raises:
-        ConfigurationError: Something cannot be written.
-    """
+    """Write what a job has come to."""
     journal.keep_replaced()
     parts = results.write_rest()
     tally = journal.tally()

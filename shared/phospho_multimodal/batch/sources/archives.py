@@ -60,17 +60,7 @@ class Archives:
         name: str,
         fields: Sequence[str] = (),
     ) -> None:
-        """Check the fields against the first sample; nothing else is read yet.
-
-        Args:
-            shards: Each archive with the prefix of its ids. After a prefix, ids are the keys of
-                webdataset: names up to the first dot. With `None`, ids are whole names.
-            name: For messages.
-            fields: Fields to read from the `.json` member of the same key, and `txt`.
-
-        Raises:
-            ConfigurationError: The first sample does not have these fields.
-        """
+        """Check the fields against the first sample; nothing else is read yet."""
         self.name = name
         self.skipped: Counter[str] = Counter()
         self._shards = shards

@@ -68,19 +68,7 @@ class Files:
         exclude: Sequence[str] = (),
         follow_links: bool = False,
     ) -> None:
-        """Compile the patterns; nothing is listed yet.
-
-        Args:
-            base: The folder.
-            patterns: Relative to the folder. A pattern that names no suffix means images.
-            name: For messages.
-            exclude: Patterns of names, or of paths below the folder, to leave out, in addition to
-                `EXCLUDED`.
-            follow_links: Whether `**` enters folders that are links.
-
-        Raises:
-            ConfigurationError: A pattern has `**` inside a name.
-        """
+        """Compile the patterns; nothing is listed yet."""
         from fsspec.utils import glob_translate  # noqa: PLC0415 - an extra
 
         self.name = name
@@ -246,17 +234,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand `{000..012}`, as shards are named, and `{train,test}`.
-
-    Args:
-        pattern: A text with any number of them.
-
-    Returns:
-        Every text that the pattern stands for, in order. Other braces stay.
-
-    Raises:
-        ConfigurationError: There are more than 100,000.
-    """
+    """Expand `{000..012}`, as shards are named, and `{train,test}`."""
     expanded = list(islice(_expand(pattern), _MAX_PATTERNS + 1))
     if len(expanded) > _MAX_PATTERNS:
         message = f"The pattern stands for more than {_MAX_PATTERNS:,} files. Use a `*`."

@@ -25,16 +25,7 @@ class Inputs:
     def __init__(
         self, source: Any, prompt: str | Sequence[str], options: Mapping[str, Any]
     ) -> None:
-        """Check the options; the source is not opened yet.
-
-        Args:
-            source: What `open_source` takes.
-            prompt: One prompt or several.
-            options: The options of the job.
-
-        Raises:
-            ConfigurationError: An option is wrong, or two do not fit together.
-        """
+        """Check the options; the source is not opened yet."""
         column = options.get("prompt_column")
         keep = options.get("keep") or ()
         self._prompts = parse_prompts(prompt, column)
@@ -70,15 +61,7 @@ class Inputs:
         return tuple(prompt.text for prompt in self._prompts) if is_own else ()
 
     def open(self) -> tuple[Source, Source]:
-        """Open the source.
-
-        Returns:
-            The source itself, and the inputs that are made from it.
-
-        Raises:
-            ConfigurationError: As in `open_source`.
-            ImportError: As in `open_source`.
-        """
+        """Open the source."""
         options = self._options
         fields = [field for prompt in self._prompts for field in prompt.fields]
         opened: Source = open_source(

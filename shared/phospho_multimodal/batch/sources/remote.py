@@ -133,20 +133,7 @@ def is_store_url(text: str) -> bool:
 
 
 def open_url(url: str, storage_options: StorageOptions | None = None) -> RemoteFile:
-    """Find the file system of a URL; nothing is read yet.
-
-    Args:
-        url: Any URL that fsspec knows.
-        storage_options: Options of the file systems, by protocol. Without them, each file system
-            looks for credentials in its usual places.
-
-    Returns:
-        The file or folder.
-
-    Raises:
-        ImportError: The package for this kind of store is not installed.
-        ConfigurationError: fsspec knows no such store, or it does not take the options.
-    """
+    """Find the file system of a URL; nothing is read yet."""
     import fsspec  # noqa: PLC0415 - an extra
 
     protocol = url.partition("://")[0].lower()

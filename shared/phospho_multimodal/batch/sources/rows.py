@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -111,23 +112,8 @@ class _Csv:
         separator = others[0] if others and "," not in header else ","
         if excel is not None or self._has_tabs:
             separator = "\t" if excel is None else excel[1]
-        reader = csv.reader(_Chain(header, text), delimiter=separator)
+        reader = csv.reader(chain([header], text), delimiter=separator)
         return reader, [name.strip() for name in next(reader, [])]
-
-
-class _Chain:
-    """A line, and the lines of a text after it; `csv` still counts the lines."""
-
-    def __init__(self, first: str, text: IO[str]) -> None:
-        self._first: str | None = first
-        self._text = text
-
-    def __iter__(self) -> _Chain:
-        return self
-
-    def __next__(self) -> str:
-        first, self._first = self._first, None
-        return first or next(self._text)
 
 
 class _JsonLines:

@@ -168,7 +168,7 @@ def _folder_source(
     if files.is_empty():
         for pattern in _SHARDS if recursive else ():
             if not Files(folder, [pattern], name, **walk).is_empty():
-                return _shard_source([(folder, pattern)], name, options, walk)
+                return _shard_source([(folder, pattern)], f"{pattern} in {name}", options, walk)
     if options.fields:  # a folder of the imagefolder layout
         for table in _IMAGEFOLDER:
             if not Files(folder, [table], name).is_empty():
@@ -260,12 +260,12 @@ def _shard_source(
     if _kind(patterns[0][1]) == "archive":
         _reject(options, "column", "id_column", "root")
         cut = [(_without(ARCHIVE_SUFFIXES, shard), path) for shard, path in shards]
-        return Archives(cut, f"{len(cut)} archives of {name}", options.fields)
+        return Archives(cut, f"{len(cut)} archives {name}", options.fields)
     tables = [
         open_table(path, options, prefix=_without(TABLE_SUFFIXES, shard) + "/")
         for shard, path in shards
     ]
-    return _Tables(tables, f"{len(shards)} tables of {name}")
+    return _Tables(tables, f"{len(shards)} tables {name}")
 
 
 def _find(base: AnyPath, pattern: str, walk: Mapping[str, Any]) -> Iterator[str]:

@@ -53,15 +53,7 @@ _WAYS = (
 
 
 def without_signature(url: str) -> str:
-    """Take away from a URL what only says who may read it, and until when.
-
-    Args:
-        url: As it was given.
-
-    Returns:
-        The rest: two URLs of the same picture, signed at two times, have the same. A URL without a
-        signature is left as it is, and so is any other text.
-    """
+    """Take away from a URL what only says who may read it, and until when."""
     if not url[:8].lower().startswith(("http://", "https://")):
         return url
     place, _, query = url.partition("#")[0].partition("?")
