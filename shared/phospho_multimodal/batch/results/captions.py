@@ -1,4 +1,4 @@
-"""Captions beside the images: a `.txt` for each, or one `metadata.jsonl` for a folder."""
+"""Captions next to the images: a `.txt` for each, or one `metadata.jsonl` for a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Captions", "Sidecar"]
 logger = logging.getLogger("phospho_multimodal")
 
 Sidecar = Literal["txt", "metadata"]
-"""Which files with captions are written beside the images."""
+"""Which caption files are written next to the images."""
 
 _METADATA = "metadata.jsonl"
 _PROBE = ".phospho-multimodal"
@@ -43,7 +43,7 @@ class Captions:
         self._overwrite = overwrite
 
     def check(self) -> None:
-        """Write beside the images once before anything is paid."""
+        """Write a file next to the images once before anything is paid."""
         if self._kind == "metadata":
             path = self._metadata_path()
             ours = self._journal.fact(_WRITTEN)
@@ -57,7 +57,7 @@ class Captions:
             first = next((path for path in paths if path is not None), None)
             if first is None:
                 message = (
-                    "sidecar='txt' writes a file beside each image, and the images of this source"
+                    "sidecar='txt' writes a file next to each image, and the images of this source"
                     " are not files. Nothing was sent."
                 )
                 raise ConfigurationError(message)

@@ -47,7 +47,7 @@ class Outputs:
             self.upload.check()
 
     def finish(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write what is written at the end."""
+        """Write the captions, and copy the files that are left."""
         if self._captions is not None:
             self._captions.write(rows)
         if self.upload is not None:

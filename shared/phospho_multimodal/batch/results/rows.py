@@ -31,7 +31,7 @@ REPORT_NAME = "_report.html"
 ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
 
-# What tells whether two runs came to the same: not when, how fast, or at which attempt.
+# The columns that are equal in two runs with equal results: not time, speed or attempts.
 _DIGESTED = (
     "id",
     "source",
@@ -69,7 +69,7 @@ class Results:
         self._price = usd_per_image
 
     def check(self) -> list[str]:
-        """Look whether results can be written, and every part that was written is still whole.
+        """Check that results can be written, and that every written part is whole.
 
         A part that is missing, torn, changed, of another format or at another price is written
         again.
@@ -100,8 +100,8 @@ class Results:
     def write_finished(self) -> None:
         """Write every part whose inputs all have their row, up to the first that has not.
 
-        In their order: which row the money of a picture stands beside is known only when all
-        inputs before it have been looked at.
+        In their order, because the first input that shows an image has its cost, and it is known
+        only when all inputs before it have been prepared.
         """
         there = {number for number, *_ in self._journal.parts()}
         for number in range(self._parts()):
@@ -116,7 +116,7 @@ class Results:
             self._upload.try_to_copy()
 
     def write_rest(self) -> list[dict[str, Any]]:
-        """Write what is done of the other parts, too; they are written anew when they are whole."""
+        """Write the finished rows of the other parts, which are written again when whole."""
         there = {number: part for number, *part in self._journal.parts()}
         names = {self._name(number) for number in range(self._parts())}
         for left in self._folder.glob(f"part-*.{self._kind}"):

@@ -1,4 +1,4 @@
-"""Results in a remote store: a job works in a local folder, and copies what is finished."""
+"""Results in a remote store: a job works in a local folder, and copies its finished files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Upload:
         self._uploaded = {name: key for name, key in self._uploaded.items() if name in names}
 
     def try_to_copy(self) -> None:
-        """Copy what is finished; a failure is logged, and the next call tries again."""
+        """Copy the finished files; a failure is logged, and the next call tries again."""
         try:
             self._copy()
         except OSError as failure:

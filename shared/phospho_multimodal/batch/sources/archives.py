@@ -217,5 +217,5 @@ def _rest(prefix: str | None, path: AnyPath, last: str, failure: Exception) -> I
     """Make the item for the unknown number of members that cannot be read."""
     source = f"{printable(str(path))}::"
     after = f" after {printable(last)}" if last else ""
-    message = f"The archive {path} is broken{after}: {failure}. What follows there is missing."
+    message = f"The archive {path} is broken{after}: {failure}. The members after that are missing."
     return Item(f"{prefix or path.name}/", source, None, None, ImageError(message))

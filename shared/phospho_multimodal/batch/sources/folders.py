@@ -1,4 +1,4 @@
-"""The images in a folder, on a local disk or in a store: all of them, or those of a pattern."""
+"""The images in a folder, local or in a store: all, or the ones that match a pattern."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Files:
         return (relative for relative, *_ in _sorted(self._walk()))
 
     def is_empty(self) -> bool:
-        """Tell whether no file matches; the listing ends at the first one that does."""
+        """Return whether no file matches; the listing ends at the first match."""
         return next(self._walk(), None) is None
 
     def _walk(self) -> Iterator[_File]:
@@ -162,7 +162,7 @@ class Files:
         return False
 
     def _is_followed(self, relative: str) -> bool:
-        """Tell whether a link is entered; one that leads to a folder above it would never end."""
+        """Return whether a link is entered; a link to a folder above it would never end."""
         link = self.base / relative
         if self._is_bounded or isinstance(link, RemoteFile):
             return True
@@ -229,7 +229,7 @@ def _sorted(files: Iterator[_File]) -> Iterator[_File]:
 
 
 def has_wildcard(text: str) -> bool:
-    """Tell whether a text has one of `*`, `?`, `[`."""
+    """Return whether a text has one of `*`, `?`, `[`."""
     return _WILDCARD.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""The inputs of a job as its options describe them: the source, its prompts, what is left out."""
+"""The inputs of a job as its options describe them: the source, its prompts, its limits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Inputs:
 
     @property
     def own_prompts(self) -> tuple[str, ...]:
-        """The templates, if the rows have prompts of their own."""
+        """The templates, if each row has its own prompt."""
         is_own = len(self._prompts) > 1 or any(prompt.fields for prompt in self._prompts)
         return tuple(prompt.text for prompt in self._prompts) if is_own else ()
 

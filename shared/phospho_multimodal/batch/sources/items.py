@@ -103,7 +103,7 @@ class Source(Protocol):
 
 
 class WrappedSource:
-    """Inputs that are made from those of another source."""
+    """Inputs that are made from the inputs of another source."""
 
     def __init__(self, source: Source, name: str | None = None) -> None:
         """Wrap a source; nothing is read yet."""
@@ -140,7 +140,7 @@ def count_skipped(skipped: Counter[str], name: str) -> None:
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file's name has the suffix of a supported type."""
+    """Return whether a file's name has the suffix of a supported type."""
     return name.lower().endswith(_SUFFIXES)
 
 
@@ -174,12 +174,14 @@ def make_item(
     source = ""
     if isinstance(value, Mapping):
         if not {"bytes", "path"} & value.keys():
-            return _failed(name, "", "There is no image: the mapping has neither bytes nor path.")
+            return _failed(
+                name, "", "The mapping has neither bytes nor path, so it holds no image."
+            )
         source, value = _unwrap(value)
     if isinstance(value, str):
         return _text_item(name, value, root, storage_options)
     if value is None or (isinstance(value, (bytes, bytearray)) and not value):
-        return _failed(name, source, "There is no image: the value is empty.")
+        return _failed(name, source, "The value is empty, so it holds no image.")
     if isinstance(value, os.PathLike):
         return _path_item(name, os.fspath(value), root)
     try:
@@ -205,7 +207,7 @@ def _text_item(
     name: str, text: str, root: AnyPath | None, storage_options: StorageOptions | None
 ) -> Item:
     if not text.strip():
-        return _failed(name, "", "There is no image: the value is empty.")
+        return _failed(name, "", "The value is empty, so it holds no image.")
     if text[:5].lower() == "data:":
         return Item(name, "data: URL", text, None)
     if is_url(text[:_MAX_PATH]):

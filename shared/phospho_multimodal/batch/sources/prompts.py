@@ -1,4 +1,4 @@
-"""Prompts of their own for the rows of a source: templates over fields, and several prompts."""
+"""A prompt for each row of a source: templates over fields, and several prompts."""
 
 from __future__ import annotations
 

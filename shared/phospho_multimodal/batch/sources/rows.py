@@ -102,7 +102,7 @@ class _Csv:
     def _begin(self, text: IO[str]) -> tuple[Any, list[str]]:
         """Read the header; Excel writes semicolons where a comma is the decimal separator."""
         # The module's limit is one for the process and too low for a data: URL. It is raised and
-        # never lowered, so that nobody else's table breaks.
+        # never lowered, so that other code's tables still work.
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
         header = text.readline(_MAX_HEADER).removeprefix("\ufeff")
         excel = _EXCEL_SEPARATOR.fullmatch(header)
@@ -162,7 +162,7 @@ class _JsonLines:
 class _Arrow:
     """A Parquet file, or an Arrow file of a saved dataset. Needs the extra `batch`.
 
-    Parquet is read page by page. `pyarrow.dataset` would decode a group of rows at once, which can
+    Parquet is read page by page. `pyarrow.dataset` would decode a whole group of rows, which can
     be a thousand images.
     """
 

@@ -1,11 +1,11 @@
-"""URLs that carry a signature: another one every hour, and the same picture behind it."""
+"""URLs that carry a signature: it changes every hour, and the image stays the same."""
 
 from __future__ import annotations
 
 __all__ = ["without_signature"]
 
 # Each way of signing: the parameters that show it, and all that come with it. What only begins like
-# them may choose the picture (`x-oss-process`), and so may a short name without the others beside
+# them may choose the image (`x-oss-process`), and so may a short name without the others beside
 # it. From the documentation of Amazon S3 and CloudFront, Google Cloud Storage, Alibaba OSS, and
 # Azure's shared access signatures.
 _AZURE = (

@@ -125,7 +125,7 @@ def column_names(collection: Any) -> list[str] | None:
 
 
 def is_record(entry: object) -> bool:
-    """Tell whether an entry of a list is a row with fields, and not `{bytes, path}`, an image."""
+    """Return whether an entry of a list is a row with fields, and not `{bytes, path}`, an image."""
     return isinstance(entry, Mapping) and not ({"bytes", "path"} & entry.keys())
 
 
