@@ -107,11 +107,10 @@ class Results:
         for number in range(self._parts()):
             if number in there:
                 continue
-            as_of = self._journal.late_words
             if not self._journal.is_finished(*rows_of_part(number)):
                 break
             name, rows, size, sha256 = self._write(number)
-            self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
+            self._journal.add_part(number, name, rows, size, sha256)
         if self._upload is not None:
             self._upload.try_to_copy()
 
