@@ -28,18 +28,13 @@ _NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folde
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prompt about any number of images.
+    """One prompt about any number of images."""
 
-    Attributes:
-        prompt: The prompt.
-        asking: Model, parameters and stop strings.
-        max_image_side: The longest side of what is sent, in pixels; `None` for files as they are.
-        max_tiles: The most tiles of one image; `None` for one request for each image.
-    """
-
-    prompt: str
-    asking: GenerationOptions
+    prompt: str  # the prompt
+    asking: GenerationOptions  # model, parameters and stop strings
+    # the longest side of what is sent, in pixels; `None` for files as they are
     max_image_side: int | None
+    # the most tiles of one image; `None` for one request for each image
     max_tiles: int | None = None
 
     @classmethod
