@@ -151,7 +151,7 @@ class BatchDriver:
         state = await asyncio.to_thread(accounts.snapshot)
         if state.stopped_by is not None:
             self._stop.because(state.stopped_by)
-        self._reporter.follow(state.done, state.duplicates, state.answers, state.money)
+        self._reporter.follow(state.done, state.duplicates, state.money)
         most = AUTO_CEILING if self._concurrency == "auto" else self._concurrency
         self._reporter.show(
             state.money.images_reserved,
