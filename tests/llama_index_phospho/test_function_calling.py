@@ -240,7 +240,7 @@ def test_an_answer_for_each_image_is_refused_with_tools(
     llm = make(is_function_calling_model=True, multi_image="each")
     message = question(picture)
     message.blocks.append(ImageBlock(image=RED))
-    with pytest.raises(UnsupportedContentError, match="one answer is read"):
+    with pytest.raises(UnsupportedContentError, match="reads one answer"):
         llm.chat_with_tools(BOTH, user_msg=message)
 
 
