@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from live_server import serve
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question
+from phospho_multimodal.server.engines import InputImage, Question
 
 TOTAL = "6.00"
 DROP = """([name, base64]) => {
@@ -29,7 +29,7 @@ DROP = """([name, base64]) => {
 class MarkupEngine:
     name = "markup"
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         return "<img src=x onerror=alert(1)><b>bold</b>"
 
 

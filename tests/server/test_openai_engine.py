@@ -244,7 +244,7 @@ class TestWhatWillPass:
         assert openai.ANSWER_SECONDS < 60
 
     def test_a_door_that_is_up_first_says_loading_and_waits(self, monkeypatch):
-        monkeypatch.setattr(monitor, "_LOOK_AGAIN", 0.05)
+        monkeypatch.setattr(monitor, "_INTERVAL", 0.05)
         with scripted("llama.cpp", loading=True) as upstream, gateway(upstream.url) as client:
             health = client.get("/health")
             assert (health.status_code, health.json()["status"]) == (503, "loading")
@@ -259,7 +259,7 @@ class TestWhatWillPass:
             assert "repeat_penalty" in upstream.asked[0].body
 
     def test_a_door_whose_upstream_never_came_can_be_closed(self, monkeypatch):
-        monkeypatch.setattr(monitor, "_LOOK_AGAIN", 0.01)
+        monkeypatch.setattr(monitor, "_INTERVAL", 0.01)
         with scripted(loading=True) as upstream, gateway(upstream.url) as client:
             assert client.get("/health").status_code == 503
 
@@ -308,7 +308,7 @@ class TestTheKey:
 
     def test_plain_http_to_another_machine_is_told(self, caplog):
         Upstream("http://gpu.example:8000", api_key=KEY)
-        assert "http://gpu.example:8000 goes there over plain http" in caplog.text
+        assert "http://gpu.example:8000 is sent over plain http" in caplog.text
 
 
 def _body() -> dict:
@@ -387,5 +387,5 @@ class TestOptions:
             load_engine("openai", upstream="http://127.0.0.1:1", model="a", dialect="tgi")
 
     def test_another_engine_has_no_use_for_them(self):
-        with pytest.raises(ConfigurationError, match=r"'echo' has no use for --model, --upstream"):
+        with pytest.raises(ConfigurationError, match=r"'echo' does not use --model, --upstream"):
             load_engine("echo", upstream="http://127.0.0.1:1", model="a", dialect=None)

@@ -12,7 +12,7 @@ from live_server import serve
 from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server import input_image as images
-from phospho_multimodal.server.engines import Picture, Question
+from phospho_multimodal.server.engines import InputImage, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
 from pictures import encoded
 
@@ -22,7 +22,7 @@ PHOTO = encoded(Image.linear_gradient("L").convert("RGB"), "JPEG")
 class PixelEngine:
     name = "pixels"
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         return f"{picture.pixels.mode} {picture.pixels.size}"
 
 

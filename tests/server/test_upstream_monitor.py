@@ -25,7 +25,7 @@ from scripted_upstream import completion, refused, scripted
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
-    monkeypatch.setattr(monitor, "_LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(monitor, "_INTERVAL", 0.05)
 
 
 def nobody() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -154,6 +153,9 @@ def open_accounts(
     if "max_concurrency" in given:
         message = "open_accounts has no max_concurrency=. Set concurrency= of DescribeImages."
         raise ConfigurationError(message)
+    if given.get("detail") == "tiles":
+        message = "Over Ray, an image is sent as one. Leave detail='tiles' out. Nothing was sent."
+        raise ConfigurationError(message)
     parameters = {name: given.pop(name) for name in ParameterOptions.__annotations__ & given.keys()}
     settings = Settings.resolve(**given)
     spending = Spending(max_usd, max_images=max_images, usd_per_image=usd_per_image)
@@ -189,14 +191,20 @@ def start(
             " example as a Ray job), not over ray://. Nothing was sent."
         )
         raise ConfigurationError(message)
-    limits = (spending.max_usd, spending.max_images, spending.usd_per_image)
-    orders = Orders(job, settings, *limits, max_outage, root)
+    limits = {name: getattr(spending, name) for name in ("max_usd", "max_images", "usd_per_image")}
+    orders = Orders(job, settings, limits, max_outage, root)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = (
-        ray.remote(Coordinator)
-        .options(num_cpus=0, scheduling_strategy=here, max_concurrency=_MAX_CALLS)
-        .remote(_checked(orders), journal.path.parent.absolute(), journal.owner)
+    actor_class = ray.remote(Coordinator).options(
+        num_cpus=0, scheduling_strategy=here, max_concurrency=_MAX_CALLS
     )
+    try:
+        actor = actor_class.remote(orders, journal.path.parent.absolute(), journal.owner)
+    except TypeError:
+        message = (
+            "A setting cannot be sent to the workers. Nothing was sent. Over Ray, verify= may be a"
+            " file or a folder, but not an ssl.SSLContext."
+        )
+        raise ConfigurationError(message) from None
     accounts = Accounts(actor, orders, journal)
     accounts.snapshot()  # raises what its start raised
     return accounts
@@ -237,15 +245,3 @@ def to_phospho_error(failure: Exception) -> PhosphoError:
         " or its node is lost. The journal keeps every answer. The same job continues from there."
     )
     return ConfigurationError(message)
-
-
-def _checked(orders: Orders) -> Orders:
-    try:
-        pickle.dumps(orders)
-    except Exception as failure:  # noqa: BLE001 - an object of the user's may raise anything
-        message = (
-            f"A setting cannot be sent to the workers ({type(failure).__name__}). Nothing was sent."
-            " Over Ray, verify= may be a file or a folder, but not an ssl.SSLContext."
-        )
-        raise ConfigurationError(message) from None
-    return orders

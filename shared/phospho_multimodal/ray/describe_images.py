@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -14,7 +15,6 @@ import ray.data
 
 from phospho_multimodal.batch.job import DIGEST_BYTES
 from phospho_multimodal.batch.journal.steps import State
-from phospho_multimodal.batch.results.rows import COLUMNS
 from phospho_multimodal.batch.sources.items import Item, make_item
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.numpy_arrays import image_from_array
@@ -24,17 +24,25 @@ from phospho_multimodal.ray.worker import PROMPT_MARK, Outcome, Worker, WorkItem
 __all__ = ["ADDED", "DescribeImages", "check_concurrency", "pool", "rows_per_call"]
 
 ADDED = {
-    name: COLUMNS[name]
-    for name in (
-        *("description", "status", "error_class", "error", "attempts", "cost_usd"),
-        *("images_in_doubt", "sha256", "width", "height", "seconds", "prompt_id", "model", "time"),
-    )
+    "description": pa.string(),
+    "status": pa.string(),
+    "error_class": pa.string(),
+    "error": pa.string(),
+    "attempts": pa.int32(),
+    "cost_usd": pa.float64(),
+    "images_in_doubt": pa.int32(),
+    "sha256": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "seconds": pa.float64(),
+    "prompt_id": pa.string(),
+    "model": pa.string(),
+    "time": pa.timestamp("us", tz="UTC"),
 }
-"""The columns that are added, and their types, by their names in Arrow."""
+"""The columns that are added, and their types."""
 
 _BATCH_ROWS = 32  # half of what `auto` rises to
 _ON_COLLISION = "phospho_"
-_PANDAS_TYPES = {"string": "string", "int32": "Int32", "float64": "Float64"}
 _PROMPT_DIGEST = slice(len(PROMPT_MARK) + DIGEST_BYTES, None)
 
 
@@ -88,7 +96,7 @@ class DescribeImages:
         """
         check_concurrency(concurrency)
         self._orders = accounts.orders
-        self._price = accounts.orders.usd_per_image
+        self._price = accounts.orders.limits["usd_per_image"]
         self._column = column
         self._prompt_column = prompt_column
         self._prefix = prefix
@@ -184,10 +192,10 @@ class DescribeImages:
             self._worker.wait_until_quiet()
             raise error
         rows = [self._row(one.prompt, outcome) for one, outcome in zip(work, outcomes, strict=True)]
-        return _with_columns(
-            batch,
-            {added[name]: (kind, [row[name] for row in rows]) for name, kind in ADDED.items()},
-        )
+        columns = {
+            added[name]: pa.array([row[name] for row in rows], kind) for name, kind in ADDED.items()
+        }
+        return _with_columns(batch, columns)
 
     def _added_names(self, names: Sequence[str]) -> dict[str, str]:
         """Check the columns of the dataset, and name those that are added."""
@@ -236,9 +244,6 @@ class DescribeImages:
         key, ended = answer.get("picture", b""), answer.get("ended")
         if key.startswith(PROMPT_MARK):
             key = key[_PROMPT_DIGEST]
-        time = datetime.now(timezone.utc)
-        if ended is not None:
-            time = datetime.fromtimestamp(ended, timezone.utc)
         return {
             "description": answer.get("description"),
             "status": outcome.state.name.lower(),
@@ -253,7 +258,7 @@ class DescribeImages:
             "seconds": answer.get("seconds"),
             "prompt_id": replace(self._orders.job, prompt=prompt).prompt_id,
             "model": self._orders.job.asking.model,
-            "time": time.isoformat(),
+            "time": datetime.fromtimestamp(time.time() if ended is None else ended, timezone.utc),
         }
 
 
@@ -310,17 +315,18 @@ def _item(cell: Any) -> Item:
     return make_item("", value)
 
 
-def _with_columns(batch: Any, columns: Mapping[str, tuple[str, Iterable[Any]]]) -> Any:
+def _with_columns(batch: Any, columns: Mapping[str, pa.Array]) -> Any:
     """Add columns to a batch, in the batch's own format."""
     if isinstance(batch, pa.Table):
-        for name, (kind, cells) in columns.items():
-            batch = batch.append_column(name, pa.array(cells, getattr(pa, kind)()))
+        for name, cells in columns.items():
+            batch = batch.append_column(name, cells)
         return batch
-    if isinstance(batch, pd.DataFrame):
-        return batch.assign(
-            **{
-                name: pd.array(cells, dtype=_PANDAS_TYPES[kind])
-                for name, (kind, cells) in columns.items()
-            }
-        )
-    return {**batch, **{name: np.array(cells, object) for name, (_, cells) in columns.items()}}
+    if isinstance(batch, pd.DataFrame):  # Arrow's types, because an int column may have gaps
+        series = {
+            n: pd.Series(cells, dtype=pd.ArrowDtype(cells.type)) for n, cells in columns.items()
+        }
+        return batch.assign(**{name: one.set_axis(batch.index) for name, one in series.items()})
+    return {
+        **batch,
+        **{name: np.array(cells.to_pylist(), object) for name, cells in columns.items()},
+    }

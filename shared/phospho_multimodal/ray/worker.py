@@ -97,6 +97,7 @@ class Worker:
         self._lease = self.coordinator.lease.remote()
         call_from_driver(self.coordinator.join, self.name, [self._lease])
         self._hashes_pixels = orders.root is not None
+        self._room = asyncio.Semaphore(2 * ceiling)  # images in memory, however large a batch is
         fetches = self.settings.url_mode == "fetch"
         threads = _FETCHING if fetches else max(2, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="phospho-ready")
@@ -133,12 +134,16 @@ class Worker:
         self.stopped_by = self.stopped_by or error
 
     async def _describe_all(self, items: Sequence[WorkItem]) -> list[Outcome]:
-        tasks = [asyncio.ensure_future(self._describe(item)) for item in items]
+        tasks = [asyncio.ensure_future(self._describe_one(item)) for item in items]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)  # requests sent get settled
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
+
+    async def _describe_one(self, work: WorkItem) -> Outcome:
+        async with self._room:
+            return await self._describe(work)
 
     async def _describe(self, work: WorkItem) -> Outcome:
         if self._is_stopped():

@@ -11,7 +11,6 @@ from phospho_multimodal.batch.journal.schema import IS_REMOVED
 from phospho_multimodal.batch.journal.steps import (
     ImageClaimed,
     ImageFinished,
-    LateWord,
     State,
     Step,
     TilesJoined,
@@ -19,9 +18,7 @@ from phospho_multimodal.batch.journal.steps import (
 from phospho_multimodal.batch.sources.items import printable
 from phospho_multimodal.errors import PhosphoError
 
-__all__ = ["LATE_WORDS", "Answers"]
-
-LATE_WORDS = "late_words"
+__all__ = ["Answers"]
 
 
 class Answers(JournalFile):
@@ -80,11 +77,6 @@ class Answers(JournalFile):
                 else step.write(database)
                 for step in steps
             ]
-            for step in steps:
-                if isinstance(step, LateWord):
-                    self._reopen_parts(database, "picture = ?", (step.picture,))
-                    late = int(self._fact(database, LATE_WORDS) or 0) + 1
-                    self._note(database, {LATE_WORDS: str(late)})
             self._taken.difference_update(
                 step.picture for step in steps if isinstance(step, (ImageFinished, TilesJoined))
             )
@@ -124,11 +116,6 @@ class Answers(JournalFile):
                 (State.PENDING,),
             )
             return int(count)
-
-    @property
-    def late_words(self) -> str | None:
-        """How many rows have changed after they were written to a file of the results."""
-        return self.fact(LATE_WORDS)
 
     def _claimed(self, database: sqlite3.Connection, claim: ImageClaimed) -> int:
         state = claim.write(database)

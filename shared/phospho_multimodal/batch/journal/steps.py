@@ -17,7 +17,6 @@ __all__ = [
     "ImageFinished",
     "InputRecord",
     "JobCounts",
-    "LateWord",
     "State",
     "Step",
     "TilesJoined",
@@ -175,27 +174,6 @@ class ImageFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class LateWord:
-    """The true end of an attempt that was counted as in doubt."""
-
-    step: AttemptFailed | ImageFinished
-
-    @property
-    def picture(self) -> bytes:
-        """The key of the image."""
-        return self.step.picture
-
-    def write(self, database: sqlite3.Connection) -> int:
-        """Write it in place of the doubt, and return how many rows changed."""
-        database.execute(
-            "UPDATE answers SET state = ?, error_class = NULL, error = NULL, ended = NULL,"
-            " attempts = attempts - 1, images_in_doubt = images_in_doubt - 1 WHERE picture = ?",
-            (State.PENDING, self.picture),
-        )
-        return self.step.write(database)
-
-
-@dataclass(frozen=True, slots=True)
 class TilesJoined:
     """The requests of all tiles of an image have ended, unless one of them is pending.
 
@@ -252,9 +230,7 @@ def _inputs_of(database: sqlite3.Connection, picture: bytes) -> int:
     return int(inputs)
 
 
-Step: TypeAlias = (
-    "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | TilesJoined | LateWord"
-)
+Step: TypeAlias = "ImageClaimed | AttemptStarted | AttemptFailed | ImageFinished | TilesJoined"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,12 @@ class Summary:
     Attributes:
         folder: Where the results, the journal and the manifest are.
         manifest: All that `_manifest.json` says.
+        url: Where the same files are in a store, if the output is a URL.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
+    url: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -130,7 +132,7 @@ class Summary:
             f" {self.images_in_doubt:,} in doubt, ${told['cost_in_doubt_usd']:,.2f};"
             f" saved by asking once about the same picture: {told['duplicates']:,} images,"
             f" ${told['saved_by_deduplication_usd']:,.2f}\n"
-            f"{gone}Results in {self.folder}"
+            f"{gone}Results in {self.url or self.folder}"
         )
 
 

@@ -9,19 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
-from phospho_multimodal.batch.job import DIGEST_BYTES, Job
+from phospho_multimodal.batch.job import Job, image_digest
 from phospho_multimodal.batch.journal.file import PART_ROWS, part_of, rows_of_part
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State
+from phospho_multimodal.batch.results.columns import COLUMNS
+from phospho_multimodal.batch.results.details import RowDetails
 from phospho_multimodal.batch.results.digests import digest_file
+from phospho_multimodal.batch.results.upload import Upload
 from phospho_multimodal.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["COLUMNS", "MANIFEST_NAME", "REPORT_NAME", "Results", "ResultsFormat", "check_format"]
 
@@ -30,28 +30,6 @@ REPORT_NAME = "_report.html"
 
 ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
-
-COLUMNS = {
-    "id": "string",
-    "source": "string",
-    "description": "string",
-    "status": "string",
-    "error_class": "string",
-    "error": "string",
-    "attempts": "int32",
-    "cost_usd": "float64",
-    "images_in_doubt": "int32",
-    "duplicate_of": "string",
-    "sha256": "string",
-    "width": "int32",
-    "height": "int32",
-    "seconds": "float64",
-    "prompt_id": "string",
-    "model": "string",
-    "time": "timestamp",
-    "removed": "bool_",
-}
-"""The columns of a row and their types, by their names in Arrow."""
 
 # What tells whether two runs came to the same: not when, how fast, or at which attempt.
 _DIGESTED = (
@@ -76,6 +54,9 @@ class Results:
         job: Job,
         kind: ResultsFormat,
         usd_per_image: Decimal,
+        *,
+        details: RowDetails | None = None,
+        upload: Upload | None = None,
     ) -> None:
         """Tell where and how results are written.
 
@@ -85,7 +66,12 @@ class Results:
             job: What was asked.
             kind: The format.
             usd_per_image: Dollars for one image.
+            details: What rows say besides the answer.
+            upload: Where finished files are copied.
         """
+        self._details = details
+        self._upload = upload
+        self._columns = {**COLUMNS, **dict.fromkeys(details.columns if details else (), "string")}
         self._folder = folder
         self._journal = journal
         self._job = job
@@ -105,7 +91,7 @@ class Results:
             ConfigurationError: The results, the manifest or the report cannot be written.
         """
         self._check_outputs()
-        columns = " ".join(f"{name}:{kind}" for name, kind in COLUMNS.items())
+        columns = " ".join(f"{name}:{kind}" for name, kind in self._columns.items())
         self._journal.check_parts(str(self._price), columns)
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
@@ -122,6 +108,11 @@ class Results:
             left.unlink(missing_ok=True)
         return bad
 
+    def forget_parts(self) -> None:
+        """Have all parts written again, because their rows say something else now."""
+        for number, *_ in self._journal.parts():
+            self._journal.drop_part(number)
+
     def write_finished(self) -> None:
         """Write every part whose inputs all have their row, up to the first that has not.
 
@@ -132,11 +123,12 @@ class Results:
         for number in range(self._parts()):
             if number in there:
                 continue
-            as_of = self._journal.late_words
             if not self._journal.is_finished(*rows_of_part(number)):
-                return
+                break
             name, rows, size, sha256 = self._write(number)
-            self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
+            self._journal.add_part(number, name, rows, size, sha256)
+        if self._upload is not None:
+            self._upload.try_to_copy()
 
     def write_rest(self) -> list[dict[str, Any]]:
         """Write what is done of the other parts, too; they are written anew when they are whole.
@@ -199,12 +191,19 @@ class Results:
         for begin in range(first, last + 1, PART_ROWS):
             raw = self._journal.rows(begin, min(last, begin + PART_ROWS - 1))
             if raw:
-                yield [self._row(one) for one in raw]
+                yield self._with_details([self._row(one) for one in raw])
+
+    def _with_details(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._details is None:
+            return rows
+        nothing = dict.fromkeys(self._details.columns)
+        details = self._details.read([row["id"] for row in rows])
+        return [{**row, **details.get(row["id"], nothing)} for row in rows]
 
     def _row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         pays = raw["first_id"] == raw["id"]
         picture = raw["picture"]
-        sent = picture is not None and len(picture) == DIGEST_BYTES and raw["first_id"] is not None
+        is_sent = picture is not None and raw["first_id"] is not None
         ended = raw["ended"]
         return {
             "id": raw["id"],
@@ -217,7 +216,7 @@ class Results:
             "cost_usd": float(raw["images_billed"] * self._price) if pays else 0.0,
             "images_in_doubt": raw["images_in_doubt"] if pays else 0,
             "duplicate_of": None if pays else raw["first_id"],
-            "sha256": picture.hex() if sent else None,
+            "sha256": image_digest(picture) if is_sent else None,
             "width": raw["width"],
             "height": raw["height"],
             "seconds": raw["seconds"],
@@ -241,8 +240,9 @@ class Results:
         return name, count, size, sha256
 
     def _fill(self, path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
-        write = _write_parquet if self._kind == "parquet" else _write_jsonl
-        return write(path, chunks)
+        if self._kind == "parquet":
+            return _write_parquet(path, chunks, self._columns)
+        return _write_jsonl(path, chunks)
 
 
 @contextlib.contextmanager
@@ -291,28 +291,37 @@ def _check_replaceable(path: Path) -> None:
         raise ConfigurationError(message)
 
 
-def _schema() -> pa.Schema:
+def _schema(columns: Mapping[str, str]) -> Any:
     pyarrow = _pyarrow()
     time = pyarrow.timestamp("us", tz="UTC")
     return pyarrow.schema(
         [
             (name, time if kind == "timestamp" else getattr(pyarrow, kind)())
-            for name, kind in COLUMNS.items()
+            for name, kind in columns.items()
         ]
     )
 
 
-def _write_parquet(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
+def _write_parquet(
+    path: Path, chunks: Iterator[list[dict[str, Any]]], columns: Mapping[str, str]
+) -> int:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    schema = _schema()
+    schema = _schema(columns)
+    kept = columns.keys() - COLUMNS.keys()
     count = 0
     # pyarrow takes a path with a colon in it for a URL, so it gets an open file.
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-        for rows in chunks:
+        for chunk in chunks:
+            rows = [{**row, **{name: _to_text(row[name]) for name in kept}} for row in chunk]
             writer.write_table(_pyarrow().Table.from_pylist(rows, schema=schema))
             count += len(rows)
     return count
+
+
+def _to_text(value: object) -> str | None:
+    """Write a kept value as a text: all parts need one type, whatever their rows hold."""
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _write_jsonl(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
