@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+import sys
 import threading
 import weakref
 from collections import deque
@@ -14,7 +15,6 @@ from typing import Any
 from typing_extensions import Self
 
 from phospho_multimodal import ConfigurationError
-from phospho_multimodal.spending.finalizing import is_finalizing
 from phospho_multimodal.spending.processes import after_fork, is_alive, name_of_process
 from phospho_multimodal.spending.sqlite import open_database, transaction
 
@@ -138,7 +138,8 @@ class DescriptionStore:
             key: What was claimed.
         """
         self._left.append(key)
-        if not is_finalizing():
+        # A closed generator may run inside the garbage collector, where a lock can be a deadlock.
+        if not isinstance(sys.exc_info()[1], GeneratorExit):
             # A file that cannot be written is told of by who has something to keep or to ask.
             with contextlib.suppress(ConfigurationError), self._transaction():
                 pass  # it gives up what is left
