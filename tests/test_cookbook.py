@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 
 from live_server import serve
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question, load_engine
+from phospho_multimodal.server.engines import InputImage, Question, load_engine
 
 pytestmark = pytest.mark.long
 
@@ -141,7 +141,7 @@ class ReadingOnce:
         self._engine = load_engine(self.name)
         self._answers: dict[tuple[bytes, str], str] = {}
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         key = (picture.data, question.parameters.model_dump_json())
         if key not in self._answers:
             self._answers[key] = self._engine.describe(picture, question)

@@ -17,8 +17,7 @@ from langchain_phospho import ChatPhospho
 from live_server import serve
 from llama_index_phospho import Phospho
 from phospho_multimodal.server.app import create_app
-from phospho_multimodal.server.engines import Engine, Question, load_engine
-from phospho_multimodal.server.engines import Picture as ServerPicture
+from phospho_multimodal.server.engines import Engine, InputImage, Question, load_engine
 from pictures import encoded, receipt
 
 pytestmark = pytest.mark.long
@@ -44,7 +43,7 @@ class Witness:
         self.shown: list[bytes] = []
         self._engine = engine
 
-    def describe(self, picture: ServerPicture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         self.shown.append(picture.data)
         return self._engine.describe(picture, question)
 

@@ -33,7 +33,7 @@ TARGET = 0.8
 SERVER = """
 import asyncio, uvicorn
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.connections import ImpatientProtocol
+from phospho_multimodal.server.run import TimeoutProtocol
 from phospho_multimodal.server.engines.echo import EchoEngine
 from phospho_multimodal.server.run import bind
 
@@ -45,7 +45,7 @@ class Slow(EchoEngine):
 app = create_app(Slow(), workers=256, max_queue=256)
 listener = bind("127.0.0.1", 0, api_key=None)
 print(listener.getsockname()[1], flush=True)
-config = uvicorn.Config(app, http=ImpatientProtocol, access_log=False, log_level="error", ws="none")
+config = uvicorn.Config(app, http=TimeoutProtocol, access_log=False, log_level="error", ws="none")
 uvicorn.Server(config).run(sockets=[listener])
 """
 

@@ -19,7 +19,7 @@ from fresh_python import in_fresh_python
 from live_server import serve
 from phospho_multimodal.cli.main import app
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question, discovery
+from phospho_multimodal.server.engines import InputImage, Question, discovery
 from phospho_multimodal.server.engines.echo import EchoEngine
 from phospho_multimodal.server.engines.openai import UPSTREAM_VARIABLE
 
@@ -35,7 +35,7 @@ class PaletteEngine:
         self._answer = answer
         self.asked: list[str] = []
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         self.asked.append(question.text)
         pixel = picture.pixels.getpixel((0, 0))
         if pixel == (0, 0, 0):
@@ -195,7 +195,7 @@ class TestDescribe:
         assert shown.count("A late answer.") == 4
         assert shown.count("Not sent.") == 14
         assert "6 images billed" in shown
-        assert "waiting for the answers under way" in told
+        assert "waiting for the requests in progress" in told
         assert "Traceback" not in told
 
 
@@ -223,7 +223,7 @@ class TestCheck:
             pass
         result = run("check", "--base-url", base_url)
         assert result.exit_code == 1
-        assert "There no" in words(result)
+        assert "Reachable no" in words(result)
 
     def test_a_long_address_is_shown_whole(self):
         with serve(create_app(EchoEngine())) as base_url:

@@ -28,7 +28,7 @@ from live_server import serve
 from phospho_multimodal.contract import GenerationParameters
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question, load_engine, running
+from phospho_multimodal.server.engines import InputImage, Question, load_engine, running
 from phospho_multimodal.server.engines.transformers import TransformersEngine
 from phospho_multimodal.server.engines.vision_model import VisionModel
 from pictures import draw, encoded
@@ -49,7 +49,7 @@ def request(text: str = "What is this ?", colour: str = "teal", **parameters: An
 def ask(engine: TransformersEngine, text: str, colour: str = "teal", **parameters: Any):
     pixels = draw(colour=colour)
     question = Question(text, "phospho-multimodal", GenerationParameters(**parameters))
-    return engine.describe(Picture(b"", "PNG", *pixels.size, pixels), question)
+    return engine.describe(InputImage(b"", "PNG", *pixels.size, pixels), question)
 
 
 @contextlib.asynccontextmanager
@@ -155,7 +155,7 @@ async def test_no_answer_is_longer_than_the_cap(tiny, generated):
     assert call["answer"].shape[1] - call["input_ids"].shape[1] <= 250
 
 
-async def test_the_picture_changes_the_answer(tiny):
+async def test_the_image_changes_the_answer(tiny):
     async with ready(TransformersEngine(model=str(tiny))) as engine:
         answers = [await ask(engine, "What is this ?", colour) for colour in COLOURS]
     assert len(set(answers)) == len(COLOURS)
@@ -274,10 +274,10 @@ async def test_memory_is_flat_over_500_requests(tiny):
 
 BROKEN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config"),
+    "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config"),
     "another kind of model": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
-        "'bert' is no model that answers about images",
+        "'bert' is not a model that takes images and text",
     ),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
@@ -324,7 +324,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
         ({}, "--model"),
         ({"model": "x", "device": "tpu"}, "auto, cpu, cuda"),
         ({"model": "x", "dtype": "int3"}, "auto, float32, bfloat16, float16"),
-        ({"model": "x", "max_batch": 0}, "one question"),
+        ({"model": "x", "max_batch": 0}, "max_batch must be 1 or greater"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_refused(options, says):
@@ -354,4 +354,4 @@ def test_the_command_ends_with_a_text_if_weights_turn_out_to_be_missing(tmp_path
     )
     assert ended.returncode == 1
     # The last line, below what uvicorn writes about being cut short.
-    assert "its files lack 1 of its weights" in ended.stderr.splitlines()[-1]
+    assert "1 of its weights are missing from its files" in ended.stderr.splitlines()[-1]

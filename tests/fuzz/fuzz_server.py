@@ -24,8 +24,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from live_server import serve
 from phospho_multimodal.contract import PredictInput
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.connections import ImpatientProtocol
 from phospho_multimodal.server.engines.echo import EchoEngine
+from phospho_multimodal.server.run import TimeoutProtocol
 
 KEY = "fuzz-key"
 
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     app = create_app(EchoEngine(), api_key=KEY)
-    with serve(app, http=ImpatientProtocol) as base_url, tempfile.TemporaryDirectory() as folder:
+    with serve(app, http=TimeoutProtocol) as base_url, tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # it leaves its failures where it stands
         arguments = ["run", f"{base_url}/openapi.json", "-H", f"Authorization: Bearer {KEY}"]
         arguments += ["--max-examples", str(options.examples), "--seed", str(options.seed)]

@@ -23,7 +23,7 @@ from live_server import serve
 from llama_index_phospho import ImageDescriptionExtractor, Phospho
 from phospho_multimodal import Spending
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Engine, Picture, Question, load_engine
+from phospho_multimodal.server.engines import Engine, InputImage, Question, load_engine
 from pictures import encoded
 
 pytestmark = pytest.mark.long
@@ -55,7 +55,7 @@ class CountingEngine:
     def name(self) -> str:
         return self.inner.name
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         with self.lock:
             self.seen[hashlib.sha256(picture.data).hexdigest()] += 1
         return self.inner.describe(picture, question)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from live_server import serve
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question
+from phospho_multimodal.server.engines import InputImage, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
 
 
@@ -46,7 +46,7 @@ class GatedEngine:
         self.gate = threading.Event()
         self.seen: list[str] = []
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         self.seen.append(question.text)
         self.entered.release()
         assert self.gate.wait(30)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from phospho_multimodal.contract import GenerationParameters
 from phospho_multimodal.server.engines import EngineBusy
-from phospho_multimodal.server.engines.batches import Asked, Batches
+from phospho_multimodal.server.engines.batches import Batches, PendingQuestion
 
 GREEDY = GenerationParameters()
 WARM = GenerationParameters(temperature=0.7)
@@ -28,7 +28,7 @@ class Model:
         self.gate = threading.Event()
         self.gate.set()
 
-    def answer(self, batch: Sequence[Asked]) -> list[str | Exception]:
+    def answer(self, batch: Sequence[PendingQuestion]) -> list[str | Exception]:
         self.batches.append([asked.text for asked in batch])
         self.entered.release()
         assert self.gate.wait(30)
@@ -47,7 +47,7 @@ def model() -> Iterator[Model]:
 
 @contextlib.contextmanager
 def gathered(model: Model, most: int = 4) -> Iterator[Batches]:
-    batches = Batches(lambda: model.answer, most=most)
+    batches = Batches(lambda: model.answer, max_batch=most)
     try:
         yield batches
     finally:
@@ -147,11 +147,11 @@ async def test_what_is_closed_lets_those_who_wait_go_and_takes_nothing_more(mode
 async def test_it_is_ready_when_it_has_loaded_and_can_be_closed_before(closing, model):
     gate = threading.Event()
 
-    def load() -> Callable[[Sequence[Asked]], Sequence[str | Exception]]:
+    def load() -> Callable[[Sequence[PendingQuestion]], Sequence[str | Exception]]:
         assert gate.wait(10)
         return model.answer
 
-    batches = Batches(load, most=1)
+    batches = Batches(load, max_batch=1)
     assert not batches.ready.done()
     if closing:
         batches.close()
@@ -162,6 +162,6 @@ async def test_it_is_ready_when_it_has_loaded_and_can_be_closed_before(closing, 
 
 
 async def test_what_cannot_be_loaded_says_why():
-    batches = Batches(lambda: 1 // 0, most=1)
+    batches = Batches(lambda: 1 // 0, max_batch=1)
     with pytest.raises(ZeroDivisionError):
         await asyncio.wrap_future(batches.ready)

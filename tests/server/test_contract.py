@@ -16,7 +16,7 @@ from live_server import serve
 from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.engines import Picture, Question
+from phospho_multimodal.server.engines import InputImage, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
 
 
@@ -127,11 +127,11 @@ def test_the_image_arrives_byte_for_byte(echo_client, picture):
 
 
 class BrokenEngine:
-    """Fails, and quotes what it was given while at it."""
+    """Fails, and quotes the prompt in its error."""
 
     name = "broken"
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         try:
             return {}[question.text]
         except KeyError as cause:
@@ -140,11 +140,11 @@ class BrokenEngine:
 
 
 class TalkativeEngine:
-    """Answers with something that is no text."""
+    """Answers with a value that is not a string."""
 
     name = "talkative"
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         return 42  # type: ignore[return-value]
 
 
@@ -176,8 +176,10 @@ def test_the_log_tells_where_an_engine_failed_and_nothing_of_the_request(picture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"workers": 0}, "one worker", id="nobody to answer"),
-        pytest.param({"max_queue": -1}, "negative queue", id="a negative queue"),
+        pytest.param({"workers": 0}, "workers must be 1 or greater, got 0", id="nobody to answer"),
+        pytest.param(
+            {"max_queue": -1}, "max_queue must be 0 or greater, got -1", id="a negative queue"
+        ),
         pytest.param({"api_key": " "}, "empty", id="an empty key"),
     ],
 )

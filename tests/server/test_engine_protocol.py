@@ -19,7 +19,7 @@ from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import (
     EngineBusy,
     EngineFailed,
-    Picture,
+    InputImage,
     Question,
     load_engine,
     running,
@@ -28,12 +28,12 @@ from phospho_multimodal.server.engines import (
 
 @dataclass
 class PlainEngine:
-    """Fails as it is told to."""
+    """Raises the given exception."""
 
     failure: Exception
     name = "plain"
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         raise self.failure
 
 
@@ -47,7 +47,7 @@ class AsyncEngine:
     diary: list[str] = field(default_factory=list)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     gate: threading.Event = field(default_factory=threading.Event)
-    pictures: list[weakref.ref[Picture]] = field(default_factory=list)
+    pictures: list[weakref.ref[InputImage]] = field(default_factory=list)
 
     async def start(self) -> None:
         self.diary.append("started")
@@ -55,7 +55,7 @@ class AsyncEngine:
     async def close(self) -> None:
         self.diary.append("closed")
 
-    async def describe(self, picture: Picture, question: Question) -> str:
+    async def describe(self, picture: InputImage, question: Question) -> str:
         self.pictures.append(weakref.ref(picture))
         del picture
         self.entered.release()
@@ -132,7 +132,7 @@ def test_an_async_engine_is_given_as_many_questions_as_it_says(picture):
         assert [a.result().status_code for a in asked] == [200] * 5
 
 
-def test_while_an_async_engine_waits_nobody_else_holds_its_picture(picture):
+def test_while_an_async_engine_waits_nobody_else_holds_its_image(picture):
     engine = AsyncEngine()
     with serve(create_app(engine)) as base_url, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, base_url, picture)
@@ -173,5 +173,5 @@ async def test_an_engine_that_cannot_start_ends_the_server_and_is_closed():
 
 
 def test_an_option_that_an_engine_does_not_know_is_refused_by_its_flag():
-    with pytest.raises(ConfigurationError, match="'echo' has no use for --max-side"):
+    with pytest.raises(ConfigurationError, match="'echo' does not use --max-side"):
         load_engine("echo", max_side=7, model=None)

@@ -31,7 +31,7 @@ PENALTY = {name: case.penalty for name, case in CASES.items()}
 
 
 def asked_once(upstream: ScriptedUpstream, image: bytes | str | None = None, **parameters):
-    """Ask through a door of its own, and give what the upstream was asked."""
+    """Send a request through a new gateway, and return the request that the upstream got."""
     with gateway(upstream.url, allow_urls=True) as client:
         response = ask(client, image, **parameters)
     assert response.status_code == 200, response.text
@@ -138,7 +138,7 @@ class TestThePicture:
 
 class TestWhatTheUpstreamRefuses:
     def failed(self, upstream, caplog, **options) -> str:
-        """Ask, expect the contract's 500, and give what was logged."""
+        """Send a request, expect the 500, and return the log."""
         with gateway(upstream.url, **options) as client:
             response = ask(client)
         assert response.status_code == 500
@@ -240,11 +240,11 @@ class TestWhatWillPass:
                 assert time.monotonic() - begun < 5
             server.wait_until_idle()
 
-    def test_the_door_gives_up_before_the_contracts_minute_is_over(self):
+    def test_the_gateway_gives_up_before_the_contracts_minute_is_over(self):
         assert openai.ANSWER_SECONDS < 60
 
-    def test_a_door_that_is_up_first_says_loading_and_waits(self, monkeypatch):
-        monkeypatch.setattr(monitor, "_LOOK_AGAIN", 0.05)
+    def test_a_gateway_that_is_up_first_says_loading_and_waits(self, monkeypatch):
+        monkeypatch.setattr(monitor, "_INTERVAL", 0.05)
         with scripted("llama.cpp", loading=True) as upstream, gateway(upstream.url) as client:
             health = client.get("/health")
             assert (health.status_code, health.json()["status"]) == (503, "loading")
@@ -258,8 +258,8 @@ class TestWhatWillPass:
             assert ask(client).status_code == 200
             assert "repeat_penalty" in upstream.asked[0].body
 
-    def test_a_door_whose_upstream_never_came_can_be_closed(self, monkeypatch):
-        monkeypatch.setattr(monitor, "_LOOK_AGAIN", 0.01)
+    def test_a_gateway_whose_upstream_never_came_can_be_closed(self, monkeypatch):
+        monkeypatch.setattr(monitor, "_INTERVAL", 0.01)
         with scripted(loading=True) as upstream, gateway(upstream.url) as client:
             assert client.get("/health").status_code == 503
 
@@ -308,7 +308,7 @@ class TestTheKey:
 
     def test_plain_http_to_another_machine_is_told(self, caplog):
         Upstream("http://gpu.example:8000", api_key=KEY)
-        assert "http://gpu.example:8000 goes there over plain http" in caplog.text
+        assert "http://gpu.example:8000 is sent over plain http" in caplog.text
 
 
 def _body() -> dict:
@@ -387,5 +387,5 @@ class TestOptions:
             load_engine("openai", upstream="http://127.0.0.1:1", model="a", dialect="tgi")
 
     def test_another_engine_has_no_use_for_them(self):
-        with pytest.raises(ConfigurationError, match=r"'echo' has no use for --model, --upstream"):
+        with pytest.raises(ConfigurationError, match=r"'echo' does not use --model, --upstream"):
             load_engine("echo", upstream="http://127.0.0.1:1", model="a", dialect=None)

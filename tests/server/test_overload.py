@@ -1,4 +1,4 @@
-"""Clients that are slow, many or gone, and a server that is told to stop while they ask."""
+"""Clients that are slow, many or gone, and a server that stops during requests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ import pytest
 from live_server import serve
 from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server import create_app
-from phospho_multimodal.server.connections import ImpatientProtocol
-from phospho_multimodal.server.engines import Picture, Question
+from phospho_multimodal.server.engines import InputImage, Question
 from phospho_multimodal.server.engines.echo import EchoEngine
-from phospho_multimodal.server.run import in_background
+from phospho_multimodal.server.run import TimeoutProtocol, in_background
 
 PATIENCE = 20
 CLIENTS = 200
 CLI = [sys.executable, "-c", "from phospho_multimodal.cli.main import main; main()"]
 
 
-class ShortTempered(ImpatientProtocol):
+class ShortTempered(TimeoutProtocol):
     """Waits for a third of a second instead of a minute."""
 
     max_wait = 0.3
@@ -39,13 +38,13 @@ class UnhurriedEngine:
 
     name = "unhurried"
 
-    def describe(self, picture: Picture, question: Question) -> str:
+    def describe(self, picture: InputImage, question: Question) -> str:
         time.sleep(0.02)
         return question.text
 
 
 def drip(client, seconds: float = 5.0) -> float:
-    """Send a byte every 50 ms; tell how long the server put up with it."""
+    """Send a byte every 50 ms; return how long the server accepts them."""
     started = time.monotonic()
     client.socket.settimeout(0.05)
     while time.monotonic() - started < seconds:
@@ -116,7 +115,7 @@ class TestSlowClients:
     @pytest.mark.parametrize("dripping", [False, True], ids=["never comes", "drips"])
     def test_a_body_that_takes_too_long_is_a_408_and_kept_no_place(self, dial, picture, dripping):
         app = create_app(EchoEngine(), workers=1, max_queue=0, max_receive_seconds=0.5)
-        with serve(app, http=ImpatientProtocol) as base_url, dial(base_url) as client:
+        with serve(app, http=TimeoutProtocol) as base_url, dial(base_url) as client:
             client.send("Content-Length: 1000", body=b"{")
             other = httpx.post(base_url + PREDICT_PATH, json=picture.request())
             assert other.status_code == 200
@@ -132,7 +131,7 @@ class TestSlowClients:
         app = create_app(EchoEngine(), workers=1, max_queue=0)
         content = json.dumps(picture.request("x" * 20_000_000)).encode()
         with (
-            serve(app, http=ImpatientProtocol, timeout_keep_alive=1) as base_url,
+            serve(app, http=TimeoutProtocol, timeout_keep_alive=1) as base_url,
             dial(base_url) as client,
         ):
             client.send(f"Content-Length: {len(content)}", body=content)
@@ -167,7 +166,7 @@ def test_an_answer_does_not_wait_for_its_head_to_be_acknowledged(picture):
             client.post(PREDICT_PATH, json=picture.request()).elapsed.total_seconds()
             for _ in range(25)
         ]
-    # The first answers are acknowledged at once; each later one would take 40 ms at least.
+    # The first responses are acknowledged immediately. Each later one would take 40 ms or more.
     assert min(waits[15:]) < 0.03
 
 
@@ -191,7 +190,7 @@ class TestCrowds:
     async def test_of_200_at_once_each_is_answered_or_told_to_come_back(self, picture, gone):
         app = create_app(UnhurriedEngine(), workers=2, max_queue=8)
         bodies = [json.dumps(picture.request(f"question {n}.")).encode() for n in range(CLIENTS)]
-        with serve(app, http=ImpatientProtocol) as base_url:
+        with serve(app, http=TimeoutProtocol) as base_url:
             replies = await asyncio.wait_for(
                 asyncio.gather(
                     *[

@@ -41,11 +41,29 @@ class TestAnAnswerInAnotherForm:
             completion(["A cat."]),
             completion([{"type": "text", "text": {"value": "A cat."}}]),
             WITH_BOM,
+            json.dumps(A_CAT).encode("utf-16"),
+            json.dumps({**A_CAT, "usage": float("nan")}).encode(),
         ],
     )
     def test_it_is_an_answer(self, body):
         with scripted("generic", (200, body, {})) as up, gateway(up.url) as client:
             assert ask(client).json() == {"predictions": [{"description": "A cat."}]}
+
+    def test_half_an_emoji_is_replaced(self):
+        body = json.dumps(completion("A cat \ud83d")).encode()
+        with scripted("generic", (200, body, {})) as up, gateway(up.url) as client:
+            assert ask(client).json() == {"predictions": [{"description": "A cat \ufffd"}]}
+
+    def test_an_answer_with_status_201_is_an_answer(self):
+        with scripted("generic", (201, A_CAT, {})) as up, gateway(up.url) as client:
+            assert ask(client).status_code == 200
+
+    def test_an_answer_in_the_form_of_another_api_is_not_in_the_log(self, caplog):
+        body = {"message": {"role": "assistant", "content": "A cat."}, "done": True}
+        with scripted("ollama", (200, body, {})) as up, gateway(up.url) as client:
+            assert ask(client).status_code == 500
+        assert "has no choices[0].message.content" in caplog.text
+        assert "A cat" not in caplog.text
 
     @pytest.mark.parametrize(
         ("body", "kind", "reason"),

@@ -1,4 +1,4 @@
-"""The gateway knows within seconds whether its upstream is there, and what it is."""
+"""The gateway knows within seconds whether its upstream is available, and its dialect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scripted_upstream import completion, refused, scripted
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
-    monkeypatch.setattr(monitor, "_LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(monitor, "_INTERVAL", 0.05)
 
 
 def nobody() -> str:

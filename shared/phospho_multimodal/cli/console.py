@@ -1,4 +1,4 @@
-"""What commands print with: the two consoles, and text that is shown as it is."""
+"""The consoles that commands print to, and a function that makes foreign text safe for them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ __all__ = ["errors", "output", "plain"]
 output = Console()
 errors = Console(stderr=True)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline
 
 
 def plain(text: str) -> Text:
-    """Show text as it is: no markup, and no control sequence that a server or a name could hold.
-
-    Args:
-        text: Anybody's.
-
-    Returns:
-        The same, for a console.
-    """
+    """Make text printable as it is, without markup and without control sequences."""
     return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))

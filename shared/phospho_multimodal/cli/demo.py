@@ -1,6 +1,6 @@
-"""The demo: a server of one's own, and one question through each framework.
+"""The demo: a local server, and one prompt through each framework.
 
-The one module of the core that knows the adapters, because showing them is what it is for.
+This is the only module of the core that imports the adapters, because it shows them.
 """
 
 import base64
@@ -28,11 +28,11 @@ from phospho_multimodal.server.engines.discovery import choose_engine
 from phospho_multimodal.server.run import in_background
 
 _PHOTO = "demo_photo.jpg"  # "Chelsea" by Stéfan van der Walt, CC0
-_LOAD_SECONDS = 600.0  # for a model that its server loads first
+_LOAD_SECONDS = 600.0  # for a server that loads its model
 
 __all__ = ["PROMPT", "RECEIPT", "draw_receipt", "run"]
 
-PROMPT = "What does this picture say?"
+PROMPT = "What does this image say?"
 """The prompt about the receipt, and about an image of the user's."""
 
 PHOTO_PROMPT = "Describe this photograph in two sentences."
@@ -45,14 +45,14 @@ RECEIPT = (
     ("Total", "6.00"),
     ("Thank you", ""),
 )
-"""The text of the demo's picture: what stands left, and what stands right."""
+"""The text of the demo's image: its left and its right column."""
 
 
 def run(image: Path | None, console: Console) -> None:
-    """Ask about a picture through both frameworks, and print what each got.
+    """Send a prompt about an image through both frameworks, and print both responses.
 
     Args:
-        image: The user's image. Without one, a vision model gets a photograph, and OCR a receipt.
+        image: The user's image. Default: a photograph for a vision model, a receipt for OCR.
         console: Where to print.
 
     Raises:
@@ -62,17 +62,17 @@ def run(image: Path | None, console: Console) -> None:
     for line in choice.notice:
         console.print(Text(line, overflow="fold"))
     engine = load_engine(choice.engine, **choice.options)
-    # A key of its own, so that one from the environment goes nowhere it was not meant for.
+    # A new key, so that the key of the environment is not sent to this server.
     api_key = secrets.token_urlsafe()
     server = create_app(engine, api_key=api_key)
     with tempfile.TemporaryDirectory() as folder, in_background(server) as base_url:
         _wait_until_loaded(engine, console)
-        picture, prompt = _question(image, choice.engine, Path(folder))
-        console.print(Text(f"Serving {base_url}. Asking: {prompt}", overflow="fold"))
+        image_path, prompt = _choose_image(image, choice.engine, Path(folder))
+        console.print(Text(f"Serving {base_url}. Prompt: {prompt}", overflow="fold"))
         title = "LangChain: ChatPhospho"
-        _show(console, title, *_ask_langchain(picture, prompt, base_url, api_key))
+        _show(console, title, *_ask_langchain(image_path, prompt, base_url, api_key))
         title = "LlamaIndex: PhosphoMultiModal"
-        _show(console, title, *_ask_llama_index(picture, prompt, base_url, api_key))
+        _show(console, title, *_ask_llama_index(image_path, prompt, base_url, api_key))
     console.print("Costs are the hosted endpoint's list price. This server billed nothing.")
     console.print("It has stopped.")
 
@@ -83,13 +83,13 @@ def _wait_until_loaded(engine: Engine, console: Console) -> None:
         console.print("Waiting until the model is loaded.")
     while state(engine) != "ok":
         if time.monotonic() > deadline:
-            message = f"The model was not loaded within {_LOAD_SECONDS:.0f} s. Nothing was asked."
+            message = f"The model was not loaded within {_LOAD_SECONDS:.0f} s. Nothing was sent."
             raise ConfigurationError(message)
         time.sleep(0.1)
 
 
-def _question(image: Path | None, engine: str, folder: Path) -> tuple[Path, str]:
-    """Choose what to ask: OCR reads a receipt, and a vision model describes a photograph."""
+def _choose_image(image: Path | None, engine: str, folder: Path) -> tuple[Path, str]:
+    """Choose image and prompt: OCR reads a receipt, a vision model describes a photograph."""
     if image is not None:
         return image, PROMPT if engine == "ocr" else PHOTO_PROMPT
     if engine == "ocr":
@@ -100,14 +100,7 @@ def _question(image: Path | None, engine: str, folder: Path) -> tuple[Path, str]
 
 
 def draw_receipt(path: Path) -> Path:
-    """Draw the demo's picture.
-
-    Args:
-        path: The file to write.
-
-    Returns:
-        The same path.
-    """
+    """Draw the demo's receipt into a file, and return its path."""
     image = Image.new("RGB", (520, 60 + 60 * len(RECEIPT)), "white")
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=28)
@@ -120,10 +113,10 @@ def draw_receipt(path: Path) -> Path:
 
 
 def _ask_langchain(
-    picture: Path, prompt: str, base_url: str, api_key: str
+    image_path: Path, prompt: str, base_url: str, api_key: str
 ) -> tuple[str, dict[str, Any]]:
-    kind = mimetypes.guess_type(picture)[0] or "image/png"
-    data = base64.b64encode(picture.read_bytes()).decode()
+    kind = mimetypes.guess_type(image_path)[0] or "image/png"
+    data = base64.b64encode(image_path.read_bytes()).decode()
     message = HumanMessage(
         content=[
             {"type": "text", "text": prompt},
@@ -135,10 +128,10 @@ def _ask_langchain(
 
 
 def _ask_llama_index(
-    picture: Path, prompt: str, base_url: str, api_key: str
+    image_path: Path, prompt: str, base_url: str, api_key: str
 ) -> tuple[str, dict[str, Any]]:
     llm = PhosphoMultiModal(base_url=base_url, api_key=api_key)
-    answer = llm.complete(prompt, image_documents=[ImageBlock(path=picture)])
+    answer = llm.complete(prompt, image_documents=[ImageBlock(path=image_path)])
     return answer.text, dict(answer.raw or {})
 
 

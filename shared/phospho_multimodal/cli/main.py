@@ -1,12 +1,11 @@
 """The command line: `phospho-multimodal serve | describe | batch | check | demo`."""
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 try:
     import typer
@@ -30,17 +29,17 @@ from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Ask about pictures, or serve the endpoint's contract on this machine.",
+    help="Describe images, or serve the phospho API on this machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # its tracebacks can show local variables: keys, prompts
 )
 
-_AT_ONCE = 4  # pictures under way together
+_CONCURRENCY = 4  # images in progress at the same time
 
 
 BaseUrl = Annotated[
     str | None,
-    typer.Option(help="Where the endpoint is. Default: PHOSPHO_BASE_URL, else phospho's own."),
+    typer.Option(help="The endpoint. Default: PHOSPHO_BASE_URL, else phospho's own."),
 ]
 ApiKey = Annotated[
     str | None, typer.Option(help="The key. Default: PHOSPHO_API_KEY.", show_default=False)
@@ -52,69 +51,70 @@ def main() -> None:
     app()
 
 
-@app.command("serve")
-@functools.wraps(run_server)
-def serve(**options: Any) -> None:
-    with _failures_told():
-        run_server(**options)
+@contextlib.contextmanager
+def _report_errors() -> Iterator[None]:
+    """Turn an error that a user can act on into its message and exit code 1."""
+    try:
+        yield
+    except (PhosphoError, ImportError) as failure:
+        errors.print(plain(str(failure)), style="red")
+        raise typer.Exit(1) from failure
+
+
+app.command("serve")(_report_errors()(run_server))
+app.command("batch")(_report_errors()(run_batch))
 
 
 @app.command()
+@_report_errors()
 def describe(
     *,
-    pictures: Annotated[
+    images: Annotated[
         list[Path], typer.Argument(help="Image files.", metavar="PATH...", show_default=False)
     ],
-    prompt: Annotated[str, typer.Option(help="The question.")] = DEFAULT_PROMPT,
+    prompt: Annotated[str, typer.Option(help="The prompt.")] = DEFAULT_PROMPT,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     max_usd: Annotated[
-        float | None, typer.Option(help="Stop before more than this is spent.", show_default=False)
+        float | None, typer.Option(help="The spending limit in USD.", show_default=False)
     ] = None,
 ) -> None:
-    """Ask about pictures, one request each; exit with 1 if any of them failed."""
-    with _failures_told():
-        spending = Spending(max_usd=max_usd)
-        with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
-            batch = _Batch(client, prompt)
-            rows = batch.run(pictures)
-    columns = [_whole(heading) for heading in ("Picture", "Answer", "Cost")]
+    """Describe images, one request each; exit with 1 if any of them failed."""
+    spending = Spending(max_usd=max_usd)
+    with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
+        describer = _Describer(client, prompt)
+        rows = describer.run(images)
+    columns = [_wrapped(heading) for heading in ("Image", "Answer", "Cost")]
     table = Table(*columns, title=plain(prompt), show_lines=True)
-    for picture, row in zip(pictures, rows, strict=True):
+    for image, row in zip(images, rows, strict=True):
         answer = plain(row.text)
         if row.failed:
             answer.stylize("red")
-        table.add_row(plain(str(picture)), answer, row.cost)
+        table.add_row(plain(str(image)), answer, row.cost)
     output.print(table)
     output.print(plain(str(spending.snapshot())))
-    if batch.fatal is not None:
-        errors.print(plain(str(batch.fatal)), style="red")
-    if batch.interrupted:
+    if describer.fatal is not None:
+        errors.print(plain(str(describer.fatal)), style="red")
+    if describer.interrupted:
         raise typer.Exit(INTERRUPTED)
     if any(row.failed for row in rows):
         raise typer.Exit(1)
 
 
-@app.command("batch")
-@functools.wraps(run_batch)
-def batch(*args: Any, **options: Any) -> None:
-    with _failures_told():
-        run_batch(*args, **options)
-
-
 @app.command()
+@_report_errors()
 def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
-    """Ask whether the endpoint is there and the key is good; it costs nothing.
+    """Check the endpoint and the key, at no cost.
 
-    The key is tried with a model name that the contract refuses after it has looked at the key:
-    no prediction is made, so none is billed.
+    The check sends a model name that the endpoint rejects after it has checked the key. No
+    prediction is made, so nothing is billed.
     """
-    with _failures_told(), PhosphoClient(api_key=api_key, base_url=base_url) as client:
+    with PhosphoClient(api_key=api_key, base_url=base_url) as client:
         status = client.check()
     key = {True: "accepted", False: "not accepted", None: "not known"}[status.key_accepted]
-    facts = Table.grid(_whole(), _whole(), padding=(0, 2))
+    facts = Table.grid(_wrapped(), _wrapped(), padding=(0, 2))
     facts.add_row("Endpoint", plain(status.base_url))
-    facts.add_row("There", "yes" if status.healthy else "no")
+    facts.add_row("Reachable", "yes" if status.healthy else "no")
     facts.add_row("Key", key)
     facts.add_row("Models", plain(", ".join(status.models) or "not listed"))
     facts.add_row(
@@ -130,31 +130,31 @@ def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
 
 
 @app.command()
+@_report_errors()
 def demo(
     *,
     image: Annotated[
         Path | None,
-        typer.Option(help="Your own picture.", show_default=False, exists=True, dir_okay=False),
+        typer.Option(help="Your own image.", show_default=False, exists=True, dir_okay=False),
     ] = None,
 ) -> None:
-    """Serve on this machine, ask through LangChain and through LlamaIndex, and stop."""
-    with _failures_told():
-        from phospho_multimodal.cli import demo as show  # noqa: PLC0415 - it needs every extra
+    """Start a local server, send a prompt through LangChain and through LlamaIndex, and stop."""
+    from phospho_multimodal.cli.demo import run  # noqa: PLC0415 - it needs every extra
 
-        show.run(image, output)
+    run(image, output)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What became of one picture."""
+    """The result of one image."""
 
     text: str
     cost: str = ""
     failed: bool = True
 
 
-class _Batch:
-    """Asks the same about many pictures, a few at once; stops at what would fail for them all."""
+class _Describer:
+    """Sends the same prompt about many images; stops at an error that would hit all of them."""
 
     def __init__(self, client: PhosphoClient, prompt: str) -> None:
         self.fatal: PhosphoError | None = None
@@ -162,34 +162,31 @@ class _Batch:
         self._client = client
         self._prompt = prompt
 
-    def run(self, pictures: Sequence[Path]) -> list[_Row]:
-        """Ask about each, until Ctrl-C: then what is under way, and billed, is still waited for.
-
-        Args:
-            pictures: Image files.
+    def run(self, images: Sequence[Path]) -> list[_Row]:
+        """Describe each image; after Ctrl-C, wait for the requests in progress, which are billed.
 
         Returns:
-            A row for each, in their order.
+            A row for each image, in their order.
         """
-        several = len(pictures) > 1
+        several = len(images) > 1
         with (
             Progress(console=errors, transient=True, disable=not several) as progress,
-            ThreadPoolExecutor(max_workers=_AT_ONCE) as threads,
+            ThreadPoolExecutor(max_workers=_CONCURRENCY) as threads,
         ):
-            asking = [threads.submit(self._ask, picture) for picture in pictures]
+            requests = [threads.submit(self._describe, image) for image in images]
             try:
-                for one in progress.track(asking, description="Asking"):
-                    one.result()
+                for request in progress.track(requests, description="Describing"):
+                    request.result()
             except KeyboardInterrupt:
                 self.interrupted = True
-                errors.print("Interrupted; waiting for the answers under way.", style="red")
-            return [one.result() for one in asking]
+                errors.print("Interrupted; waiting for the requests in progress.", style="red")
+            return [request.result() for request in requests]
 
-    def _ask(self, picture: Path) -> _Row:
+    def _describe(self, image: Path) -> _Row:
         if self.interrupted or self.fatal is not None:
             return _Row("Not sent.")
         try:
-            prediction = self._client.describe(picture, self._prompt)
+            prediction = self._client.describe(image, self._prompt)
         except PhosphoError as failure:
             if isinstance(failure, FATAL_ERRORS):
                 self.fatal = failure
@@ -198,16 +195,6 @@ class _Batch:
         return _Row(prediction.description, cost, failed=False)
 
 
-def _whole(heading: str = "") -> Column:
-    """Make a column that cuts nothing off; rich's own do what has no blank: URLs, Chinese."""
+def _wrapped(heading: str = "") -> Column:
+    """Make a column that wraps text without spaces (URLs, Chinese), which rich would cut off."""
     return Column(heading, overflow="fold")
-
-
-@contextlib.contextmanager
-def _failures_told() -> Iterator[None]:
-    """Turn what a user can act on into its message and exit code 1."""
-    try:
-        yield
-    except (PhosphoError, ImportError) as failure:
-        errors.print(plain(str(failure)), style="red")
-        raise typer.Exit(1) from failure

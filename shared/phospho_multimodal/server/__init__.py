@@ -1,7 +1,7 @@
-"""A local server that speaks the endpoint's contract: `POST /v2/predict`."""
+"""A local server that speaks the phospho API (`POST /v2/predict`). Only `cli` imports it."""
 
 try:
-    import fastapi as _fastapi  # noqa: F401 - only whether it is there
+    import fastapi as _fastapi  # noqa: F401 - whether it is installed
     import uvicorn as _uvicorn  # noqa: F401
 except ModuleNotFoundError as missing:
     _message = (

@@ -1,147 +1,90 @@
-"""How much a request may bring, and how many requests may be at work or waiting."""
+"""How many requests are worked on at the same time, and how many wait."""
 
-import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import Request
 
-from phospho_multimodal.server import errors as failures
+from phospho_multimodal.server.errors import unavailable
 
-__all__ = ["ClientGoneError", "Intake", "Places", "WorkQueue"]
+__all__ = ["ClientDisconnectedError", "WorkQueue", "Workers"]
 
-_RETRY_AFTER = 1  # seconds; an answer of the slowest engine takes about that long
-_LARGEST_BODIES = 4  # so many may be held at once, or as many bytes in smaller ones
+_RETRY_AFTER = 1  # seconds; the slowest engine takes about that long for an answer
+_DECODERS = 4  # images that are decoded at the same time; one may take 300 MB
 
-_READERS = 4  # pictures that are decoded at the same time, for an engine that needs no thread
-
-Answer = TypeVar("Answer")
-Read = TypeVar("Read")
+T = TypeVar("T")
+Result = TypeVar("Result")
 
 
-class ClientGoneError(Exception):
-    """The client hung up before its answer was ready."""
+class ClientDisconnectedError(Exception):
+    """The client disconnected before its answer was ready."""
 
 
-class Intake:
-    """What bodies may bring: how many bytes, in which time, and how many all of them together."""
+class Workers:
+    """Limits the requests in progress, and the images that are decoded at the same time."""
 
-    def __init__(self, *, max_body_bytes: int, max_seconds: float) -> None:
-        self._max_body_bytes = max_body_bytes
-        self._max_seconds = max_seconds
-        self._free = _LARGEST_BODIES * max_body_bytes
+    def __init__(self, count: int) -> None:
+        self._limiter = anyio.CapacityLimiter(count)
+        self._decoders = anyio.CapacityLimiter(_DECODERS)
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[Callable[[Request], Awaitable[bytes]]]:
-        """Give out a way to read one body, whose bytes count as held until the block ends.
+    def resize(self, count: int) -> None:
+        """Change the limit; requests in progress finish first."""
+        if count != self._limiter.total_tokens:
+            self._limiter.total_tokens = count
 
-        Yields:
-            A function that gets the request, reads its body, and raises a Refusal: a 413 for more
-            bytes than may be, before the first one if Content-Length says so; a 408 if they take
-            too long; a 503 if all bodies together hold too many.
-        """
-        held = 0
+    async def run_in_thread(self, work: Callable[[], Result]) -> Result:
+        """Run all of a request's work in a thread."""
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
-        async def read(request: Request) -> bytes:
-            nonlocal held
-            announced = request.headers.get("content-length", "")
-            if announced.isdecimal() and int(announced) > self._max_body_bytes:
-                raise failures.body_too_large(self._max_body_bytes)
-            body = bytearray()
-            with anyio.move_on_after(self._max_seconds):
-                async for chunk in request.stream():
-                    held += len(chunk)
-                    self._free -= len(chunk)
-                    body += chunk
-                    if held > self._max_body_bytes:
-                        raise failures.body_too_large(self._max_body_bytes)
-                    if self._free < 0:
-                        raise failures.server_full(_RETRY_AFTER)
-                return bytes(body)
-            raise failures.body_too_slow(self._max_seconds)
-
-        try:
-            yield read
-        finally:
-            self._free += held
-
-
-class Places:
-    """What the requests at work share: threads, and turns of those that work without one."""
-
-    def __init__(self, workers: int) -> None:
-        self._turns = anyio.CapacityLimiter(workers)
-        # A decoded image may take 300 MB of memory: few at a time.
-        self._readers = anyio.CapacityLimiter(_READERS)
-
-    def resize(self, workers: int) -> None:
-        """Let more or fewer requests work at the same time; those at work finish first."""
-        if workers != self._turns.total_tokens:
-            self._turns.total_tokens = workers
-
-    async def on_thread(self, work: Callable[[], Answer]) -> Answer:
-        """Run all of a request's work on a thread, in its turn."""
-        return await anyio.to_thread.run_sync(work, limiter=self._turns)
-
-    async def read_and_wait(
-        self, read: Callable[[], Read], wait: Callable[[Read], Awaitable[Answer]]
-    ) -> Answer:
-        """Run the first part of a request's work on a thread, and await the rest."""
-        async with self._turns:
-            # No name for what was read: it shall live no longer than who waits needs it.
-            return await wait(await anyio.to_thread.run_sync(read, limiter=self._readers))
+    async def decode_and_await(
+        self, decode: Callable[[], T], answer: Callable[[T], Awaitable[Result]]
+    ) -> Result:
+        """Decode the image in a thread, and await the answer on the event loop."""
+        async with self._limiter:
+            # No variable for the image, which would keep its pixels alive during the answer.
+            return await answer(await anyio.to_thread.run_sync(decode, limiter=self._decoders))
 
 
 class WorkQueue:
-    """A number of requests at work, and a fixed number waiting for their turn.
+    """A limited number of requests in progress, and a limited number that wait.
 
-    How many may be at work is asked before each request: an engine can learn it.
-
-    Who waits can leave at any time. Work that has begun on a thread is finished, and its thread
-    counts as taken until then, since a thread cannot be stopped from outside.
+    The engine can change the first number at any time. A waiting request ends when its client
+    disconnects. Work in a thread cannot be stopped, so it keeps its place until it is finished.
     """
 
     def __init__(self, *, workers: Callable[[], int], max_waiting: int) -> None:
-        self._workers = workers
+        self._count = workers
         self._max_waiting = max_waiting
         self._held = 0
-        self._places: Places | None = None
+        self._workers: Workers | None = None
 
-    async def run(self, request: Request, work: Callable[[Places], Awaitable[Answer]]) -> Answer:
-        """Do work as soon as there is a place.
-
-        Args:
-            request: The request it is for, its body read; once its client is gone, work that has
-                not begun never will.
-            work: What to do, in places that it is given.
-
-        Returns:
-            What the work returned.
+    async def run(self, request: Request, work: Callable[[Workers], Awaitable[Result]]) -> Result:
+        """Do a request's work when there is a place.
 
         Raises:
-            Refusal: A 503, if as many wait already as may; or what the work raised.
-            ClientGoneError: The client hung up.
+            HTTPException: A 503, if too many requests wait already.
+            ClientDisconnectedError: The client disconnected.
         """
-        # Made here because a limiter belongs to an event loop, and an app is made before its own.
-        workers = self._workers()
-        if self._places is None:
-            self._places = Places(workers)
-        self._places.resize(workers)
-        # A count of our own: the limiter's does not have those who are just about to wait.
-        if self._held >= workers + self._max_waiting:
-            raise failures.queue_full(_RETRY_AFTER)
+        count = self._count()
+        if self._workers is None:  # a limiter belongs to an event loop, so it is made here
+            self._workers = Workers(count)
+        self._workers.resize(count)
+        # The limiter does not count requests that are about to wait.
+        if self._held >= count + self._max_waiting:
+            reason = "Too many requests are waiting"
+            raise unavailable(reason, _RETRY_AFTER)
         self._held += 1
         try:
-            return await _unless_gone(request, functools.partial(work, self._places))
+            return await _unless_disconnected(request, functools.partial(work, self._workers))
         finally:
             self._held -= 1
 
 
-async def _unless_gone(request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:
-    answers: list[Answer] = []
+async def _unless_disconnected(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
+    results: list[Result] = []
     failure: Exception | None = None
 
     async with anyio.create_task_group() as tasks:
@@ -153,12 +96,12 @@ async def _unless_gone(request: Request, work: Callable[[], Awaitable[Answer]]) 
 
         tasks.start_soon(watch)
         try:
-            answers.append(await work())
-        except Exception as error:  # noqa: BLE001 - raised below: a group would wrap it
+            results.append(await work())
+        except Exception as error:  # noqa: BLE001 - raised below: a task group would wrap it
             failure = error
         tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
-    if not answers:
-        raise ClientGoneError
-    return answers[0]
+    if not results:
+        raise ClientDisconnectedError
+    return results[0]

@@ -1,7 +1,7 @@
-"""What answers behind the contract: the protocol of an engine, and the engines by name.
+"""What answers behind the phospho API: the protocol of an engine, and the engines by name.
 
-A new engine is a class with a `name` and a `describe`, and one line in `ENGINES`. It is imported
-when it is asked for, so that one engine's packages are no other engine's burden.
+A new engine is a class with a `name` and a `describe`, and one line in `ENGINES`. Its module is
+imported only when the engine is chosen, so it needs only its own packages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "Engine",
     "EngineBusy",
     "EngineFailed",
-    "Picture",
+    "InputImage",
     "Question",
     "State",
     "load_engine",
@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 
-class Picture:
-    """The image of a request, checked; its pixels are decoded when an engine first wants them.
+class InputImage:
+    """The checked image of a request, whose pixels are decoded when an engine first needs them.
 
     Attributes:
         data: The file as it was received, after base64.
@@ -62,10 +62,9 @@ class Picture:
 
     @property
     def pixels(self) -> Image:
-        """First frame, upright, RGB in sRGB, transparency on white.
+        """First frame, EXIF orientation applied, RGB in sRGB, transparency on white.
 
-        Decoding is the dearest part of a request, and an engine that hands the file on, or only
-        looks at its bytes, can do without. Two threads at once may both decode: the same pixels.
+        Decoding costs most of a request's time. Two threads at once may both decode.
         """
         if callable(self._pixels):
             self._pixels = self._pixels()
@@ -74,21 +73,24 @@ class Picture:
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks about its image."""
+    """What a request asks about its image.
+
+    Attributes:
+        text: The prompt.
+        model: The model's name in the request.
+        parameters: The generation parameters; `None` where the request leaves one out.
+    """
 
     text: str
-    """The prompt."""
     model: str
-    """The model's name as it was asked for."""
     parameters: GenerationParameters
-    """The generation parameters; `None` where the request left one out."""
 
 
 class EngineBusy(Exception):  # noqa: N818 - a state, which passes
-    """The engine cannot answer now, and will be able to: a 503 with Retry-After.
+    """The engine cannot answer now, but later: a 503 with Retry-After.
 
     Attributes:
-        retry_after: Seconds until another try makes sense.
+        retry_after: Seconds until a retry makes sense.
     """
 
     def __init__(self, retry_after: int = 1) -> None:
@@ -97,43 +99,37 @@ class EngineBusy(Exception):  # noqa: N818 - a state, which passes
 
 
 class EngineFailed(Exception):  # noqa: N818 - what happened, said by the engine itself
-    """The engine has no answer: the contract's 500.
-
-    Unlike any other exception, its text is logged: it must quote neither prompt, picture nor key.
-    """
+    """The engine has no answer: a 500. Its text is logged, so it must not quote the request."""
 
 
 State = Literal["loading", "ok"]
 
 
 class Engine(Protocol):
-    """Turns one picture and one question into one answer.
+    """Answers one prompt about one image.
 
-    `name` and `describe` are all that an engine must have. These it may have besides:
+    `name` and `describe` are required. These members are optional:
 
     - `async def start(self)` and `async def close(self)`: awaited on the server's event loop
-      before the first request and after the last. What takes long is begun in `start`, not
-      finished there, and `state` tells when it is done. A failed start ends the server.
-    - `state`: `"loading"` or `"ok"`, for `/health`; while it loads, questions are a 503.
-    - `at_once`: how many questions it is given at the same time, unless the user says. It may
-      change while the server runs.
-    - `about`: what answers, for people: "the model llava on Ollama".
+      before the first request and after the last one. `start` only begins what takes long, and
+      `state` shows when that is done. If `start` fails, the server ends.
+    - `state`: `"loading"` or `"ok"`, for `/health`. While it is `"loading"`, requests are a 503.
+    - `at_once`: how many requests it gets at the same time by default. It may change.
+    - `about`: what answers, for people, such as "the model llava on Ollama".
     - `async def check(self)`: awaited by the command line before the server starts. It raises a
       ConfigurationError if the engine can never answer.
     """
 
     @property
     def name(self) -> str:
-        """The name it is chosen by."""
+        """The name in `ENGINES`."""
 
-    def describe(self, picture: Picture, question: Question) -> str | Awaitable[str]:
-        """Answer, on a worker thread; several threads may be in here at once.
+    def describe(self, image: InputImage, question: Question, /) -> str | Awaitable[str]:
+        """Answer, in a worker thread, concurrently with other threads.
 
-        If it is an `async def` instead, it is awaited on the server's event loop, and cancelled
-        when the client leaves.
-
-        `EngineBusy` becomes a 503. Whatever else is raised becomes the contract's 500, and only
-        its place in the code is logged, unless it is `EngineFailed`.
+        An `async def` is awaited on the event loop instead, and cancelled when the client
+        disconnects. `EngineBusy` becomes a 503. Every other exception becomes a 500, and the log
+        has its traceback without its text, except the text of `EngineFailed`.
         """
 
 
@@ -146,22 +142,19 @@ ENGINES = {
 """Name of an engine → its module and its class."""
 
 AT_ONCE = 2
-"""How many questions an engine is given at the same time if neither it nor the user says."""
+"""How many requests an engine gets at the same time if neither it nor the user sets that."""
 
 
 def load_engine(name: str, **options: Any) -> Engine:
-    """Make an engine.
+    """Create an engine.
 
     Args:
         name: One of `ENGINES`.
-        **options: The engine's own, as its constructor names them; `None` is one that was not set.
-
-    Returns:
-        The engine.
+        **options: Keywords of the engine's constructor. `None` means that an option is not set.
 
     Raises:
-        ConfigurationError: There is no engine of that name, or it knows no such option.
-        ImportError: A package it needs is not installed; the message names the extra.
+        ConfigurationError: The engine or one of its options does not exist.
+        ImportError: A package is not installed. The message names the extra.
     """
     if name not in ENGINES:
         message = f"There is no engine {name!r}. Choose one of: {', '.join(sorted(ENGINES))}."
@@ -172,14 +165,14 @@ def load_engine(name: str, **options: Any) -> Engine:
     unknown = given.keys() - inspect.signature(engine_class).parameters.keys()
     if unknown:
         flags = ", ".join(sorted(f"--{option.replace('_', '-')}" for option in unknown))
-        message = f"The engine {name!r} has no use for {flags}."
+        message = f"The engine {name!r} does not use {flags}."
         raise ConfigurationError(message)
     return cast("Engine", engine_class(**given))
 
 
 @contextlib.asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[None]:
-    """Start an engine, and close it in the end, if it wants to be."""
+    """Start an engine, and close it at the end, if it has these methods."""
     start, close = getattr(engine, "start", None), getattr(engine, "close", None)
     try:
         if start is not None:
@@ -191,5 +184,5 @@ async def running(engine: Engine) -> AsyncIterator[None]:
 
 
 def state(engine: Engine) -> State:
-    """Tell whether an engine is ready to answer."""
+    """Report whether an engine is ready to answer."""
     return cast("State", getattr(engine, "state", "ok"))

@@ -1,7 +1,6 @@
-"""Questions that come at the same time, gathered into batches for the one thread of a model.
+"""Gathers requests that arrive at the same time into batches for the one thread of a model.
 
-A model answers several questions faster in one go than one after another. What answers is not
-known here: it is a function from a batch to its answers.
+A model answers several prompts faster in one batch than one after another.
 """
 
 from __future__ import annotations
@@ -22,158 +21,141 @@ if TYPE_CHECKING:
 
     from phospho_multimodal.contract import GenerationParameters
 
-__all__ = ["Answer", "Asked", "Batches"]
+__all__ = ["Answer", "Batches", "PendingQuestion"]
 
-_GATHER_SECONDS = 0.005  # what a lone question waits for company; nothing beside an answer's time
-_WAITING_BATCHES = 4  # so many full batches may wait; more would be answered after a minute
+_GATHER_SECONDS = 0.005  # how long a request waits for others
+_WAITING_BATCHES = 4  # full batches that may wait; more would be answered after a minute
 
 
 @dataclass(eq=False)
-class Asked:
-    """A question under way."""
+class PendingQuestion:
+    """A request that waits for its answer.
+
+    Attributes:
+        image: RGB, EXIF orientation applied.
+        text: The prompt.
+        parameters: Only requests with equal parameters share a batch.
+        future: The answer.
+        arrived: When the request arrived.
+        gone: Set when nobody waits for the answer any more, so that the model can stop.
+    """
 
     image: Image
-    """RGB, upright."""
     text: str
-    """The prompt."""
     parameters: GenerationParameters
-    """Questions share a batch if theirs are equal: one call takes one set of them."""
     future: Future[str] = field(default_factory=Future)
-    """Its answer."""
     arrived: float = field(default_factory=time.monotonic)
-    """When it came."""
     gone: threading.Event = field(default_factory=threading.Event)
-    """Set once nobody waits for the answer: what works at it can stop."""
 
 
-Answer = Callable[[Sequence[Asked]], Sequence[str | Exception]]
-"""Answers a batch, each question with a text or with why there is none; or raises for them all."""
+Answer = Callable[[Sequence[PendingQuestion]], Sequence[str | Exception]]
+"""Answers a batch with a text or an exception for each request, or raises for all of them."""
 
 
 class Batches:
-    """One thread that makes ready what answers, and then gives it batch after batch.
+    """One thread that loads a model, and then gives it batch after batch.
 
     Attributes:
-        ready: Done once questions can be answered; holds why, if they cannot.
+        ready: Done when the model is loaded, or has the exception if that failed.
     """
 
-    def __init__(self, load: Callable[[], Answer], *, most: int) -> None:
-        """Begin to load.
-
-        Args:
-            load: Makes what answers, on the thread; it may take minutes.
-            most: How many questions a batch holds at most.
-        """
+    def __init__(self, load: Callable[[], Answer], *, max_batch: int) -> None:
         self.ready: Future[None] = Future()
-        self.ready.set_running_or_notify_cancel()  # who waits for it may be cancelled; it may not
+        self.ready.set_running_or_notify_cancel()  # a cancelled waiter must not cancel it
         self._load = load
-        self._most = most
-        self._waiting: deque[Asked] = deque()
-        self._under_way: Sequence[Asked] = ()
+        self._max_batch = max_batch
+        self._waiting: deque[PendingQuestion] = deque()
+        self._in_progress: Sequence[PendingQuestion] = ()
         self._changed = threading.Condition()
         self._closed = False
-        # A daemon: a load that hangs on a network does not keep the process from ending.
+        # A daemon, so that a load that hangs on a network does not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     async def ask(self, image: Image, text: str, parameters: GenerationParameters) -> str:
-        """Wait for an answer; whoever is cancelled takes the question along.
-
-        Args:
-            image: RGB, upright.
-            text: The prompt.
-            parameters: The parameters.
-
-        Returns:
-            The answer.
+        """Wait for an answer.
 
         Raises:
-            EngineBusy: Too many wait already, or it is closed.
+            EngineBusy: Too many requests wait, or the thread is closed.
         """
-        asked = Asked(image, text, parameters)
+        pending = PendingQuestion(image, text, parameters)
         del image
         with self._changed:
-            if self._closed or len(self._waiting) >= _WAITING_BATCHES * self._most:
+            if self._closed or len(self._waiting) >= _WAITING_BATCHES * self._max_batch:
                 raise EngineBusy
-            self._waiting.append(asked)
+            self._waiting.append(pending)
             self._changed.notify()
         try:
-            return await asyncio.wrap_future(asked.future)
+            return await asyncio.wrap_future(pending.future)
         finally:
-            asked.gone.set()
+            pending.gone.set()
 
     def close(self) -> None:
-        """Answer no more: who waits gets EngineBusy, and the thread ends after its next step."""
+        """Reject the waiting requests with EngineBusy, and end the thread after its next step."""
         with self._changed:
             self._closed = True
             waiting, self._waiting = list(self._waiting), deque()
-            for asked in self._under_way:
-                asked.gone.set()
+            for pending in self._in_progress:
+                pending.gone.set()
             self._changed.notify()
-        for asked in waiting:
-            if asked.future.set_running_or_notify_cancel():
-                asked.future.set_exception(EngineBusy())
+        for pending in waiting:
+            if pending.future.set_running_or_notify_cancel():
+                pending.future.set_exception(EngineBusy())
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread to end, once it was told to."""
+        """Wait for the end of the thread after `close`."""
         self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
             answer = self._load()
-        except BaseException as failure:  # noqa: BLE001 - whoever looks at `ready` raises it
+        except BaseException as failure:  # noqa: BLE001 - raised by whoever reads `ready`
             self.ready.set_exception(failure)
             return
         self.ready.set_result(None)
         while batch := self._next():
             _settle(answer, batch)
             with self._changed:
-                self._under_way = ()
-            del batch  # its pictures: not to be held until the next one comes
+                self._in_progress = ()
+            del batch  # its images, before the wait for the next batch
 
-    def _next(self) -> list[Asked]:
-        """Take the oldest question and those that can go with it; nothing when closed."""
+    def _next(self) -> list[PendingQuestion]:
+        """Take the oldest request and those that can share its batch; nothing when closed."""
         with self._changed:
             while not self._closed:
-                self._drop_the_gone()
+                self._waiting = deque(each for each in self._waiting if not each.gone.is_set())
                 if not self._waiting:
                     self._changed.wait()
                     continue
-                batch = self._company()
-                left = self._waiting[0].arrived + _GATHER_SECONDS - time.monotonic()
-                if len(batch) < self._most and left > 0:
+                first = self._waiting[0]
+                same = [each for each in self._waiting if each.parameters == first.parameters]
+                batch = same[: self._max_batch]
+                left = first.arrived + _GATHER_SECONDS - time.monotonic()
+                if len(batch) < self._max_batch and left > 0:
                     self._changed.wait(left)
                     continue
-                self._waiting = deque(asked for asked in self._waiting if asked not in batch)
-                # From here on a future can no longer be cancelled; who left just now is told by it.
+                self._waiting = deque(each for each in self._waiting if each not in batch)
+                # From here on a future cannot be cancelled; one that just was is left out.
                 batch = [each for each in batch if each.future.set_running_or_notify_cancel()]
                 if batch:
-                    self._under_way = batch
+                    self._in_progress = batch
                     return batch
             return []
 
-    def _drop_the_gone(self) -> None:
-        self._waiting = deque(asked for asked in self._waiting if not asked.gone.is_set())
 
-    def _company(self) -> list[Asked]:
-        first = self._waiting[0]
-        same = [asked for asked in self._waiting if asked.parameters == first.parameters]
-        return same[: self._most]
-
-
-def _settle(answer: Answer, batch: Sequence[Asked]) -> None:
-    """Answer a batch; if that fails, each by itself, so that one does not fail the others."""
+def _settle(answer: Answer, batch: Sequence[PendingQuestion]) -> None:
+    """Answer a batch; if that fails, answer each request by itself."""
     try:
         answers = answer(batch)
-    except Exception as failure:  # noqa: BLE001 - the request's own, which says what became of it
+    except Exception as failure:  # noqa: BLE001 - raised again in the request
         if len(batch) == 1:
             batch[0].future.set_exception(failure)
             return
-        for asked in batch:
-            _settle(answer, [asked])
+        for pending in batch:
+            _settle(answer, [pending])
         return
-    for asked, text in zip(batch, answers, strict=True):
+    for pending, text in zip(batch, answers, strict=True):
         if isinstance(text, str):
-            asked.future.set_result(text)
+            pending.future.set_result(text)
         else:
-            asked.future.set_exception(text)
+            pending.future.set_exception(text)

@@ -1,26 +1,23 @@
-"""One chat request to a model server, and the answer in its response."""
+"""A chat request to a model server, and the answer in its response."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from phospho_multimodal.server.engines import EngineBusy, EngineFailed
 from phospho_multimodal.server.engines.reasoning import without_reasoning
-from phospho_multimodal.server.engines.upstream import PASSING, read_json
-
-if TYPE_CHECKING:
-    from phospho_multimodal.server.engines.upstream import HttpResponse
+from phospho_multimodal.server.engines.upstream import PASSING, HttpResponse, read_json
 
 __all__ = ["chat_body", "plain_text", "read_answer"]
 
-_MARK = b"{picture}"
-_HERE = {"type": "image_url", "image_url": {"url": _MARK.decode()}}
+_MARK = b"{image}"
+_IMAGE_PART = {"type": "image_url", "image_url": {"url": _MARK.decode()}}
 
-_REASONS = ("stop", "length", "content_filter", "tool_calls")  # not a set: any value can come
+_REASONS = ("stop", "length", "content_filter", "tool_calls")  # not a set: a value may be a list
 _TEXT_PARTS = ("text", "output_text")
 _RETRY_AFTER = 2  # seconds
 
@@ -36,36 +33,33 @@ _PLACEHOLDER = re.compile(
 def chat_body(fields: dict[str, Any], mime: str, image: bytes, text: str) -> tuple[bytes, ...]:
     """Write a chat request in pieces, so that the image is not copied.
 
-    The image comes first: models were trained with the prompt after it, and no part of the prompt
-    can be mistaken for the mark that the image replaces.
+    The image comes before the prompt, as in the models' training. So the first mark in the JSON
+    is the image's, whatever the prompt contains.
     """
-    content = [_HERE, {"type": "text", "text": plain_text(text)}]
+    content = [_IMAGE_PART, {"type": "text", "text": plain_text(text)}]
     messages = {"messages": [{"role": "user", "content": content}]}
     before, after = orjson.dumps(messages | fields).split(_MARK, 1)
     return before, f"data:{mime};base64,".encode(), image, after
 
 
 def plain_text(prompt: str) -> str:
-    """Put a space into every marker that a chat template would take for an image or a turn.
+    """Put a space into every marker that a chat template would read as an image or a turn.
 
-    A server counts `<image>` in a prompt as a second image, and fails because there is only one.
+    A server counts `<image>` in a prompt as a second image, and fails because it got only one.
     """
     return _PLACEHOLDER.sub(" ", prompt)
 
 
 def read_answer(reply: HttpResponse, quoted: Callable[[str], str]) -> str:
-    """Take the answer out of a chat completion.
+    """Read the answer from a chat completion, without the model's reasoning.
 
     Args:
         reply: The 200.
-        quoted: Shortens a server's words, and removes what the log must not repeat.
-
-    Returns:
-        The answer, without the model's reasoning.
+        quoted: Shortens a server's text, and removes what the log must not repeat.
 
     Raises:
-        EngineBusy: The 200 holds an error that passes by itself.
-        EngineFailed: It holds no answer. The message has the reason, and nothing of the prompt.
+        EngineBusy: The 200 contains an error that passes by itself.
+        EngineFailed: It contains no answer. The message has the reason.
     """
     completion = read_json(reply)
     if completion is None:
@@ -75,7 +69,9 @@ def read_answer(reply: HttpResponse, quoted: Callable[[str], str]) -> str:
     text = _text(message.get("content"))
     if not text.strip():
         raise EngineFailed(_why_empty(message, choice.get("finish_reason")))
-    answer = without_reasoning(text)
+    # A token limit can cut an emoji into half, which no UTF-8 can encode.
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    answer = without_reasoning(whole)
     if not answer:
         reason = _known(choice.get("finish_reason"))
         text = f"The upstream's answer is reasoning only (finish_reason: {reason}). {_THINKS}"
@@ -121,10 +117,14 @@ def _choice(completion: Any, quoted: Callable[[str], str]) -> Mapping[str, Any]:
 
 
 def _error(body: Any) -> tuple[str | None, int | None]:
-    """Read an error in a body, in any of the forms that servers write."""
+    """Read the text and the code of an error, in any of the forms that servers write."""
     if not isinstance(body, Mapping):
         return None, None
-    error = next((body[k] for k in ("error", "detail", "message", "msg") if body.get(k)), None)
+    error = body.get("error") or next(
+        # An object under another name than `error` may be the answer, in another API's form.
+        (body[k] for k in ("detail", "message", "msg") if isinstance(body.get(k), str)),
+        None,
+    )
     holder = error if isinstance(error, Mapping) else body
     codes = (holder.get(name) for name in ("code", "status", "status_code"))
     code = next((c for c in codes if isinstance(c, int) or str(c).isdecimal()), None)
@@ -139,7 +139,7 @@ def _error(body: Any) -> tuple[str | None, int | None]:
 
 
 def _text(content: object) -> str:
-    """Join the text of a message; its content is a string or a list of parts."""
+    """Join the text of a message, whose content is a string or a list of parts."""
     if isinstance(content, str):
         return content
     parts: Iterable[object] = content if isinstance(content, list) else ()
@@ -150,7 +150,7 @@ def _part_text(part: object) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping) or part.get("type", "text") not in _TEXT_PARTS:
-        return ""  # a part of another type holds reasoning or a tool call
+        return ""  # parts of other types are reasoning or tool calls
     text = part.get("text")
     if isinstance(text, Mapping):  # OpenAI's assistants
         text = text.get("value")
@@ -172,5 +172,5 @@ def _why_empty(message: Mapping[str, Any], reason: object) -> str:
 
 
 def _known(reason: object) -> str:
-    # Only these are repeated: anything else could be the image's or the prompt's.
+    # Another value could repeat the prompt.
     return str(reason) if reason in _REASONS else "unknown"

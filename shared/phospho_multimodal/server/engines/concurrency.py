@@ -1,4 +1,4 @@
-"""How many requests a model server gets at the same time, where it does not report it."""
+"""How many concurrent requests a model server gets, if it does not report a number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["LearnedConcurrency"]
 
 
 class LearnedConcurrency:
-    """Half as many after a server was too slow or busy, one more after as many answers."""
+    """Halves the limit for each late request, and raises it by one after `limit` answers."""
 
     def __init__(self, start: int, *, grows: bool) -> None:
         self._limit = float(start)
@@ -16,14 +16,14 @@ class LearnedConcurrency:
 
     @property
     def limit(self) -> int:
-        """Requests at the same time, 1 or more."""
+        """Concurrent requests, 1 or more."""
         return int(self._limit)
 
     def answered(self, in_progress: int) -> None:
-        """Count an answer; only a server that is fully used can show that it takes more."""
+        """Count an answer; the limit grows only while it is fully used."""
         if self._grows and in_progress >= self.limit:
             self._limit = min(self._limit + 1 / self._limit, MOST_AT_ONCE)
 
     def overloaded(self) -> None:
-        """Count a request that the server did not answer in time, or not at all."""
+        """Count a request that the server did not answer in time."""
         self._limit = max(self._limit / 2, 1.0)

@@ -1,4 +1,4 @@
-"""The differences between the servers that call themselves OpenAI-compatible, as tables.
+"""The differences between OpenAI-compatible servers, as tables.
 
 A new server needs one entry in `DIALECTS` and one row in `tests/dialect_cases.py`.
 """
@@ -8,24 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phospho_multimodal.contract import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_REPETITION_PENALTY,
     DEFAULT_TOP_P,
+    GenerationParameters,
 )
 from phospho_multimodal.server.engines.model_facts import models
-
-if TYPE_CHECKING:
-    from phospho_multimodal.contract import GenerationParameters
 
 __all__ = ["DIALECTS", "MOST_AT_ONCE", "Dialect", "generation", "of_models", "without_refused"]
 
 MOST_AT_ONCE = 64
-"""Concurrent requests that any server gets at most, unless the user says."""
+"""The highest number of concurrent requests, unless the user sets one."""
 
-_LOWEST_TOP_P = 0.01  # vLLM rejects the contract's 0, which means the likeliest token only
+_LOWEST_TOP_P = 0.01  # vLLM rejects 0, which the phospho API allows
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,19 @@ class Dialect:
     """How one server differs from the others.
 
     Attributes:
-        title: Its name, for people.
-        penalty: Its name for the contract's `repetition_penalty`; `None` if it has none.
-        owner: What its list of models has in `owned_by`.
-        port: Where it listens unless it is configured otherwise.
-        details: Routes beside `/v1` with facts about its models. A route with a `POST ` in front
+        title: The server's name, for people.
+        penalty: Its name for `repetition_penalty`; `None` if it has no such parameter.
+        owner: The value of `owned_by` in its list of models.
+        port: Its default port.
+        details: Routes outside `/v1` with facts about its models. A route that begins with `POST `
             gets the model's name.
-        load: A route that loads a model and answers when it is loaded.
-        loads_late: Whether a model may be loaded with the first request only. Some servers stop to
-            load it when the client that asked for it disconnects.
-        context: Tokens that a model has room for where the server does not report it.
-        at_once: Concurrent requests it gets at first; later timeouts and answers change this.
-        learns: Whether more requests are sent after successful answers.
-        defaults: Whether the contract's defaults are sent where a request sets no parameter.
+        load: A route that loads a model, and answers when the model is loaded.
+        loads_late: Whether the first request may load the model. Such servers stop loading when
+            the client disconnects.
+        context: The model's context in tokens, if the server does not report it.
+        at_once: Concurrent requests at first. Timeouts and answers change the number.
+        learns: Whether answers raise that number.
+        defaults: Whether the phospho API's defaults are sent for parameters that are not set.
     """
 
     title: str
@@ -88,7 +86,7 @@ DIALECTS = {
     ),
     "ollama": Dialect(
         "Ollama",
-        None,  # its own API has a repeat_penalty; its OpenAI route does not read it
+        None,  # its OpenAI route does not read repeat_penalty
         "library",
         port=11434,
         details=("POST /api/show", "/api/ps"),
@@ -103,28 +101,16 @@ DIALECTS = {
 
 
 def of_models(listed: object) -> str | None:
-    """Recognize a server by its list of models.
-
-    Args:
-        listed: The body of `GET /v1/models`, decoded.
-
-    Returns:
-        The dialect's name, or `None` if the list does not show it.
-    """
+    """Recognize a dialect by the decoded list of models, or return `None`."""
     owners = {owner for m in models(listed) if isinstance(owner := m.get("owned_by"), str)}
     return next((name for name, d in DIALECTS.items() if d.owner and d.owner in owners), None)
 
 
 def generation(parameters: GenerationParameters, dialect: Dialect) -> dict[str, Any]:
-    """Translate the contract's parameters.
+    """Translate the request's parameters into fields of a chat request.
 
-    Args:
-        parameters: The request's.
-        dialect: The server that gets them.
-
-    Returns:
-        Fields of a chat request. A server that is not known gets `max_tokens` and the parameters
-        that the request sets. The others also get the contract's defaults, except a temperature.
+    An unknown server gets `max_tokens` and the parameters that are set. The others also get the
+    phospho API's defaults, except for the temperature.
     """
     fields: dict[str, Any] = {"max_tokens": parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS}
     if parameters.top_p is not None:
@@ -155,20 +141,16 @@ _INSTEAD: dict[str, str | None] = {
 }
 """Field that a model may reject → the field to send instead; `None` leaves it out.
 
-Of several fields that an error names, the first one here is meant: models that take either
-`temperature` or `top_p` keep the temperature.
+If an error names several fields, the first one in this table is changed. So a model that takes
+either `temperature` or `top_p` gets the temperature.
 """
 
 
 def without_refused(fields: Mapping[str, Any], error: str) -> tuple[str, str | None] | None:
-    """Find out which field of a chat request a server rejects.
-
-    Args:
-        fields: The request's fields.
-        error: What the server's 400 says.
+    """Find the field that a 400 rejects, and the field to send instead.
 
     Returns:
-        The field, and the field to send instead of it; `None` if the error is about something else.
+        Both names, or `None` if the error is about something else.
     """
     if not _REFUSED.search(error):
         return None

@@ -1,4 +1,4 @@
-"""Finds a vision model that another server on this machine already runs."""
+"""Finds a vision model that another server on localhost already runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOCAL_SERVERS = {
 """Dialect → its usual port on localhost, in the order in which they are chosen."""
 
 PULL = "ollama pull qwen2.5vl:3b"
-"""The command that installs a vision model, for a machine that has none."""
+"""The command that installs a vision model."""
 
 _GUIDE = "cookbook/guides/real_vision_model.md"
 
@@ -46,11 +46,11 @@ _OCR = (
 )
 _TO_DO = f"For a real model, install Ollama, run `{PULL}`, and start again. See {_GUIDE}."
 
-_LOOK_SECONDS = 1.0  # a server on localhost answers in milliseconds, or is not there
-_NAMED_SECONDS = 10.0  # a server that the user names may be far away, or just have started
+_LOOK_SECONDS = 1.0  # a server on localhost answers in milliseconds
+_NAMED_SECONDS = 10.0  # a server that the user names may be slow
 _TRY_SECONDS = 15.0  # for one token about an image of 32 × 32 pixels
-_MOST_MODELS = 32  # of one server
-_MOST_TRIES = 2  # models of one server that are asked about an image
+_MAX_MODELS = 32  # of one server
+_MAX_TRIES = 2  # models of one server that get a test image
 _KEY_WANTED = frozenset({401, 403})
 
 _GREY_SQUARE = base64.b64decode(  # 32 × 32 pixels, a PNG
@@ -61,11 +61,11 @@ _GREY_SQUARE = base64.b64decode(  # 32 × 32 pixels, a PNG
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine that answers, and why.
+    """The chosen engine.
 
     Attributes:
-        engine: Its name.
-        options: Its options.
+        engine: The engine's name.
+        options: The engine's options.
         notice: Lines that say what was found, what was looked for, and what to do.
     """
 
@@ -86,20 +86,17 @@ class _Found:
 def choose_engine(
     *, upstream: str | None = None, model: str | None = None, skip_port: int | None = None
 ) -> EngineChoice:
-    """Choose the engine: a vision model of another server, or OCR where there is none.
+    """Choose a vision model of another server, or OCR if there is none.
 
     It looks at `PHOSPHO_UPSTREAM`, then at the usual ports of model servers on localhost.
 
     Args:
         upstream: The only server to look at.
         model: The only model to choose.
-        skip_port: A port of localhost that is not looked at: this server's own.
-
-    Returns:
-        The choice.
+        skip_port: This server's own port, where it does not look.
 
     Raises:
-        ConfigurationError: No such model was found, although `upstream` or `model` names it.
+        ConfigurationError: `upstream` or `model` is given, and no such model was found.
     """
     return asyncio.run(_choose(upstream, model, skip_port))
 
@@ -164,7 +161,7 @@ async def _choose_model(server: Upstream, listed: object, wanted: str | None) ->
         entries = [entry for entry in entries if has_name(entry, wanted)]
         names = [wanted] if entries else []
     else:
-        names = list(dict.fromkeys(filter(None, map(model_name, entries))))[:_MOST_MODELS]
+        names = list(dict.fromkeys(filter(None, map(model_name, entries))))[:_MAX_MODELS]
     known = {name: await read_facts(server, dialect, listed, name) for name in names}
     seeing = [name for name in names if known[name].takes_images]
     # A model whose context is reported is loaded already.
@@ -172,8 +169,8 @@ async def _choose_model(server: Upstream, listed: object, wanted: str | None) ->
     silent = [name for name in names if known[name].takes_images is None]
     if not seeing and wanted is not None:
         seeing = silent
-    elif not seeing and server.is_local:  # a try costs nothing there
-        seeing = [n for n in silent[:_MOST_TRIES] if await _answers_about_an_image(server, n)]
+    elif not seeing and server.is_local:  # a test costs nothing there
+        seeing = [n for n in silent[:_MAX_TRIES] if await _answers_about_an_image(server, n)]
     if seeing:
         return _Found(dialect.title, server.base, seeing[0])
     return _why_none(dialect, names, silent, wanted)
@@ -190,7 +187,7 @@ def _why_none(dialect: Dialect, names: list[str], silent: list[str], wanted: str
 
 
 async def _answers_about_an_image(server: Upstream, model: str) -> bool:
-    """Ask for one token about an image; a model without image input is an error there."""
+    """Send a test image; a model without image input answers with an error."""
     fields = {"model": model, "stream": False, "max_tokens": 1}
     image = base64.b64encode(_GREY_SQUARE)
     pieces = chat_body(fields, "image/png", image, "What is this?")

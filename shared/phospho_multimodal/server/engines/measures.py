@@ -1,4 +1,4 @@
-"""Facts that can be measured: size, orientation, colours, brightness, sharpness."""
+"""Measures of an image: size, orientation, colours, brightness, sharpness."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ PALETTE = {
 }
 """Colour names that people use, and a point in sRGB for each."""
 
-_SAMPLE_SIDE = 256  # a colour's share does not change much beyond that
-_DETAIL_SIDE = 1024  # sharpness depends on the scale, so that one scale is used
-_MOST_COLOURS = 3
+_SAMPLE_SIDE = 256  # a larger sample has nearly the same shares of colours
+_DETAIL_SIDE = 1024  # one scale for all images, because sharpness depends on it
+_MAX_COLOURS = 3
 _SMALLEST_SHARE = 0.05
 
 _BRIGHTNESS_WORDS = ((15, "very dark"), (35, "dark"), (65, "medium"), (85, "bright"))
@@ -48,14 +48,7 @@ _SHARPNESS_WORDS = ((1, "no detail"), (30, "blurred"), (150, "soft"))
 
 
 def measure(image: Image.Image) -> str:
-    """Describe an image by its measures.
-
-    Args:
-        image: RGB, upright.
-
-    Returns:
-        One sentence a fact, in words with their numbers.
-    """
+    """Describe an RGB image by its measures, with one line for each."""
     colours = ", ".join(
         f"{name} ({_percent(share)})" for name, share in dominant_colours(image).items()
     )
@@ -72,28 +65,25 @@ def measure(image: Image.Image) -> str:
 
 
 def orientation(image: Image.Image) -> str:
-    """Tell landscape, portrait and square apart."""
+    """Name the orientation: landscape, portrait or square."""
     if image.width == image.height:
         return "square"
     return "landscape" if image.width > image.height else "portrait"
 
 
 def dominant_colours(image: Image.Image) -> dict[str, float]:
-    """Name the colours that cover most of an image.
-
-    Args:
-        image: RGB.
+    """Name the colours that cover most of an RGB image.
 
     Returns:
-        Name → share of the pixels, largest first: at most three, each a twentieth at least
-        (the largest always).
+        Name → share of the pixels, the largest first: at most three, each a twentieth or more
+        (the first one always).
     """
-    # Nearest, not averaged: black print on white paper has no grey in it.
+    # NEAREST, because an average of black print and white paper would be grey.
     pixels = np.asarray(_reduced(image, _SAMPLE_SIDE, Image.Resampling.NEAREST)).reshape(-1, 3)
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
     names = list(PALETTE)
     points = _oklab(np.array(list(PALETTE.values())))
-    # One column of distances at a time: all of them at once are 12 MB for a photograph.
+    # One column of distances at a time, because all of them take 12 MB for a photograph.
     nearest = np.zeros(len(colours), dtype=np.intp)
     smallest = np.full(len(colours), np.inf)
     values = _oklab(colours)
@@ -103,19 +93,19 @@ def dominant_colours(image: Image.Image) -> dict[str, float]:
         nearest[closer] = index
         smallest[closer] = distance[closer]
     shares = np.bincount(nearest, weights=counts, minlength=len(names)) / counts.sum()
-    order = np.argsort(-shares, kind="stable")[:_MOST_COLOURS]
+    order = np.argsort(-shares, kind="stable")[:_MAX_COLOURS]
     kept = [i for rank, i in enumerate(order) if rank == 0 or shares[i] >= _SMALLEST_SHARE]
     return {names[i]: float(shares[i]) for i in kept}
 
 
 def brightness(image: Image.Image) -> float:
-    """Measure the mean luminance, as the eye weighs it: 0 is black, 100 is white."""
+    """Measure the mean luminance from 0 (black) to 100 (white)."""
     sample = _reduced(image, _SAMPLE_SIDE, Image.Resampling.BOX).convert("L")
     return float(np.asarray(sample, dtype=np.float64).mean() / 255 * 100)
 
 
 def sharpness(image: Image.Image) -> float:
-    """Measure the variance of the Laplacian: 0 without any detail, hundreds when crisp."""
+    """Measure the variance of the Laplacian: 0 without detail, hundreds in a sharp image."""
     sample = _reduced(image, _DETAIL_SIDE, Image.Resampling.BOX).convert("L")
     grey = np.pad(np.asarray(sample, dtype=np.float64), 1, mode="edge")
     middle = grey[1:-1, 1:-1]
@@ -132,7 +122,7 @@ def _reduced(image: Image.Image, side: int, resampling: Image.Resampling) -> Ima
 
 
 def _oklab(colours: NDArray[Any]) -> NDArray[np.float64]:
-    """Convert sRGB of 0 to 255 to Oklab, where distance is close to what the eye sees.
+    """Convert sRGB of 0 to 255 to Oklab, where distances are close to visible differences.
 
     The matrices are Björn Ottosson's, https://bottosson.github.io/posts/oklab/.
     """

@@ -1,7 +1,7 @@
 """What a model server reports about a model: whether it takes images, its context, its slots.
 
-Every server reports this elsewhere. The readers below know all of these places, so that a server
-behind a proxy or with a new name is understood too.
+Each server reports this in other places. Every response is searched in all of these places, so a
+server behind a proxy or with a new name is understood too.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _CONTEXT = (
 _VISION = frozenset({"vision", "multimodal", "image"})
 _LM_STUDIO_TYPES = {"vlm": True, "llm": False, "embeddings": False}
 
-_ANSWER_TOKENS = 250  # the contract's longest answer
+_ANSWER_TOKENS = 250  # of the longest answer
 _PROMPT_TOKENS = 512  # for the prompt and the chat template
 _TOKEN_SIDE = 28  # pixels; Qwen2.5-VL turns 28 × 28 pixels into a token, most models need fewer
-_LONGEST_SIDE = 4096  # pixels; no model looks at more, and some servers reject more
+_LONGEST_SIDE = 4096  # pixels; no model uses more, and some servers reject more
 _SHORTEST_SIDE = 336  # pixels; less is not readable
-_USUAL_SIDE = 2048  # pixels, where the context is not known
+_USUAL_SIDE = 2048  # pixels, if the context is not known
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known about a model; `None` where the server does not report it.
+    """What a server reports about a model; `None` is not reported.
 
     Attributes:
-        takes_images: Whether it takes images.
-        context: Tokens of a conversation.
-        at_once: Requests that the server works on at the same time.
+        takes_images: Whether the model takes images.
+        context: The context in tokens.
+        at_once: Concurrent requests of the server.
     """
 
     takes_images: bool | None = None
@@ -50,14 +50,7 @@ class ModelFacts:
 
 
 def models(listed: object) -> list[Mapping[str, Any]]:
-    """Take the entries out of a list of models.
-
-    Args:
-        listed: A decoded body, which may be anything.
-
-    Returns:
-        The entries of `data`, then those of `models`.
-    """
+    """Read the entries of `data` and of `models` from a list of models, which may be anything."""
     if not isinstance(listed, Mapping):
         return []
     lists = (listed.get("data"), listed.get("models"))
@@ -70,20 +63,12 @@ def model_name(entry: Mapping[str, Any]) -> str | None:
 
 
 def has_name(entry: Mapping[str, Any], model: str) -> bool:
-    """Tell whether an entry is a model; Ollama lists `llava:latest` for `llava`."""
+    """Check an entry's name; Ollama lists `llava:latest` for `llava`."""
     return any(entry.get(key) in (model, f"{model}:latest") for key in _NAMES)
 
 
 def facts(documents: Iterable[object], model: str) -> ModelFacts:
-    """Read what a server's documents say about a model.
-
-    Args:
-        documents: Decoded bodies: lists of models, and descriptions of the server or the model.
-        model: The model's name there.
-
-    Returns:
-        The facts. Of contradicting documents, the last one counts.
-    """
+    """Read the facts about a model from decoded responses; the last of two values counts."""
     images: bool | None = None
     context: int | None = None
     slots: int | None = None
@@ -96,14 +81,7 @@ def facts(documents: Iterable[object], model: str) -> ModelFacts:
 
 
 def image_side(context: int | None) -> int:
-    """Choose the longest side of an image so that image, prompt and answer fit into a context.
-
-    Args:
-        context: Tokens; `None` if it is not known.
-
-    Returns:
-        Pixels.
-    """
+    """Choose the longest side in pixels with which image, prompt and answer fit into a context."""
     if context is None:
         return _USUAL_SIDE
     tokens = context - _ANSWER_TOKENS - _PROMPT_TOKENS
@@ -112,7 +90,7 @@ def image_side(context: int | None) -> int:
 
 
 def _places(documents: Iterable[object], model: str) -> Iterator[Mapping[str, Any]]:
-    """Go through all objects that may hold a fact about a model."""
+    """Iterate over all objects that may contain a fact about a model."""
     for document in documents:
         if not isinstance(document, Mapping):
             continue
@@ -137,7 +115,7 @@ def _takes_images(place: Mapping[str, Any]) -> bool | None:
         if isinstance(able, list):
             if _VISION.intersection(a for a in able if isinstance(a, str)):
                 return True
-            if "completion" in able:  # llama.cpp and Ollama, which list all that a model can do
+            if "completion" in able:  # llama.cpp and Ollama list every capability
                 return False
     for key in ("has_image_understanding", "supports_vision"):
         if isinstance(place.get(key), bool):

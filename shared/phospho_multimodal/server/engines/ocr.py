@@ -1,6 +1,6 @@
-"""The default engine: reads the text in a picture, then measures the picture.
+"""The engine without a vision model: it reads the text in an image, and measures the image.
 
-RapidOCR's models come inside its wheel, so nothing is downloaded.
+RapidOCR's models are part of its wheel, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,58 +28,47 @@ except ModuleNotFoundError as missing:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from phospho_multimodal.server.engines import Picture, Question
+    from phospho_multimodal.server.engines import InputImage, Question
 
 __all__ = ["OcrEngine"]
 
 DEFAULT_WORDS = 200
-"""Words of an answer when the request does not say: the contract's default of `max_new_tokens`."""
+"""The longest answer in words, if the request does not set `max_new_tokens`."""
 
 LIMITS = (
     "This answer comes from text recognition and measurement: no objects are recognised, and the"
     " question is not interpreted."
 )
 
-_LONGEST_SIDE = 2000  # RapidOCR shrinks to this by itself; doing it first spares it the copies
-_FLATTEST = 4  # RapidOCR enlarges the short side to 736: 27 s of work for 40 × 2000 pixels
+_LONGEST_SIDE = 2000  # RapidOCR would shrink to this, with more copies
+_MAX_RATIO = 4  # RapidOCR enlarges the short side to 736: 27 s of work for 40 × 2000 pixels
 _SAME_LINE = 0.5  # of the lower box's height
 
 
 class OcrEngine:
-    """Answers with the text in reading order, then with measured facts.
-
-    It recognises no objects and does not interpret the question, and says so.
-    """
+    """Answers with the text in reading order, then with measured facts, then with its limits."""
 
     name = "ocr"
 
     def __init__(self) -> None:
-        # Its logger would report every picture without text on stderr.
+        # Its logger would report every image without text on stderr.
         self._reader = RapidOCR(params={"Global.log_level": "error"})
-        # A call writes its options into the reader, and one call keeps every core busy.
+        # A call writes its options into the reader, and one call uses every core.
         self._turn = threading.Lock()
 
-    def describe(self, picture: Picture, question: Question) -> str:
-        """Read and measure a picture.
-
-        Args:
-            picture: The image.
-            question: Only its `max_new_tokens` matters: the most words of the answer.
-
-        Returns:
-            The text, the facts, and what this engine does not do, cut to that many words.
-        """
-        lines = self._read(picture.pixels)
+    def describe(self, image: InputImage, question: Question) -> str:
+        """Read and measure an image; `max_new_tokens` limits the words of the answer."""
+        lines = self._read(image.pixels)
         text = "Text, in reading order:\n" + "\n".join(lines) if lines else "No text was found."
-        answer = f"{text}\n\n{measure(picture.pixels)}\n\n{LIMITS}"
+        answer = f"{text}\n\n{measure(image.pixels)}\n\n{LIMITS}"
         return _first_words(answer, question.parameters.max_new_tokens or DEFAULT_WORDS)
 
     def _read(self, image: Image.Image) -> list[str]:
-        pixels = np.asarray(_comfortable(image))
+        pixels = np.asarray(_resized(image))
         blue_green_red = np.ascontiguousarray(pixels[:, :, ::-1])
         with self._turn:
             found = self._reader(blue_green_red)
-        # Anything else is its way of saying that there was nothing to read.
+        # Another type, or `None` in it, means that there was no text.
         if not isinstance(found, RapidOCROutput) or found.boxes is None or found.txts is None:
             return []
         return in_reading_order(
@@ -99,27 +88,20 @@ class Box:
 
     @classmethod
     def around(cls, corners: Sequence[tuple[float, float]], text: str) -> Box:
-        """Make the box from the corners of a quadrilateral."""
+        """Make the box around the corners of a quadrilateral."""
         columns = [x for x, _ in corners]
         rows = [y for _, y in corners]
         return cls(text, left=min(columns), top=min(rows), bottom=max(rows))
 
     def is_beside(self, other: Box) -> bool:
-        """Tell whether two boxes overlap vertically by half of the lower one's height."""
+        """Check whether two boxes overlap vertically by half of the lower one's height."""
         overlap = min(self.bottom, other.bottom) - max(self.top, other.top)
         lower = min(self.bottom - self.top, other.bottom - other.top)
         return overlap > _SAME_LINE * lower
 
 
 def in_reading_order(boxes: Iterable[Box]) -> list[str]:
-    """Put pieces of text into lines: top to bottom, and left to right within each.
-
-    Args:
-        boxes: The pieces, in any order.
-
-    Returns:
-        One string a line.
-    """
+    """Join pieces of text into lines, from top to bottom and from left to right."""
     lines: list[list[Box]] = []
     for box in sorted(boxes, key=lambda box: (box.top + box.bottom, box.left)):
         if lines and lines[-1][-1].is_beside(box):
@@ -129,17 +111,17 @@ def in_reading_order(boxes: Iterable[Box]) -> list[str]:
     return [" ".join(box.text for box in sorted(line, key=lambda b: b.left)) for line in lines]
 
 
-def _comfortable(image: Image.Image) -> Image.Image:
-    """Bring an image into the shape RapidOCR is quick with: not large, and not a sliver."""
+def _resized(image: Image.Image) -> Image.Image:
+    """Shrink a large image and extend a narrow one, because RapidOCR is slow with both."""
     longest = max(image.size)
     if longest > _LONGEST_SIDE:
         scale = _LONGEST_SIDE / longest
         size = [max(1, round(side * scale)) for side in image.size]
         image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    narrowest = max(image.size) // _FLATTEST
+    narrowest = max(image.size) // _MAX_RATIO
     if min(image.size) >= narrowest:
         return image
-    # The corner's colour is the likeliest background: no edge that looks like writing.
+    # The corner has probably the colour of the background, so no edge looks like text.
     canvas = Image.new(
         "RGB", (max(image.width, narrowest), max(image.height, narrowest)), image.getpixel((0, 0))
     )
@@ -148,7 +130,7 @@ def _comfortable(image: Image.Image) -> Image.Image:
 
 
 def _first_words(text: str, count: int) -> str:
-    """Cut after so many words, keeping the lines."""
+    """Cut a text after some words, and keep its lines."""
     for number, word in enumerate(re.finditer(r"\S+", text), start=1):
         if number == count:
             return text[: word.end()]

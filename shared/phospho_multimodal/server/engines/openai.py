@@ -1,7 +1,7 @@
-"""An engine that asks a vision model behind an OpenAI-compatible server.
+"""An engine that sends requests to a vision model on an OpenAI-compatible server.
 
-The server does the serving: vLLM, SGLang, llama.cpp, LM Studio, Ollama, or another. This engine
-speaks phospho's API, and holds no state, so that any number of gateways can stand side by side.
+The server is vLLM, SGLang, llama.cpp, LM Studio, Ollama, or another. Several gateways can use the
+same one.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.images.prepare import prepare_image
-from phospho_multimodal.server.engines import EngineBusy, EngineFailed
+from phospho_multimodal.images.prepare import PreparedImage, prepare_image
+from phospho_multimodal.server.engines import (
+    EngineBusy,
+    EngineFailed,
+    InputImage,
+    Question,
+    State,
+)
 from phospho_multimodal.server.engines.chat import chat_body, read_answer
 from phospho_multimodal.server.engines.concurrency import LearnedConcurrency
 from phospho_multimodal.server.engines.dialects import (
@@ -35,25 +41,19 @@ from phospho_multimodal.server.engines.monitor import UpstreamMonitor
 from phospho_multimodal.server.engines.upstream import (
     KEY_VARIABLE,
     PASSING,
+    HttpResponse,
     Upstream,
     no_answer,
     read_json,
 )
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from phospho_multimodal.images.prepare import PreparedImage
-    from phospho_multimodal.server.engines import Picture, Question, State
-    from phospho_multimodal.server.engines.upstream import HttpResponse
-
 __all__ = ["ANSWER_SECONDS", "UPSTREAM_VARIABLE", "OpenAIEngine"]
 
 ANSWER_SECONDS = 55.0
-"""How long the upstream may take: the contract's service gives up after 60 s."""
+"""How long the upstream may take. The phospho API stops waiting after 60 s."""
 
 UPSTREAM_VARIABLE = "PHOSPHO_UPSTREAM"
-"""The environment variable with the upstream's URL, for a server that gets no `--upstream`."""
+"""The environment variable with the upstream's URL, used without `--upstream`."""
 
 _PREPARING = 4  # images that are prepared at the same time
 _BAD_REQUEST = frozenset({400, 422})
@@ -64,8 +64,8 @@ logger = logging.getLogger(__name__)
 class OpenAIEngine:
     """Sends image and prompt to an OpenAI-compatible server, and returns its answer.
 
-    The image is sent as data, never as a URL, and as an upright JPEG or PNG. Some servers open no
-    URLs (Ollama) or know few types (llama.cpp). None of them applies the EXIF orientation.
+    The image is sent as a JPEG or PNG with its EXIF orientation applied, which no server does, and
+    never as a URL. Some servers open no URLs (Ollama), or know few types (llama.cpp).
     """
 
     name = "openai"
@@ -80,20 +80,19 @@ class OpenAIEngine:
         max_image_side: int | None = None,
         use_key: bool = True,
     ) -> None:
-        """Take the address; the key is in `PHOSPHO_UPSTREAM_API_KEY`, if there is one.
+        """Check the options; the key is read from `PHOSPHO_UPSTREAM_API_KEY`.
 
         Args:
-            upstream: The server's URL, with `/v1` at its end or without. Default:
-                `PHOSPHO_UPSTREAM`.
-            model: The model's name there.
-            dialect: One of `DIALECTS`. By default, it is recognized.
+            upstream: The server's URL, with or without `/v1`. Default: `PHOSPHO_UPSTREAM`.
+            model: The model's name on that server.
+            dialect: One of `DIALECTS`. Default: recognized.
             timeout: Seconds that the upstream may take for an answer.
-            max_image_side: Longest side of an image, in pixels. By default, it is chosen so that
-                the image fits into the context that the upstream reports.
+            max_image_side: The longest side of an image, in pixels. Default: what fits into the
+                context that the upstream reports.
             use_key: Whether to send the key. A server that was found on localhost does not get it.
 
         Raises:
-            ConfigurationError: One is missing, or cannot be used.
+            ConfigurationError: An option is missing or cannot be used.
         """
         upstream = upstream or os.environ.get(UPSTREAM_VARIABLE)
         if not upstream or not model:
@@ -120,65 +119,54 @@ class OpenAIEngine:
         self._preparing: anyio.CapacityLimiter | None = None
         self._in_progress = 0
         self._concurrency: dict[str, LearnedConcurrency] = {}
-        self._refused: dict[str, str | None] = {}  # by the model: field → the field instead
+        self._refused: dict[str, str | None] = {}  # field → the field that the model takes instead
 
     @property
     def state(self) -> State:
-        """`ok` while the upstream is there and its model is loaded."""
+        """`ok` while the upstream is available and its model is loaded."""
         return "ok" if self._monitor.available else "loading"
 
     @property
     def at_once(self) -> int:
-        """How many requests the upstream gets at the same time: reported, or learned."""
+        """How many concurrent requests the upstream gets, which it reports or the engine learns."""
         return self._monitor.facts.at_once or self._learned().limit
 
     @property
     def about(self) -> str:
-        """Which model answers."""
+        """The model and its server."""
         title = self._monitor.dialect.title
         return f"the model {self._model} on {title} ({self._upstream.root})"
 
     async def start(self) -> None:
-        """Look at the upstream; if it is not there yet, look again in the background."""
+        """Check the upstream, and continue in the background."""
         self._preparing = anyio.CapacityLimiter(_PREPARING)
         await self._monitor.start()
 
     async def close(self) -> None:
-        """Stop looking, and close the connections."""
+        """Stop the checks, and close the connections."""
         await self._monitor.close()
         await self._upstream.close()
 
     async def check(self) -> None:
-        """Look at the upstream once, without a server around this engine.
-
-        Raises:
-            ConfigurationError: The upstream reports that its model takes no images.
-        """
+        """Raise a ConfigurationError if the upstream reports that its model takes no images."""
         upstream = Upstream(self._upstream.base, api_key=self._api_key)
         try:
             listed = read_json(await get_models(upstream))
             dialect = DIALECTS[self._dialect or await recognize(upstream, listed)]
             found = await read_facts(upstream, dialect, listed, self._model)
         except EngineBusy:
-            return  # it may come later
+            return  # it may start later
         finally:
             await upstream.close()
         if found.takes_images is False:
             raise ConfigurationError(no_images(self._model, dialect))
 
-    async def describe(self, picture: Picture, question: Question) -> str:
-        """Ask the upstream.
-
-        Args:
-            picture: The image.
-            question: The prompt and the parameters.
-
-        Returns:
-            What the model said.
+    async def describe(self, image: InputImage, question: Question) -> str:
+        """Send image and prompt to the upstream, and return the model's answer.
 
         Raises:
-            EngineBusy: The upstream is overloaded, late, or not there.
-            EngineFailed: It refused, or what it said is no answer.
+            EngineBusy: The upstream is overloaded, late, or unavailable.
+            EngineFailed: The upstream rejects the request, or its response has no answer.
         """
         monitor = self._monitor
         if not monitor.available:
@@ -189,9 +177,9 @@ class OpenAIEngine:
         if side is None:
             side = image_side(monitor.facts.context or monitor.dialect.context)
         prepared = await anyio.to_thread.run_sync(
-            _sendable, picture.data, side, limiter=self._preparing
+            _prepare, image.data, side, limiter=self._preparing
         )
-        del picture  # its pixels may be 300 MB, and the answer takes its time
+        del image  # its pixels may take 300 MB until the answer is there
         await monitor.wait_until_loaded(self._timeout)
         self._in_progress += 1
         try:
@@ -206,7 +194,7 @@ class OpenAIEngine:
             self._in_progress -= 1
         hide = (question.text,)
         if no_answer(reply):
-            # Looking for the prompt in it takes its time; base64 is never repeated anyhow.
+            # In a thread, because the search for the prompt takes long.
             failed = functools.partial(self._upstream.failure, reply, hide=hide)
             raise await anyio.to_thread.run_sync(failed, limiter=self._preparing)
         answer = read_answer(reply, functools.partial(self._upstream.quoted, hide=hide))
@@ -215,11 +203,7 @@ class OpenAIEngine:
         return answer
 
     async def _ask(self, image: PreparedImage, question: Question) -> HttpResponse:
-        """Send the request, again without each parameter that the model rejects.
-
-        Raises:
-            EngineBusy: The upstream is overloaded, late, or not there.
-        """
+        """Send the request, and repeat it without each parameter that the model rejects."""
         base64, mime = image.to_base64(), f"image/{image.format.lower()}"
         while True:
             fields = self._fields(question)
@@ -239,14 +223,14 @@ class OpenAIEngine:
         return fields
 
     def _leave_out(self, fields: dict[str, Any], reply: HttpResponse) -> bool:
-        """Learn from an error which field the model rejects, and tell whether that is new."""
+        """Learn from an error which field the model rejects; false if it is another error."""
         refused = without_refused(fields, reply.body.decode(errors="replace"))
         if refused is None:
             return False
         name, instead = refused
         self._refused[name] = instead
-        becomes = f"is sent as {instead}" if instead else "is not sent to it and has no effect"
-        logger.warning("The model %s rejects %s, which from now on %s.", self._model, name, becomes)
+        becomes = f"is sent as {instead}" if instead else "is not sent and has no effect"
+        logger.warning("The model %s rejects %s, which %s from now on.", self._model, name, becomes)
         return True
 
     def _learned(self) -> LearnedConcurrency:
@@ -263,5 +247,5 @@ def _check_positive(name: str, value: float | None) -> None:
         raise ConfigurationError(message)
 
 
-def _sendable(data: bytes, longest_side: int) -> PreparedImage:
+def _prepare(data: bytes, longest_side: int) -> PreparedImage:
     return prepare_image(data, max_image_side=longest_side)

@@ -1,11 +1,9 @@
 """Removes a model's reasoning from its answer.
 
-A model server without a reasoning parser returns the reasoning as part of the answer. Nobody asked
-for it, and its text is not a description of the image.
-
-Models reason before they answer. Therefore only markers at the start of an answer, or markers of a
-kind that the answer already used at its start, delimit reasoning. An answer that mentions `<think>`
-in a sentence or shows it in code keeps every word.
+A model server without a reasoning parser returns the reasoning as part of the answer, where it is
+not a description of the image. Models reason before they answer. Therefore only markers at the
+start of an answer, or later markers of the same kind, delimit reasoning. An answer that mentions
+`<think>` in a sentence or in code keeps every word.
 """
 
 from __future__ import annotations
@@ -65,15 +63,7 @@ _IN_A_SENTENCE = re.compile(r"[ \t](?=[a-z0-9,.;:!?)])|[,;:!?)]|\.(?=\s|\Z)")
 
 
 def without_reasoning(answer: str) -> str:
-    """Remove the reasoning from an answer.
-
-    Args:
-        answer: The model's text.
-
-    Returns:
-        The rest of the text. It is empty if the answer is reasoning only, for example because the
-        token limit ended it.
-    """
+    """Remove the reasoning from an answer; nothing remains of an answer that is reasoning only."""
     text = _END.sub("", _last_channel(answer))
     for markers in _REASONING:
         text = _after_reasoning(text, markers)
@@ -112,7 +102,7 @@ def _after_reasoning(text: str, markers: _Markers) -> str:
 
 
 def _end_of_block(rest: str, markers: _Markers) -> int | None:
-    """Find where the reasoning ends; it can hold blocks itself, or mention a marker."""
+    """Find the end of the reasoning, which can contain blocks or mention a marker."""
     depth, last_closing = 1, None
     for marker in markers.either.finditer(rest):
         if marker["opening"]:
@@ -125,7 +115,7 @@ def _end_of_block(rest: str, markers: _Markers) -> int | None:
 
 
 def _lone_end(text: str, markers: _Markers) -> int | None:
-    """Find a closing marker without an opening one that no sentence and no code mentions."""
+    """Find a closing marker without an opening one, except in a sentence or in code."""
     for marker in markers.either.finditer(text):
         if marker["opening"]:
             return None
@@ -135,7 +125,7 @@ def _lone_end(text: str, markers: _Markers) -> int | None:
 
 
 def _without_later_blocks(text: str, markers: _Markers) -> str:
-    """Remove the blocks that begin a line, since this model is known to delimit reasoning so."""
+    """Remove the blocks that begin a line, because this answer used their markers before."""
     position = 0
     while opening := markers.opening.search(text, position):
         before = text[: opening.start()]
@@ -150,7 +140,7 @@ def _without_later_blocks(text: str, markers: _Markers) -> str:
 
 
 def _is_mention(text: str, marker: re.Match[str]) -> bool:
-    """Tell whether a sentence or code shows a marker instead of using it."""
+    """Check whether a sentence or code shows a marker instead of using it."""
     before, after = text[: marker.start()], text[marker.end() :]
     if _in_code(before) or before[-1:] in _QUOTES:
         return True

@@ -18,13 +18,13 @@ from phospho_multimodal.server.engines.vision_model import DEVICES, DTYPES, Visi
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from phospho_multimodal.server.engines import Picture, Question, State
+    from phospho_multimodal.server.engines import InputImage, Question, State
 
 __all__ = ["TransformersEngine"]
 
-_LONGEST_SIDE = 2048  # pixels; what models look at, and what a waiting picture may weigh
-_PREPARING = 4  # pictures at once
-_END_SECONDS = 10.0  # for the token at work
+_LONGEST_SIDE = 2048  # pixels; no model uses more, and waiting images take memory
+_PREPARING = 4  # images that are prepared at the same time
+_END_SECONDS = 10.0  # for the token in progress
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ class TransformersEngine:
         dtype: str = "auto",
         max_batch: int = 8,
     ) -> None:
-        """Look at the model; its weights are loaded after the server has started.
+        """Check the model; its weights are loaded after the server has started.
 
         Args:
             model: A folder, or a name on the model hub.
             device: `auto`, `cpu` or `cuda`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
-            max_batch: How many questions are answered in one go at most.
+            max_batch: The largest number of prompts in one batch.
 
         Raises:
             ConfigurationError: An option cannot be used, or the model is broken.
@@ -64,26 +64,26 @@ class TransformersEngine:
                 message = f"There is no {option} {value!r}. Choose one of: {', '.join(known)}."
                 raise ConfigurationError(message)
         if max_batch < 1:
-            message = f"A batch holds one question at least, not {max_batch}."
+            message = f"max_batch must be 1 or greater, got {max_batch}."
             raise ConfigurationError(message)
         self._model = VisionModel(model, device=device, dtype=dtype)
         self._max_batch = max_batch
-        self.at_once = 2 * max_batch  # one batch at work, and one that gathers
+        self.at_once = 2 * max_batch  # one batch in progress, and one that gathers
         self._batches: Batches | None = None
         self._preparing: anyio.CapacityLimiter | None = None
         self._loading: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
-        """`loading` until the weights are there."""
+        """`loading` until the weights are loaded."""
         ready = self._batches is not None and self._batches.ready
         loaded = ready and ready.done() and ready.exception() is None
         return "ok" if loaded else "loading"
 
     async def start(self) -> None:
-        """Begin to load the weights, on the thread that will run the model."""
+        """Begin to load the weights, in the thread that will run the model."""
         self._preparing = anyio.CapacityLimiter(_PREPARING)
-        self._batches = Batches(self._model.load, most=self._max_batch)
+        self._batches = Batches(self._model.load, max_batch=self._max_batch)
         self._loading = asyncio.create_task(self._watch(self._batches))
 
     async def close(self) -> None:
@@ -94,39 +94,28 @@ class TransformersEngine:
                 await self._loading
         if self._batches is not None:
             self._batches.close()
-            if self.state == "ok":  # what still loads cannot be told to end
+            if self.state == "ok":  # a load cannot be stopped
                 await anyio.to_thread.run_sync(self._batches.join, _END_SECONDS)
 
-    async def describe(self, picture: Picture, question: Question) -> str:
-        """Ask the model.
-
-        Args:
-            picture: The image.
-            question: The prompt and the parameters.
-
-        Returns:
-            What the model said.
-
-        Raises:
-            EngineBusy: It still loads, or too many wait.
-        """
+    async def describe(self, image: InputImage, question: Question) -> str:
+        """Return the model's answer, or raise EngineBusy if it loads or too many requests wait."""
         if self._batches is None or self.state != "ok":
             raise EngineBusy
-        image = await anyio.to_thread.run_sync(_reduced, picture, limiter=self._preparing)
-        del picture  # its pixels may be 300 MB, and the answer takes its time
-        return await self._batches.ask(image, question.text, question.parameters)
+        pixels = await anyio.to_thread.run_sync(_shrink, image, limiter=self._preparing)
+        del image  # its pixels may take 300 MB until the answer is there
+        return await self._batches.ask(pixels, question.text, question.parameters)
 
     async def _watch(self, batches: Batches) -> None:
         try:
             await asyncio.wrap_future(batches.ready)
         except ConfigurationError as failure:
-            # There is nothing that a server without a model could do: this ends it, with a text.
+            # A server without a model cannot answer, so this ends the process with a message.
             raise SystemExit(str(failure)) from None
         logger.info("The model is loaded.")
 
 
-def _reduced(picture: Picture) -> Image:
-    pixels = picture.pixels
+def _shrink(image: InputImage) -> Image:
+    pixels = image.pixels
     if max(pixels.size) <= _LONGEST_SIDE:
         return pixels
     smaller = pixels.copy()

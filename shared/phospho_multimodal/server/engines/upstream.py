@@ -1,13 +1,15 @@
-"""The way to an OpenAI-compatible server: its address and key, one exchange, and its failures."""
+"""Requests to an OpenAI-compatible server: its address, its key, its errors."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import logging
 import math
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,9 +24,6 @@ from phospho_multimodal.settings import Settings, Timeouts, is_loopback
 from phospho_multimodal.transport.pool import AsyncConnectionPool
 from phospho_multimodal.transport.requests import make_request, read_response_async
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 __all__ = [
     "KEY_VARIABLE",
     "PASSING",
@@ -36,25 +35,27 @@ __all__ = [
 ]
 
 KEY_VARIABLE = "PHOSPHO_UPSTREAM_API_KEY"
-"""The environment variable with the upstream's key: a command line can be read by others."""
+"""The environment variable with the upstream's key; other users can read a command line."""
 
 PASSING = frozenset({408, 425, 429, 502, 503, 504, *range(520, 530)})
-"""Statuses that pass by themselves; 520 to 529 are those of proxies, and 529 is "overloaded"."""
+"""Statuses of errors that pass by themselves; proxies send 520 to 529."""
 
-_OK = 200
+_OK = (200, 201)
 _VERSION = re.compile(r"/v\d{1,2}(?:\.\d+)?(?:(?:alpha|beta|preview)\d*)?(?=/|$)", re.IGNORECASE)
-_ROUTE = re.compile(r"/(?:chat/completions|models)/*$")  # an address that was copied with its route
-_LONGEST_RETRY_AFTER = 60  # our clients fail at once above that
-_RETRY_AFTER = 2  # seconds, where the upstream does not say
+_ROUTE = re.compile(
+    r"/(?:chat/completions|models)/*$"
+)  # of an address that was copied with its route
+_LONGEST_RETRY_AFTER = 60  # our clients do not wait for longer
+_RETRY_AFTER = 2  # seconds, if the upstream does not say
 
 logger = logging.getLogger(__name__)
 
 
 class UpstreamAway(EngineBusy):
-    """The upstream gave no answer.
+    """The upstream did not answer.
 
     Attributes:
-        no_connection: Whether nothing listens there; otherwise the upstream was busy or slow.
+        no_connection: Whether nothing accepts connections at the address.
         timed_out: Whether the time for an answer was over.
     """
 
@@ -76,42 +77,28 @@ class UpstreamAway(EngineBusy):
 
 
 class Upstream:
-    """One upstream. Neither its key nor what is sent is ever in a log, an error or a repr."""
+    """One upstream. No log, error or repr contains its key or what is sent to it."""
 
     def __init__(self, url: str, *, api_key: str | None) -> None:
-        """Take the address.
-
-        Args:
-            url: The server's, with `/v1` at its end or without.
-            api_key: Sent as a Bearer token; `None` sends none.
-
-        Raises:
-            ConfigurationError: It is no URL of a server, or the key cannot be sent.
-        """
+        """Raise a ConfigurationError if the URL or the key cannot be used."""
         self.root, self.base = _addresses(url)
         self._settings = Settings(base_url=self.base, api_key=_checked_key(api_key))
         self.is_local = is_loopback(self._settings.host)
         self._pool = AsyncConnectionPool(self._settings)
         if api_key and self.base.startswith("http:") and not self.is_local:
-            logger.warning("The key for %s goes there over plain http.", self.root)
+            logger.warning("The key for %s is sent over plain http.", self.root)
 
     def __repr__(self) -> str:
         return f"Upstream({self.root!r})"
 
     async def send(self, method: str, url: str, *pieces: bytes, seconds: float) -> HttpResponse:
-        """Send one request.
-
-        Args:
-            method: GET or POST.
-            url: In full.
-            *pieces: The body, as JSON.
-            seconds: How long the answer may take.
+        """Send one request, whose body is JSON in pieces.
 
         Returns:
             The response, whatever its status.
 
         Raises:
-            UpstreamAway: There was none.
+            UpstreamAway: There was no response within the time.
         """
         body = RequestBody(*(pieces or (b"",)))
         failure = UpstreamAway(f"{self.root}: nothing within {seconds:g} s", timed_out=True)
@@ -125,11 +112,11 @@ class Upstream:
                 reason = f"{self.root}: {type(lost).__name__}"
                 late = isinstance(lost, httpx.ReadTimeout)
                 failure = UpstreamAway(reason, no_connection=refused, timed_out=late)
-        # Outside the handler: httpx's error holds the request, and with it the key.
+        # Outside the handler, because httpx's error has the request with the key.
         raise failure
 
     async def post(self, path: str, *pieces: bytes, seconds: float) -> HttpResponse:
-        """Send JSON to a path below the base; the rest is as in `send`."""
+        """Send JSON to a path below the base URL; see `send`."""
         return await self.send("POST", self.base + path, *pieces, seconds=seconds)
 
     async def close(self) -> None:
@@ -139,15 +126,7 @@ class Upstream:
     def failure(
         self, reply: HttpResponse, *, hide: Iterable[str] = ()
     ) -> EngineBusy | EngineFailed:
-        """Tell what an answer other than a 200 means for whoever asked.
-
-        Args:
-            reply: The answer.
-            hide: What was sent, and must not come back in a log.
-
-        Returns:
-            Busy, if it may pass by itself; otherwise what the upstream said.
-        """
+        """Make the exception for a response that is not a 200, without the texts to hide."""
         if reply.status_code in PASSING:
             reason = f"{self.root} answered {reply.status_code}"
             return UpstreamAway(reason, retry_after=_retry_after(reply))
@@ -155,7 +134,7 @@ class Upstream:
         return EngineFailed(f"The upstream {self.root} answered {reply.status_code}: {words}")
 
     def quoted(self, words: str, *, hide: Iterable[str] = ()) -> str:
-        """Shorten what the upstream says, without its key and what was sent."""
+        """Shorten the upstream's text, and remove its key and the texts to hide."""
         return quote(words, hide=(self._settings.api_key or "", *hide))
 
     def _headers(self, body: RequestBody) -> dict[str, str]:
@@ -164,34 +143,39 @@ class Upstream:
 
 
 def read_json(reply: HttpResponse) -> Any:
-    """Decode a body, with a byte order mark or without, or give `None` if it is not JSON."""
+    """Decode a body, with or without a byte order mark; `None` if it is not JSON."""
+    body = reply.body.removeprefix(codecs.BOM_UTF8)
     try:
-        return orjson.loads(reply.body.removeprefix(codecs.BOM_UTF8))
+        return orjson.loads(body)
     except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body)  # which accepts NaN and half an emoji, as Python's servers write
+    except (ValueError, RecursionError):
         return None
 
 
 def no_answer(reply: HttpResponse) -> bool:
-    """Tell whether a status is anything but a 200."""
-    return reply.status_code != _OK
+    """Check whether the status is an error."""
+    return reply.status_code not in _OK
 
 
 def _addresses(url: str) -> tuple[str, str]:
-    """Give the server's address, and the address below which its OpenAI routes are."""
+    """Give the server's address, and the base URL of its OpenAI routes."""
     problem = None
     try:
         parts = urlsplit(url.strip().rstrip("/"))
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            problem = "it begins with http:// or https:// and a host"
+            problem = "it must begin with http:// or https:// and a host"
         elif parts.username or parts.password:
-            problem = f"it carries no credentials; the key goes into {KEY_VARIABLE}"
+            problem = f"it must not contain credentials; set the key in {KEY_VARIABLE}"
         elif parts.query or parts.fragment:
-            problem = "it has neither a query nor a fragment"
-        httpx.URL(url)  # which refuses more: a host that no name server could know
+            problem = "it must not contain a query or a fragment"
+        httpx.URL(url)  # rejects hosts that cannot exist
     except (ValueError, httpx.InvalidURL):
-        problem = "it is no URL"
+        problem = "it is not a URL"
     if problem is not None:
-        # The URL itself may hold a password.
+        # The URL may contain a password.
         message = f"The address of the upstream (--upstream) cannot be used: {problem}."
         raise ConfigurationError(message)
     address = _ROUTE.sub("", parts.geturl())
@@ -205,7 +189,9 @@ def _addresses(url: str) -> tuple[str, str]:
 def _checked_key(api_key: str | None) -> str | None:
     key = (api_key or "").strip()
     if not (key.isascii() and key.isprintable()):
-        message = f"The key in {KEY_VARIABLE} holds characters that no HTTP header can carry."
+        message = (
+            f"The key in {KEY_VARIABLE} contains characters that are invalid in an HTTP header."
+        )
         raise ConfigurationError(message)
     return key or None
 

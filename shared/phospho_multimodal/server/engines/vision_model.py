@@ -1,4 +1,4 @@
-"""A vision-language model of the `transformers` library: checked, loaded, asked."""
+"""A vision-language model of the `transformers` library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phospho_multimodal.contract import GenerationParameters
-    from phospho_multimodal.server.engines.batches import Answer, Asked
+    from phospho_multimodal.server.engines.batches import Answer, PendingQuestion
 
 __all__ = ["DEVICES", "DTYPES", "VisionModel"]
 
@@ -44,15 +44,15 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _INDEX = "model.safetensors.index.json"
-_EMPTY = "The model's answer is empty: its first token was its last."
-_LONGEST_REASON = 300  # characters of what the library says
+_EMPTY = "The model's answer is empty: its first token ended it."
+_LONGEST_REASON = 300  # characters of an error of the library
 
 
 class VisionModel:
-    """A model's folder, or its name on the hub: looked at first, loaded when there is time."""
+    """A model's folder, or its name on the hub; its weights are loaded later."""
 
     def __init__(self, name: str, *, device: str, dtype: str) -> None:
-        """Check all of it that can be checked without reading the weights.
+        """Check the model without reading its weights.
 
         Args:
             name: A folder, or a name on the model hub.
@@ -61,10 +61,10 @@ class VisionModel:
                 the shorter ones are slower.
 
         Raises:
-            ConfigurationError: It is no vision model that answers questions, or it is broken.
+            ConfigurationError: It is not a vision model with a chat template, or it is broken.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            message = "PyTorch finds no GPU here, so --device cuda cannot be: use --device cpu."
+            message = "PyTorch finds no GPU, so --device cuda is impossible. Use --device cpu."
             raise ConfigurationError(message)
         self._name = name
         self._device = device if device != "auto" else _best_device()
@@ -80,13 +80,10 @@ class VisionModel:
         self._processor = self._load_processor()
 
     def load(self) -> Answer:
-        """Read the weights.
+        """Read the weights; a ConfigurationError if some are broken or missing.
 
         Returns:
-            What answers a batch of questions.
-
-        Raises:
-            ConfigurationError: They are broken, or some are missing.
+            The function that answers a batch.
         """
         try:
             model, info = AutoModelForImageTextToText.from_pretrained(
@@ -96,18 +93,20 @@ class VisionModel:
                 output_loading_info=True,
             )
             model = model.to(self._device).eval()
-        except Exception as failure:  # noqa: BLE001 - of any class, from many formats
+        except Exception as failure:  # noqa: BLE001 - its readers raise many classes
             self._refuse(_reason(failure), failure)
-        # The library would fill them with random numbers, and answer nonsense.
+        # The library would use random numbers for missing weights.
         if lost := sorted(info["missing_keys"]):
             count = len(lost)
-            self._refuse(f"its files lack {count} of its weights, {lost[0]} for one")
+            self._refuse(
+                f"{count} of its weights are missing from its files, for example {lost[0]}"
+            )
         return _Loaded(model, self._processor).answer
 
     def _check_weights(self, folder: Path) -> None:
-        """Look for truncated and missing files: their heads say how long they ought to be."""
+        """Look for truncated and missing files; the head of a file has its length."""
         if not (folder / "config.json").is_file():
-            self._refuse("it holds no config.json")
+            self._refuse("it has no config.json")
         names = {path.name for path in folder.glob("*.safetensors")}
         try:
             if (folder / _INDEX).is_file():
@@ -116,26 +115,26 @@ class VisionModel:
             for name in sorted(names):
                 with safe_open(folder / name, framework="pt"):
                     pass
-        except Exception as failure:  # noqa: BLE001 - of any class, from many formats
+        except Exception as failure:  # noqa: BLE001 - its readers raise many classes
             self._refuse(f"its weights cannot be read: {_reason(failure)}", failure)
         if not names:
-            self._refuse("it holds no weights in a *.safetensors file")
+            self._refuse("it has no weights in a *.safetensors file")
 
     def _load_processor(self) -> Any:
         try:
             config = AutoConfig.from_pretrained(self._source)
             known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
             processor = AutoProcessor.from_pretrained(self._source) if known else None
-        except Exception as failure:  # noqa: BLE001 - of any class, from many formats
+        except Exception as failure:  # noqa: BLE001 - its readers raise many classes
             self._refuse(_reason(failure), failure)
         if not known:
-            self._refuse(f"{config.model_type!r} is no model that answers about images")
+            self._refuse(f"{config.model_type!r} is not a model that takes images and text")
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None or not hasattr(processor, "image_processor"):
             self._refuse("its processor takes no images: a processor's file is missing")
         if not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
-            self._refuse("it has no chat template, so it was not trained to be asked")
-        tokenizer.padding_side = "left"  # an answer begins where the prompt ends
+            self._refuse("it has no chat template")
+        tokenizer.padding_side = "left"  # so that each answer begins where the prompts end
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return processor
@@ -149,28 +148,28 @@ class VisionModel:
 
 
 class _Loaded:
-    """A model and its processor, for one thread."""
+    """A loaded model and its processor, for one thread."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model = model
         self._processor = processor
 
-    def answer(self, batch: Sequence[Asked]) -> list[str | Exception]:
-        """Answer questions whose parameters are the same."""
+    def answer(self, batch: Sequence[PendingQuestion]) -> list[str | Exception]:
+        """Answer requests with equal parameters."""
         inputs = self._processor.apply_chat_template(
-            [_conversation(asked) for asked in batch],
+            [_conversation(pending) for pending in batch],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            # A question that says "<image>" speaks of images; it does not bring another one.
+            # The text "<image>" in a prompt is not another image.
             sanitize_control_tokens=True,
             processor_kwargs={"padding": True},
         ).to(self._model.device, dtype=self._model.dtype)
         prompt = inputs["input_ids"]
 
         def left(tokens: Any, _scores: Any) -> Any:
-            gone = [asked.gone.is_set() for asked in batch]
+            gone = [pending.gone.is_set() for pending in batch]
             return torch.tensor(gone, device=tokens.device)
 
         with torch.inference_mode():
@@ -186,16 +185,16 @@ class _Loaded:
         return [answer.strip() or EngineFailed(_EMPTY) for answer in answers]
 
 
-def _conversation(asked: Asked) -> list[dict[str, Any]]:
-    content = [{"type": "image", "image": asked.image}, {"type": "text", "text": asked.text}]
+def _conversation(pending: PendingQuestion) -> list[dict[str, Any]]:
+    content = [{"type": "image", "image": pending.image}, {"type": "text", "text": pending.text}]
     return [{"role": "user", "content": content}]
 
 
 def _generation(parameters: GenerationParameters) -> dict[str, Any]:
-    """Say the contract's parameters in `generate`'s words.
+    """Translate the parameters into arguments of `generate`.
 
-    Whether to sample is always said: a model's own file may ask for it, and an answer without a
-    temperature is the likeliest one.
+    `do_sample` is always set, because a model's own file may turn sampling on. Without a
+    temperature, the answer is the most likely one.
     """
     penalty = parameters.repetition_penalty
     options: dict[str, Any] = {
@@ -207,7 +206,7 @@ def _generation(parameters: GenerationParameters) -> dict[str, Any]:
     if options["do_sample"]:
         options["temperature"] = 1.0 if parameters.temperature is None else parameters.temperature
         options["top_p"] = DEFAULT_TOP_P if parameters.top_p is None else parameters.top_p
-        options["top_k"] = 0  # the contract has none
+        options["top_k"] = 0  # the phospho API has no top_k
     return options
 
 

@@ -1,7 +1,7 @@
-"""The window in the door: one page that asks this server about a picture.
+"""The playground: a web page at `/` that sends an image and a prompt to this server.
 
-Plain files without outside assets and without a build step. The page is shown to anyone, since a
-browser sends no key when it opens one; asking needs the key like any other request.
+Its files need no build step and load nothing from elsewhere. Everybody gets the page, because a
+browser sends no key when it opens one. A prediction needs the key like any other request.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _FILES = {
 }
 
 _HEADERS = {
-    # No script but our files, and no way for a picture or a key to leave for anywhere else.
+    # Only these scripts run, and image and key go to this server only.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:;"
         " connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -28,20 +28,15 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # after an update, no new page with an old script
+    "Cache-Control": "no-cache",  # after an update, a new page must not run an old script
 }
 
 
 def add_playground(app: FastAPI, *, about: Callable[[], list[str]]) -> None:
-    """Give an app the page and its files.
-
-    Args:
-        app: The server's application.
-        about: Gives the lines that say which model answers.
-    """
+    """Add the page, its files, and a route with the lines that say which model answers."""
 
     @app.get("/playground/about", include_in_schema=False)
-    async def tell() -> JSONResponse:
+    async def show_about() -> JSONResponse:
         return JSONResponse({"lines": about()}, headers=_HEADERS)
 
     for path, (name, media_type) in _FILES.items():
@@ -51,6 +46,6 @@ def add_playground(app: FastAPI, *, about: Callable[[], list[str]]) -> None:
 def _add_file(app: FastAPI, path: str, name: str, media_type: str) -> None:
     content = resources.files(__name__).joinpath(name).read_bytes()
 
-    @app.get(path, include_in_schema=False)  # the contract's document has the contract alone
+    @app.get(path, include_in_schema=False)
     async def file() -> Response:
         return Response(content, media_type=media_type, headers=_HEADERS)
