@@ -758,7 +758,7 @@ SCREEN = encoded(Image.effect_noise((120, 90), 64).convert("RGB"), kind="PNG")
 """Large enough for its base64 to be no accident."""
 _SCREEN_BASE64 = base64.b64encode(SCREEN).decode()
 _SCREEN_BLOCK = {"type": "image", "base64": _SCREEN_BASE64, "mime_type": "image/png"}
-_TEXT_OF_A_TOOL = Fails("tool 'camera' is text.*return a list of content blocks")
+_TEXT_OF_A_TOOL = Fails("tool 'camera' is text.*Return a list of content blocks")
 _LOST = Fails("no image in the conversation", MissingImageError)
 
 TOOL_RESULTS: list[tuple[str, Any, Sent, Sent]] = [
