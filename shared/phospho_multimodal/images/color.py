@@ -200,11 +200,11 @@ class Flattening:
         return flat
 
     def _on_background(self, part: Image.Image) -> Image.Image:
-        picture = to_srgb(_with_alpha(part), self.profile, self.converted)
-        self.transparent |= _number(picture.getchannel("A").getextrema()[0]) < _OPAQUE
-        sheet = Image.new("RGBA", part.size, (self.background,) * 3)
-        sheet.alpha_composite(picture)
-        return sheet.convert("RGB")
+        straight = to_srgb(_with_alpha(part), self.profile, self.converted)
+        self.transparent |= _number(straight.getchannel("A").getextrema()[0]) < _OPAQUE
+        canvas = Image.new("RGBA", part.size, (self.background,) * 3)
+        canvas.alpha_composite(straight)
+        return canvas.convert("RGB")
 
     def _only_frame(self, part: Image.Image, top: int) -> Image.Image:
         """Keep what a frame covers of its canvas, and put the background around it."""
@@ -212,10 +212,10 @@ class Flattening:
         left, upper, right, lower = self.frame
         box = (left, max(0, upper - top), right, min(part.height, lower - top))
         self.transparent = True
-        sheet = Image.new(part.mode, part.size, _BACKGROUNDS[self.background])
+        canvas = Image.new(part.mode, part.size, _BACKGROUNDS[self.background])
         if box[1] < box[3]:
-            sheet.paste(part.crop(box), box)
-        return sheet
+            canvas.paste(part.crop(box), box)
+        return canvas
 
     def changes(self) -> list[str]:
         """Tell in words what was done."""

@@ -61,7 +61,10 @@ def to_rgb(
     changes: list[str] | None = None,
     borrowed: bool = False,
 ) -> Image.Image:
-    """Make a picture upright, sRGB, opaque and small enough."""
+    """Make an image upright, sRGB, opaque and small enough.
+
+    A `borrowed` image is the caller's own: it stays unchanged, and its present frame is taken.
+    """
     noted = [] if changes is None else changes
     try:
         return _convert(image, max_side, noted, borrowed=borrowed)
@@ -74,7 +77,7 @@ def to_rgb(
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
-    """Write a picture as it is sent."""
+    """Encode pixels: a lossless source below 1 MB as PNG, everything else as JPEG."""
     if lossless:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -108,25 +111,25 @@ def _convert(
     profile = _profile(image)
     flattening = Flattening.of(decoded, raw_mode, profile)
     flattening.frame = frame
-    picture = _reduced(decoded, size, flattening)
+    pixels = _reduced(decoded, size, flattening)
     changes += flattening.changes()
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if pixels.size != size:
+        pixels = pixels.resize(size, Image.Resampling.LANCZOS)
     if image.size != size:
         changes.append(f"shrunk to {size[0]} × {size[1]}")
     if image.info.get(NARROW_RANGE):
-        picture = picture.point(lambda value: (value - 16) * 255 / 219 + 0.5)
-    picture = to_srgb(picture, None if flattening.profile else profile, changes)
+        pixels = pixels.point(lambda value: (value - 16) * 255 / 219 + 0.5)
+    pixels = to_srgb(pixels, None if flattening.profile else profile, changes)
     if orientation in _UPRIGHT:
         # Pillow turns a TIFF by itself while it loads one.
-        picture = picture if image.format == "TIFF" else picture.transpose(_UPRIGHT[orientation])
+        pixels = pixels if image.format == "TIFF" else pixels.transpose(_UPRIGHT[orientation])
         changes.append("turned upright")
-    if picture is image:
-        picture = image.copy()  # it is the caller's, or a file that would be held open
-    picture.info = {}
+    if pixels is image:
+        pixels = image.copy()  # it is the caller's, or a file that would be held open
+    pixels.info = {}
     if not borrowed and _is_animation(image):
         changes.append("first frame of an animation")
-    return picture
+    return pixels
 
 
 def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
@@ -205,15 +208,15 @@ def _reduced(image: Image.Image, size: tuple[int, int], flattening: Flattening) 
     factor = max(1, min(image.width // (spare * size[0]), image.height // (spare * size[1])))
     if factor == 1 and (flattening.is_flat or image.height <= _STRIP_ROWS):
         return flattening.flat(image)
-    sheet: Image.Image | None = None
+    reduced_image: Image.Image | None = None
     for top, strip in strips(image, rows=factor):
         part = flattening.flat(strip, top).reduce(factor)
-        if sheet is None:
+        if reduced_image is None:
             reduced = (-(-image.width // factor), -(-image.height // factor))
-            sheet = Image.new(part.mode, reduced)
-        sheet.paste(part, (0, top // factor))
-    assert sheet is not None  # noqa: S101 - an image has at least one row
-    return sheet
+            reduced_image = Image.new(part.mode, reduced)
+        reduced_image.paste(part, (0, top // factor))
+    assert reduced_image is not None  # noqa: S101 - an image has at least one row
+    return reduced_image
 
 
 def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:

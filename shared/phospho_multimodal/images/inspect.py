@@ -92,7 +92,7 @@ _PNG_GREY_OR_RGB = frozenset({0, 2})
 _USUAL_GAMMA = (43_000, 48_000)
 """Between these, a gAMA chunk says what sRGB says."""
 _HIGHEST_FILTER = 4
-# The seven passes of an interlaced picture: first column and row, and every how manyth.
+# The seven passes of an interlaced image: first column and row, and the steps to the next ones.
 _ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),

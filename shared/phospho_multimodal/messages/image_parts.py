@@ -80,7 +80,7 @@ def _tiles(image: Passed, name: str, settings: Settings) -> list[Part]:
         place = next(change for change in tile.changes if change.startswith("tile "))
         title = f"{name}, {place}" if name else place.capitalize()
         note = (
-            f"\nThe picture is {place} of one larger image. Neighbouring tiles overlap, so a word"
+            f"\nThe image is {place} of one larger image. Neighbouring tiles overlap, so a word"
             " that is cut off at an edge is whole on the next tile."
         )
         parts.append(Part(tile, title, note))
@@ -139,7 +139,7 @@ def legend(tiles: int, *, first: int = 1) -> str:
     """Name the tiles of a montage in one sentence."""
     numbers = range(first, first + tiles)
     named = [f'"Image {number}" is the tile marked {number}' for number in numbers]
-    return f"The picture is a sheet of {tiles} images: {', '.join(named)}."
+    return f"The image is a montage of {tiles} images: {', '.join(named)}."
 
 
 def _opened(images: Sequence[Passed], settings: Settings) -> list[PreparedImage]:
