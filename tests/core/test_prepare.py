@@ -531,13 +531,6 @@ def test_floats_and_long_integers_keep_their_shades(mode: str, scale: float):
     assert any("to 8 bits" in change for change in prepared.changes)
 
 
-def test_values_that_are_no_numbers_are_an_error():
-    endless = Image.fromarray(np.array([[0.0, np.inf]], dtype=np.float32))
-
-    with pytest.raises(ImageError, match="endless"):
-        prepare_image(endless)
-
-
 def test_the_transparent_value_of_sixteen_bits_is_white():
     shades = np.array([[0, 30000, 65535]], dtype=np.uint16)
     file = io.BytesIO()
