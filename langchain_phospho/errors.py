@@ -59,13 +59,13 @@ class PhosphoConfigurationError(PhosphoModelError, ConfigurationError, ModelInva
 
 
 class PhosphoMissingKeyError(PhosphoModelError, MissingKeyError, ModelAuthenticationError):
-    """There is no API key, and the endpoint is not on the loopback."""
+    """There is no API key, and the endpoint is not on localhost."""
 
 
 class PhosphoUnsupportedContentError(
     PhosphoModelError, UnsupportedContentError, ModelInvalidRequestError
 ):
-    """A message holds a form of content that this endpoint cannot be sent."""
+    """A message has content that cannot be sent to this endpoint."""
 
 
 class PhosphoMissingImageError(PhosphoModelError, MissingImageError, ModelInvalidRequestError):
@@ -73,19 +73,19 @@ class PhosphoMissingImageError(PhosphoModelError, MissingImageError, ModelInvali
 
 
 class PhosphoImageError(PhosphoModelError, ImageError, ModelInvalidRequestError):
-    """An image cannot be read, is of an unsupported type, or is over a limit."""
+    """An image cannot be read, is of an unsupported type, or exceeds a limit."""
 
 
 class PhosphoSpendingLimitError(PhosphoModelError, SpendingLimitError, ModelInvalidRequestError):
-    """The spending cap does not allow this request, so it was not sent."""
+    """The spending limit does not allow this request, so it was not sent."""
 
 
 class PhosphoConnectionFailedError(PhosphoModelError, ConnectionFailedError, ModelConnectionError):
-    """The request never left completely: nothing was billed."""
+    """The request was not sent completely, so nothing was billed."""
 
 
 class PhosphoReplyLostError(PhosphoModelError, ReplyLostError, ModelTimeoutError):
-    """The request was sent and no answer came back: it may have been billed."""
+    """The request was sent and no response arrived, so it may have been billed."""
 
 
 class PhosphoAPIStatusError(PhosphoModelError, APIStatusError, ModelAPIError):
@@ -93,35 +93,35 @@ class PhosphoAPIStatusError(PhosphoModelError, APIStatusError, ModelAPIError):
 
 
 class PhosphoInvalidRequestError(PhosphoModelError, InvalidRequestError, ModelInvalidRequestError):
-    """The server refused the request itself (400, 413, 422): not billed."""
+    """The server rejected the request (400, 413, 422). Nothing was billed."""
 
 
 class PhosphoContextOverflowError(PhosphoInvalidRequestError, ContextOverflowError):
-    """The prompt is longer than the server or its model takes (400, 413, 422): not billed."""
+    """The prompt is too long for the server or its model (400, 413, 422). Nothing was billed."""
 
 
 class PhosphoAuthenticationError(PhosphoModelError, AuthenticationError, ModelAuthenticationError):
-    """The server does not accept the key (401): not billed."""
+    """The server does not accept the key (401). Nothing was billed."""
 
 
 class PhosphoPermissionDeniedError(
     PhosphoModelError, PermissionDeniedError, ModelPermissionDeniedError
 ):
-    """No key reached the server, or it may not use this endpoint (403): not billed."""
+    """The key did not reach the server, or may not use this endpoint (403). Not billed."""
 
 
 class PhosphoPaymentRequiredError(
     PhosphoModelError, PaymentRequiredError, ModelAuthenticationError
 ):
-    """The account has no billing method (402): not billed."""
+    """The account has no billing method (402). Nothing was billed."""
 
 
 class PhosphoEndpointGoneError(PhosphoModelError, EndpointGoneError, ModelNotFoundError):
-    """There is no such endpoint at this base URL (404, 405, 410)."""
+    """The base URL has no such endpoint (404, 405, 410)."""
 
 
 class PhosphoRateLimitedError(PhosphoModelError, RateLimitedError, ModelRateLimitError):
-    """Too many requests (429): not billed."""
+    """The server got too many requests (429). Nothing was billed."""
 
 
 class PhosphoServiceError(PhosphoModelError, ServiceError, ModelAPIError):
@@ -129,11 +129,11 @@ class PhosphoServiceError(PhosphoModelError, ServiceError, ModelAPIError):
 
 
 class PhosphoUnexpectedReplyError(PhosphoModelError, UnexpectedReplyError, ModelAPIError):
-    """The server answered 200 with something that is not the contract: it may have been billed."""
+    """A 200 does not follow the phospho API. It may have been billed."""
 
 
 class PhosphoNoToolCallError(PhosphoModelError, NoToolCallError, ModelAPIError):
-    """A tool call was forced, and the model answered without one."""
+    """A tool call was forced, and the answer has none."""
 
 
 # Each class above that is derived directly has its error of the core as the second base.
@@ -143,7 +143,7 @@ _IN_LANGCHAIN: dict[type, type[PhosphoModelError]] = {
 }
 
 _TOO_LARGE = 413
-# The words of vLLM, SGLang, llama.cpp, OpenAI and others, and pydantic's type of the error.
+# Messages of vLLM, SGLang, llama.cpp, OpenAI and others, and the type of a pydantic error.
 _OVERFLOW = re.compile(
     r"context[ _-]?(length|window|size|limit)|context \w*overflow|overflow\w* the context"
     r"|(prompt|input|text|conversation)s? (is|are) too (long|large)"

@@ -1,4 +1,4 @@
-"""The pictures of a conversation: found in messages, asked about, replaced by words."""
+"""Find the images of messages, ask about them, and replace them with words."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ShownImage: TypeAlias = ImageSource | PhosphoError
-"""A picture of a message, or the reason why it cannot be looked at."""
+"""An image of a message, or the reason why it cannot be described."""
 
 _Visitor: TypeAlias = Callable[[ShownImage], str | None]
 
@@ -37,49 +37,31 @@ _TYPES = ("mime_type", "media_type", "mimeType", "mediaType")
 
 
 def opened(message: BaseMessage) -> BaseMessage:
-    """Make a block of each picture that a tool wrote into its text.
+    """Return a message in which each image that a tool wrote into its text is a block.
 
-    To look for them in megabytes takes its time: this does not belong on an event loop.
-
-    Args:
-        message: Of any role; it stays as it is.
-
-    Returns:
-        The message, or a copy with such blocks.
+    The search takes time in megabytes of text, so call this on a thread, not on an event loop.
     """
     if not isinstance(message, ToolMessage):
         return message
     content: Any = message.content
     blocks = content if isinstance(content, list) else [content]
-    apart = [part for block in blocks for part in _apart(block)]
-    return message if apart == blocks else message.model_copy(update={"content": apart})
+    content = [part for block in blocks for part in _split_text(block)]
+    return message if content == blocks else message.model_copy(update={"content": content})
 
 
 def shown_images(message: BaseMessage) -> list[ShownImage]:
-    """Find the pictures of a message, in every form that `ChatPhospho` knows.
-
-    Args:
-        message: Of any role; that of a tool has been `opened`.
-
-    Returns:
-        The pictures in their order; what is no picture is none of our business.
-    """
-    pictures: list[ShownImage] = []
-    # A visitor that has no words for a picture leaves it where it is.
-    _walk(message.content, pictures.append)
-    return pictures
+    """Return the images of a message in any form that `ChatPhospho` reads, in their order."""
+    images: list[ShownImage] = []
+    # A visitor that returns None leaves the image where it is.
+    _walk(message.content, images.append)
+    return images
 
 
 def with_words(message: BaseMessage, words: Iterator[str]) -> BaseMessage:
-    """Put words in the place of a message's pictures.
+    """Return a copy of a message with words in place of its images.
 
-    Args:
-        message: It stays as it is.
-        words: For each of its pictures, in their order.
-
-    Returns:
-        A copy without pictures. What is text alone then becomes one string, the only content that
-        some text models take; an assistant's stays blocks, as its version may demand.
+    Content that has only text then becomes one string, because some text models take no list. The
+    content of an assistant stays a list, because its `output_version` can require blocks.
     """
     content = _walk(message.content, lambda _: next(words))
     if not isinstance(message, AIMessage) and all(map(_is_plain, content)):
@@ -90,67 +72,40 @@ def with_words(message: BaseMessage, words: Iterator[str]) -> BaseMessage:
 
 
 def require_chat_phospho(model: object, owner: str) -> ChatPhospho:
-    """Refuse a model that is wrapped, or not a `ChatPhospho`.
-
-    Args:
-        model: The model that was passed.
-        owner: The class that it was passed to.
-
-    Returns:
-        The model.
-
-    Raises:
-        PhosphoConfigurationError: The model is something else.
-    """
+    """Return the model, or raise `PhosphoConfigurationError` if it is wrapped or another one."""
     if isinstance(model, ChatPhospho):
         return model
     message = (
-        f"{owner} takes a ChatPhospho, got {type(model).__name__}. Pass the model itself,"
-        " without bind, with_retry or with_fallbacks around it."
+        f"{owner} takes a ChatPhospho, got {type(model).__name__}. Pass the model itself, not the"
+        " result of bind, with_retry or with_fallbacks."
     )
     with langchain_errors():
         raise ConfigurationError(message)
 
 
 def prepared(source: ImageSource, model: ChatPhospho) -> SendableImage:
-    """Make of a picture what a model sends.
-
-    Args:
-        source: The picture.
-        model: Who will be asked; its settings decide.
-
-    Returns:
-        The picture, or the link.
-
-    Raises:
-        PhosphoModelError: It cannot be read, is of an unsupported type, or over a limit.
-    """
+    """Prepare an image as a model would send it, or raise a `PhosphoModelError`."""
     with langchain_errors():
-        # The model makes tiles itself, of all the pixels that there are.
+        # For tiles, the model itself needs all pixels.
         whole = model.prepare and model.detail == "auto"
         return prepare_source(source, max_image_side=model.max_image_side, prepare=whole)
 
 
-def message_about(image: SendableImage, question: str) -> HumanMessage:
-    """Ask about a picture.
+def message_about(image: SendableImage, prompt: str) -> HumanMessage:
+    """Make the message that asks about an image, with a block that LangChain can trace.
 
-    Args:
-        image: The picture as it is sent: small and without metadata, which a trace then keeps too.
-        question: The question.
-
-    Returns:
-        The message, with the block that LangChain's own tracing understands.
+    A trace keeps the image as it is sent, which is small and without metadata.
     """
     if isinstance(image, LinkedImage):
         block = {"type": "image", "url": image.url}
     else:
         kind = f"image/{image.format.lower()}"
         block = {"type": "image", "base64": image.to_wire(), "mime_type": kind}
-    return HumanMessage([{"type": "text", "text": question}, block])
+    return HumanMessage([{"type": "text", "text": prompt}, block])
 
 
-def _apart(block: Any) -> Iterator[Any]:
-    text = block.get("text") if isinstance(block, Mapping) and _reading(block) == "text" else block
+def _split_text(block: Any) -> Iterator[Any]:
+    text = block.get("text") if isinstance(block, Mapping) and _kind(block) == "text" else block
     parts = split_embedded_images(text) if isinstance(text, str) else []
     if not any(isinstance(part, ImageSource) for part in parts):
         yield block
@@ -167,21 +122,21 @@ def _walk(content: Any, visit: _Visitor) -> Any:
 
 def _walk_block(block: Block, visit: _Visitor) -> Block:
     result = block.get("toolResult")
-    if isinstance(result, Mapping):  # Bedrock's, which has no type
+    if isinstance(result, Mapping):  # a block of Bedrock, which has no type
         return {**block, "toolResult": _walk_holder(result, visit)}
-    if _reading(block) == "blocks":
+    if _kind(block) == "blocks":
         return _walk_holder(block, visit)
     inner = block.get("value")
-    if _reading(block) == "wrapper" and isinstance(inner, Mapping):
+    if _kind(block) == "wrapper" and isinstance(inner, Mapping):
         walked = _walk_block(inner, visit)
         return block if walked is inner else walked
     parts = _parts(block)
     if all(isinstance(part, str) for part in parts):
         return block
-    # What a provider's own tool gave can hold several pictures, and texts between them.
+    # The result of a provider's own tool can hold several images, with texts between them.
     words = [part if isinstance(part, str) else visit(part) for part in parts]
-    told = [word for word in words if word is not None]
-    return {"type": "text", "text": "\n".join(told)} if len(told) == len(words) else block
+    known = [word for word in words if word is not None]
+    return {"type": "text", "text": "\n".join(known)} if len(known) == len(words) else block
 
 
 def _walk_holder(holder: Block, visit: _Visitor) -> Block:
@@ -190,23 +145,23 @@ def _walk_holder(holder: Block, visit: _Visitor) -> Block:
 
 
 def _parts(block: Block) -> list[str | ShownImage]:
-    """Read the texts and pictures of a block; what cannot be looked at is an error."""
+    """Read the texts and images of a block, with an error in place of an unusable image."""
     try:
-        return cast("list[str | ShownImage]", list(read_content(block)))
+        return cast("list[str | ShownImage]", read_content(block))
     except ImageError as error:
         return [error]
     except UnsupportedContentError as error:
-        # A PDF or a sound is for the driving model to take or to refuse.
-        return [error] if _claims_to_be_a_picture(block) else []
+        # The agent's model decides about a PDF or audio.
+        return [error] if _claims_to_be_an_image(block) else []
 
 
-def _reading(block: Block) -> str | None:
+def _kind(block: Block) -> str | None:
     kind = block.get("type")
     return BLOCK_KINDS.get(kind) if isinstance(kind, str) else None
 
 
-def _claims_to_be_a_picture(block: Block) -> bool:
-    if _reading(block) == "image" or any(BLOCK_KINDS.get(key) == "image" for key in block):
+def _claims_to_be_an_image(block: Block) -> bool:
+    if _kind(block) == "image" or any(BLOCK_KINDS.get(key) == "image" for key in block):
         return True
     holders = [block, *(held for held in block.values() if isinstance(held, Mapping))]
     return any(

@@ -1,4 +1,4 @@
-"""`VisionMiddleware`: eyes for an agent whose model has none."""
+"""`VisionMiddleware`: image descriptions for an agent whose model takes only text."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -48,13 +48,13 @@ from phospho_multimodal.messages.untrusted_text import to_single_line, wrap_untr
 
 __all__ = ["SeenImage", "VisionMiddleware", "VisionState"]
 
-_WITH_A_QUESTION = "Describe this image. It is looked at because of this request:\n{request}"
+_PROMPT = "Describe this image. It is looked at because of this request:\n{request}"
 _LONGEST_REQUEST = 2000
-"""Characters of a request that are in view."""
+"""Characters of the user's request in a prompt."""
 
 
 class SeenImage(TypedDict):
-    """What an agent knows of a picture: its number for good, and its description once there."""
+    """An image that an agent has seen: its permanent number, and its description if it has one."""
 
     number: int
     description: str | None
@@ -65,7 +65,7 @@ def _merged(old: dict[str, SeenImage], new: dict[str, SeenImage]) -> dict[str, S
 
 
 class VisionState(AgentState[Any]):
-    """The state of an agent with eyes: what it has seen stays its own."""
+    """The state of an agent, with a private key for the images that it has seen."""
 
     phospho_images: NotRequired[Annotated[dict[str, SeenImage], PrivateStateAttr, _merged]]
 
@@ -83,13 +83,13 @@ class LookAgainInput(DescribeImageInput):
 
 @dataclass(frozen=True, slots=True)
 class _StoredDescription:
-    """What is left of an image that is no longer in the conversation."""
+    """The description of an image that is no longer in the conversation."""
 
     text: str
 
 
 class LookAgainTool(DescribeImageTool):
-    """Answers a new question about a picture that an agent knows by its description.
+    """Answers a new prompt about an image that an agent knows by its description.
 
     If the image is no longer in the conversation, such as after a summary, the tool answers with
     the stored description.
@@ -113,9 +113,9 @@ class LookAgainTool(DescribeImageTool):
             return super()._find(image, state)
         seen: dict[str, SeenImage] = (state or {}).get("phospho_images") or {}
         shown = (
-            self.describer.recognize(picture)
+            self.describer.recognize(image)
             for message in reversed(self._conversation(state))
-            for picture in reversed(shown_images(opened(message)))
+            for image in reversed(shown_images(opened(message)))
         )
         for found in chain(shown, reversed(self.describer.kept())):
             if isinstance(found, PhosphoError):
@@ -136,48 +136,49 @@ class LookAgainTool(DescribeImageTool):
         raise ToolException(message)
 
     def _ask(
-        self, picture: RecognizedImage | _StoredDescription, question: str, config: RunnableConfig
+        self, image: RecognizedImage | _StoredDescription, prompt: str, config: RunnableConfig
     ) -> AIMessage:
-        del config  # of the first who asks, if several do
-        if isinstance(picture, _StoredDescription):
-            return AIMessage(picture.text)
-        (outcome,) = self.describer.describe([ImageQuestion(picture, question)])
+        del config  # several callers can share one request, which runs with the first one's config
+        if isinstance(image, _StoredDescription):
+            return AIMessage(image.text)
+        (outcome,) = self.describer.describe([ImageQuestion(image, prompt)])
         return answered(outcome)
 
     async def _aask(
-        self, picture: RecognizedImage | _StoredDescription, question: str, config: RunnableConfig
+        self, image: RecognizedImage | _StoredDescription, prompt: str, config: RunnableConfig
     ) -> AIMessage:
         del config
-        if isinstance(picture, _StoredDescription):
-            return AIMessage(picture.text)
-        (outcome,) = await self.describer.adescribe([ImageQuestion(picture, question)])
+        if isinstance(image, _StoredDescription):
+            return AIMessage(image.text)
+        (outcome,) = await self.describer.adescribe([ImageQuestion(image, prompt)])
         return answered(outcome)
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a model is about to see, and what has to be looked at first."""
+    """The messages of a model call, with the images in them and the questions to ask first."""
 
     messages: list[BaseMessage]
-    recognized: list[list[RecognizedImage | PhosphoError]]
+    images: list[list[RecognizedImage | PhosphoError]]
     seen: dict[str, SeenImage]
     questions: list[ImageQuestion]
 
 
 class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
-    """Gives eyes to an agent of `create_agent`, whatever its model.
+    """Describes the images of a conversation to an agent of `create_agent`.
 
-    In place of every picture that the model would see, from the user, from a tool (in its text,
-    too), in the instructions or in the history, it reads a description that `ChatPhospho` made with
-    the user's request in view, marked as untrusted and fenced. Each picture is described once: its
-    description lives in the agent's private state, and a checkpointer keeps it. New questions go
-    through the tool `look_again`. If the image is no longer in the conversation, such as after a
-    summary, the tool answers with the stored description.
-    The messages of the state keep their pictures, so that a model with eyes can take over.
+    The agent's model reads a description in place of each image of the user, of a tool (also in
+    its text), of the instructions and of the history. `ChatPhospho` makes the description with the
+    user's request in the prompt. It is delimited and marked as untrusted. Each image is described
+    once. Its description is in the agent's private state, where a checkpointer keeps it. The tool
+    `look_again` answers new prompts about an image. If the image is no longer in the conversation,
+    such as after a summary, the tool answers with the stored description.
+    The messages of the state keep their images, so that a vision model can continue later.
 
-    A failure leaves a note in the picture's place, and the next step tries again; configuration,
-    key, billing and the spending limit raise. A description that may have been billed is not asked
-    for again before the user's next turn, also if other middleware retries the step.
+    After a failure, a note replaces the image, and the next step tries again. Errors of
+    configuration, key, billing and the spending limit are raised. A description that may have been
+    billed is not requested again before the user's next turn, also if other middleware retries the
+    step.
 
     Example:
         ```python
@@ -193,10 +194,10 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
 
         Args:
             model: The model that describes images.
-            look_again: Bring the tool; `False` for a driving model that calls no tools.
+            look_again: Add the tool. Pass `False` if the agent's model calls no tools.
 
         Raises:
-            ConfigurationError: The model is not a `ChatPhospho`, or it is a wrapped one.
+            ConfigurationError: The model is not a `ChatPhospho`, or it is wrapped.
         """
         super().__init__()
         self.model = require_chat_phospho(model, "VisionMiddleware")
@@ -208,58 +209,49 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
     ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
-        """Put descriptions in the place of pictures, then call the model.
+        """Replace images with descriptions, then call the model.
 
         Args:
-            request: What the model would see.
-            handler: Calls it.
+            request: The model call.
+            handler: Calls the model.
 
         Returns:
-            Its answer, and what was seen for the first time.
+            The model's answer, with an update of the state if an image is new.
 
         Raises:
             PhosphoModelError: Configuration, key, billing or the spending limit.
         """
         view = self._view(request)
         outcomes = self._describer.describe(view.questions)
-        return self._noted(view, request, handler(self._told(view, outcomes, request)))
+        return self._with_update(view, request, handler(self._described(view, outcomes, request)))
 
     async def awrap_model_call(
         self,
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
     ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
-        """Do the same as `wrap_model_call`.
-
-        Args:
-            request: What the model would see.
-            handler: Calls it.
-
-        Returns:
-            Its answer, and what was seen for the first time.
-
-        Raises:
-            PhosphoModelError: Configuration, key, billing or the spending limit.
-        """
+        """Do the same as `wrap_model_call`."""
         view = await asyncio.to_thread(self._view, request)
         outcomes = await self._describer.adescribe(view.questions)
-        return self._noted(view, request, await handler(self._told(view, outcomes, request)))
+        return self._with_update(
+            view, request, await handler(self._described(view, outcomes, request))
+        )
 
     def _view(self, request: ModelRequest[ContextT]) -> _View:
         messages: list[BaseMessage] = list(map(opened, request.messages))
         if request.system_message is not None:
             messages.insert(0, request.system_message)
-        recognized = [
-            [self._describer.recognize(picture) for picture in shown_images(message)]
+        images = [
+            [self._describer.recognize(image) for image in shown_images(message)]
             for message in messages
         ]
         if request.system_message is not None:
-            self._describer.keep(recognized[0])
+            self._describer.keep(images[0])
         seen: dict[str, SeenImage] = dict(_remembered(request))
         next_number = 1 + max((entry["number"] for entry in seen.values()), default=0)
         questions: dict[str, ImageQuestion] = {}
-        turn = _turn(messages)
-        for index, row in enumerate(recognized):
+        turn = _turn_id(messages)
+        for index, row in enumerate(images):
             for image in row:
                 if isinstance(image, PhosphoError):
                     continue
@@ -267,17 +259,17 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
                     seen[image.key] = {"number": next_number, "description": None}
                     next_number += 1
                 if seen[image.key]["description"] is None and image.key not in questions:
-                    question = _question(messages, index) or self.model.default_prompt
-                    questions[image.key] = ImageQuestion(image, question, turn)
-        return _View(messages, recognized, seen, list(questions.values()))
+                    prompt = _prompt(messages, index) or self.model.default_prompt
+                    questions[image.key] = ImageQuestion(image, prompt, turn)
+        return _View(messages, images, seen, list(questions.values()))
 
-    def _told(
+    def _described(
         self, view: _View, outcomes: Sequence[Any], request: ModelRequest[ContextT]
     ) -> ModelRequest[ContextT]:
-        """Make the request that has words where pictures were; what was learnt goes into `view`."""
+        """Make the request with words in place of images, and add descriptions to `view.seen`."""
         failures: dict[str, PhosphoError] = {}
-        for look, outcome in zip(view.questions, outcomes, strict=True):
-            key = look.image.key
+        for question, outcome in zip(view.questions, outcomes, strict=True):
+            key = question.image.key
             if isinstance(outcome, PhosphoError) and not isinstance(outcome, NOT_FOR_AGENTS):
                 failures[key] = outcome
             else:
@@ -285,23 +277,23 @@ class VisionMiddleware(AgentMiddleware[VisionState, ContextT, ResponseT]):
                 view.seen[key] = {**view.seen[key], "description": answer.text}
         messages = [
             with_words(message, _words(row, view.seen, failures)) if row else message
-            for message, row in zip(view.messages, view.recognized, strict=True)
+            for message, row in zip(view.messages, view.images, strict=True)
         ]
-        if not any(view.recognized):
+        if not any(view.images):
             return request
         if request.system_message is None:
             return request.override(messages=cast("Any", messages))
         system = cast("SystemMessage", messages[0])
         return request.override(messages=cast("Any", messages[1:]), system_message=system)
 
-    def _noted(
+    def _with_update(
         self, view: _View, request: ModelRequest[ContextT], response: ModelResponse[ResponseT]
     ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
         before = _remembered(request)
-        news = {key: entry for key, entry in view.seen.items() if before.get(key) != entry}
-        if not news:
+        new = {key: entry for key, entry in view.seen.items() if before.get(key) != entry}
+        if not new:
             return response
-        return ExtendedModelResponse(response, Command(update={"phospho_images": news}))
+        return ExtendedModelResponse(response, Command(update={"phospho_images": new}))
 
 
 def _remembered(request: ModelRequest[Any]) -> dict[str, SeenImage]:
@@ -309,19 +301,19 @@ def _remembered(request: ModelRequest[Any]) -> dict[str, SeenImage]:
     return cast("dict[str, SeenImage]", state.get("phospho_images") or {})
 
 
-def _turn(messages: Sequence[BaseMessage]) -> str | None:
-    """Name the turn of the user, by the id that LangGraph gave to its newest message."""
-    asked = (message for message in reversed(messages) if isinstance(message, HumanMessage))
-    newest: BaseMessage | None = next(asked, messages[-1] if messages else None)
+def _turn_id(messages: Sequence[BaseMessage]) -> str | None:
+    """Return the id that LangGraph gave to the user's newest message."""
+    users = (message for message in reversed(messages) if isinstance(message, HumanMessage))
+    newest: BaseMessage | None = next(users, messages[-1] if messages else None)
     return None if newest is None else newest.id
 
 
-def _question(messages: Sequence[BaseMessage], index: int) -> str:
-    """Find the request in whose turn a message came: all that the user said in one go."""
-    asked = [number for number in range(index + 1) if isinstance(messages[number], HumanMessage)]
-    if not asked:
+def _prompt(messages: Sequence[BaseMessage], index: int) -> str:
+    """Make a prompt of the consecutive user messages to which a message belongs."""
+    users = [number for number in range(index + 1) if isinstance(messages[number], HumanMessage)]
+    if not users:
         return ""
-    first = last = asked[-1]
+    first = last = users[-1]
     while first > 0 and isinstance(messages[first - 1], HumanMessage):
         first -= 1
     while last + 1 < len(messages) and isinstance(messages[last + 1], HumanMessage):
@@ -329,10 +321,9 @@ def _question(messages: Sequence[BaseMessage], index: int) -> str:
     texts = [message.text.strip() for message in messages[first : last + 1]]
     request = "\n".join(text for text in texts if text)
     if len(request) > _LONGEST_REQUEST:
-        # The question stands at either end of a pasted document.
-        half = _LONGEST_REQUEST // 2
+        half = _LONGEST_REQUEST // 2  # a pasted document has the request before or after it
         request = f"{request[:half]}\n[…]\n{request[-half:]}"
-    return _WITH_A_QUESTION.format(request=request) if request else ""
+    return _PROMPT.format(request=request) if request else ""
 
 
 def _words(

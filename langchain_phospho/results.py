@@ -1,4 +1,4 @@
-"""From the core's answer to LangChain's results."""
+"""Turn an answer of the core into LangChain's results."""
 
 from typing import Any
 
@@ -13,14 +13,7 @@ __all__ = ["chat_chunk", "chat_result"]
 
 
 def chat_result(answer: Answer) -> ChatResult:
-    """Make the result of a call.
-
-    Args:
-        answer: The core's answer.
-
-    Returns:
-        One message; its `response_metadata` tells what was sent and what it cost.
-    """
+    """Make the result of a call: one message, whose metadata say what was sent and billed."""
     call = answer.call
     calls = [] if call is None else [tool_call(name=call.name, args=_arguments(answer), id=call.id)]
     message = AIMessage(
@@ -33,14 +26,7 @@ def chat_result(answer: Answer) -> ChatResult:
 
 
 def chat_chunk(answer: Answer) -> ChatGenerationChunk:
-    """Make the only chunk of a stream: the endpoint sends an answer whole.
-
-    Args:
-        answer: The core's answer.
-
-    Returns:
-        The whole answer, marked as the last chunk.
-    """
+    """Make the only and last chunk of a stream, because the endpoint sends whole answers."""
     call = answer.call
     written = to_compact_json(_arguments(answer))
     chunks = (
@@ -63,8 +49,8 @@ def _arguments(answer: Answer) -> dict[str, Any]:
 def _invalid(answer: Answer) -> list[Any]:
     if answer.invalid_tool_name is None:
         return []
-    # As a JSON string: where LangChain adds up chunks it completes cut JSON, and so would make of
-    # a broken call one that runs, on what is left of its arguments or on none.
+    # A JSON string, because LangChain completes truncated JSON when it adds chunks. It would make a
+    # call that runs on a part of its arguments.
     return [
         invalid_tool_call(
             name=answer.invalid_tool_name or None,
@@ -76,7 +62,7 @@ def _invalid(answer: Answer) -> list[Any]:
 
 
 def _response_metadata(answer: Answer) -> dict[str, Any]:
-    # The endpoint does not tell whether an answer was cut at max_new_tokens: "length" would be a
-    # guess. Nor does it count tokens, so there is no usage_metadata.
+    # The endpoint reports neither a truncated answer (finish_reason "length") nor token counts
+    # (usage_metadata).
     reason = "stop" if answer.call is None else "tool_calls"
     return {**answer.metadata, "finish_reason": reason}

@@ -1,4 +1,4 @@
-"""Answers as objects: the form is asked for in the prompt, and what comes back is checked here."""
+"""Structured output: the prompt describes the object, and this module checks the answer."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -25,24 +25,24 @@ __all__ = ["Method", "StructuredOutput"]
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 
 _SUMS = ("images_billed", "images_in_doubt", "cost_usd", "attempts")
-"""What an answer cost, of which a repaired one tells the sum."""
+"""Metadata that are summed over an answer and its repairs."""
 
-_AGAIN = "That is not what was asked for: {reason} Answer with the JSON object alone."
+_REPAIR = "That is not what was asked for: {reason} Answer with the JSON object alone."
 
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """What is asked for, and how an answer becomes it.
+    """The requested object, and how an answer becomes this object.
 
     Attributes:
         schema: A pydantic class (of version 1 or 2), a TypedDict, a JSON schema with a title, or
-            a tool as OpenAI writes it. Of a class an answer is made, with all its checks; of the
-            others only what is missing is told, since nothing says how strictly they are meant.
-        method: `"json_schema"` shows the model the schema, `"function_calling"` shows it as a
-            tool, `"json_mode"` asks for any JSON object and leaves the rest to your prompt.
-        include_raw: Give the message beside the object, and an error instead of raising it.
-        max_repairs: How often the model is shown what is wrong and asked again: each time is an
-            image billed.
+            an OpenAI tool. A class checks the whole answer. For other schemas only missing keys
+            are errors, because nothing says how strictly they are meant.
+        method: `"json_schema"` shows the schema to the model, `"function_calling"` shows it as a
+            tool, `"json_mode"` requests any JSON object and leaves the rest to your prompt.
+        include_raw: Return the message with the object, and return an error instead of raising it.
+        max_repairs: How often the model gets the problem and is called again. Each repair is
+            billed as one image.
     """
 
     schema: Any
@@ -51,30 +51,34 @@ class StructuredOutput:
     max_repairs: int = 0
 
     def __post_init__(self) -> None:
-        """Check what can be checked before paying."""
+        """Check the schema and the options before anything is sent."""
         with langchain_errors():
             if self.method not in get_args(Method):
-                message = f"method is {self.method!r}; it is one of: {', '.join(get_args(Method))}."
+                known = ", ".join(map(repr, get_args(Method)))
+                message = f"method must be one of {known}, got {self.method!r}."
                 raise ConfigurationError(message)
             if self.max_repairs < 0:
-                message = f"max_repairs is {self.max_repairs}; it is 0 or more."
+                message = f"max_repairs must be 0 or greater, got {self.max_repairs}."
                 raise ConfigurationError(message)
             held = self.schema.get("function") if isinstance(self.schema, Mapping) else None
-            if isinstance(held, Mapping):  # LangChain takes a tool as OpenAI writes it, too
+            if isinstance(held, Mapping):  # an OpenAI tool
                 object.__setattr__(self, "schema", held)
-            # LangChain leaves nothing over of a schema without properties.
+            # LangChain returns nothing for a schema without properties.
             if (self._parameters or {"type": None}).get("type", "object") != "object":
                 message = (
-                    "The schema is not that of an object with properties of its own. Put what it"
-                    " describes into a property of one."
+                    "The schema does not describe an object with its own properties. Put the schema"
+                    " into a property of an object."
                 )
                 raise ConfigurationError(message)
 
     def keywords(self) -> dict[str, Any]:
-        """Make the keywords that a model is bound to."""
+        """Make the keywords for `bind`."""
         function = self._function
-        told = {"kwargs": {"method": self.method}, "schema": self.schema}
-        keywords: dict[str, Any] = {RETURN_INVALID_CALLS: True, "ls_structured_output_format": told}
+        traced = {"kwargs": {"method": self.method}, "schema": self.schema}
+        keywords: dict[str, Any] = {
+            RETURN_INVALID_CALLS: True,
+            "ls_structured_output_format": traced,
+        }
         if self.method == "function_calling":
             tool = {"type": "function", "function": function}
             return {**keywords, "tools": [tool], "tool_choice": function["name"]}
@@ -86,21 +90,14 @@ class StructuredOutput:
     def reading(
         self, model: Runnable[LanguageModelInput, AIMessage], max_concurrency: int
     ) -> Runnable[Any, Any]:
-        """Make what asks a bound model and reads its answers.
+        """Make the runnable that calls a bound model and reads its answers."""
+        return _Reader(_Caller(self, model), max_concurrency)
 
-        Args:
-            model: Bound to `keywords()`.
-            max_concurrency: How many requests it has under way at most.
-
-        Returns:
-            It gives the object, or with `include_raw` a dict of `raw`, `parsed` and
-            `parsing_error`.
-        """
-        return _Reading(_Asker(self, model), max_concurrency)
-
-    def asking(self, question: LanguageModelInput) -> Generator[list[BaseMessage], AIMessage, Any]:
-        """Ask, and ask again; both `ask` and `ask_async` do what it yields."""
-        messages = _messages(question)
+    def conversation(
+        self, prompt: LanguageModelInput
+    ) -> Generator[list[BaseMessage], AIMessage, Any]:
+        """Yield messages for the model until its answer is right or no repair is left."""
+        messages = _messages(prompt)
         cost = dict.fromkeys(_SUMS, 0)
         for repairs in range(self.max_repairs + 1):
             raw = yield messages
@@ -110,24 +107,24 @@ class StructuredOutput:
             words = raw.response_metadata["raw_reply"]
             value, reason = self._read(raw)
             if reason is None:
-                return self._told(raw, value, None)
-            messages = [*messages, AIMessage(words), HumanMessage(_AGAIN.format(reason=reason))]
+                return self._result(raw, value, None)
+            messages = [*messages, AIMessage(words), HumanMessage(_REPAIR.format(reason=reason))]
         failure = OutputParserException(
-            f"The model did not answer as the schema wants: {reason} Images billed:"
-            f" {cost['images_billed']}. It answered: {words}",
+            f"The answer does not match the schema: {reason} Images billed:"
+            f" {cost['images_billed']}. The answer is: {words}",
             llm_output=words,
         )
         if self.include_raw:
-            return self._told(raw, None, failure)
+            return self._result(raw, None, failure)
         raise failure
 
-    def _told(self, raw: AIMessage, value: Any, failure: OutputParserException | None) -> Any:
+    def _result(self, raw: AIMessage, value: Any, failure: OutputParserException | None) -> Any:
         if not self.include_raw:
             return value
         return {"raw": raw, "parsed": value, "parsing_error": failure}
 
     def _read(self, raw: AIMessage) -> tuple[Any, str | None]:
-        """Make the object; or tell why it cannot be made."""
+        """Return the object, or the reason why there is none."""
         if raw.invalid_tool_calls:
             return None, f"{raw.invalid_tool_calls[0]['error']}."
         words = raw.response_metadata["raw_reply"]
@@ -144,11 +141,11 @@ class StructuredOutput:
         try:
             return parse(value), None
         except ValidationError as error:
-            # Without what the model wrote, which stands in the words already, and without links.
+            # Without the input, which the answer shows already, and without links.
             reasons = error.errors(include_input=False, include_url=False, include_context=False)
-            told = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in reasons)
-            return None, f"{'; '.join(told)}."
-        except ValueError as error:  # pydantic's version 1 raises one of its own
+            problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in reasons)
+            return None, f"{'; '.join(problems)}."
+        except ValueError as error:  # of pydantic version 1
             return None, f"{' '.join(str(error).split())}."
 
     def _why_not(self, words: str) -> str:
@@ -162,12 +159,12 @@ class StructuredOutput:
         if not isinstance(kind, type) or isinstance(kind, Mapping):
             return None
         if issubclass(kind, BaseModel):
-            # From text: what JSON cannot hold, a date or a tuple, is then read as JSON writes it.
+            # From JSON, because pydantic reads a date or a tuple from JSON in strict mode.
             return lambda value: kind.model_validate_json(to_compact_json(value))
         return cast("Callable[[dict[str, Any]], Any] | None", getattr(kind, "parse_obj", None))
 
     def _missing(self, value: Mapping[str, Any]) -> str | None:
-        """Tell what a dict lacks, which nobody else would look at."""
+        """Name the required keys that are missing in a dict."""
         missing = sorted(set(self._parameters.get("required") or ()) - value.keys())
         return f"it lacks {', '.join(missing)}." if missing else None
 
@@ -186,44 +183,45 @@ class StructuredOutput:
 
 
 @dataclass(frozen=True)
-class _Asker:
-    """Asks a bound model until its answer is the object, or the repairs end; it can be pickled."""
+class _Caller:
+    """Calls a bound model until its answer is the object or no repair is left; it pickles."""
 
     wanted: StructuredOutput
     model: Runnable[LanguageModelInput, AIMessage]
 
-    def ask(self, question: LanguageModelInput, config: RunnableConfig, **keywords: Any) -> Any:
-        asking = self.wanted.asking(question)
-        messages = next(asking)
+    def call(self, prompt: LanguageModelInput, config: RunnableConfig, **keywords: Any) -> Any:
+        conversation = self.wanted.conversation(prompt)
+        messages = next(conversation)
         try:
             while True:
-                messages = asking.send(self.model.invoke(messages, config, **keywords))
+                messages = conversation.send(self.model.invoke(messages, config, **keywords))
         except StopIteration as done:
             return done.value
 
-    async def ask_async(
-        self, question: LanguageModelInput, config: RunnableConfig, **keywords: Any
+    async def acall(
+        self, prompt: LanguageModelInput, config: RunnableConfig, **keywords: Any
     ) -> Any:
-        asking = self.wanted.asking(question)
-        messages = next(asking)
+        conversation = self.wanted.conversation(prompt)
+        messages = next(conversation)
         try:
             while True:
-                messages = asking.send(await self.model.ainvoke(messages, config, **keywords))
+                answer = await self.model.ainvoke(messages, config, **keywords)
+                messages = conversation.send(answer)
         except StopIteration as done:
             return done.value
 
 
-class _Reading(Batches[Any], RunnableLambda[LanguageModelInput, Any]):
-    """Asks and reads; its batches end with their first error, like the batches of the model."""
+class _Reader(Batches[Any], RunnableLambda[LanguageModelInput, Any]):
+    """Calls the model and reads its answers; a batch stops at the first error."""
 
-    def __init__(self, asker: _Asker, max_concurrency: int) -> None:
-        super().__init__(asker.ask, asker.ask_async, name="with_structured_output")
+    def __init__(self, caller: _Caller, max_concurrency: int) -> None:
+        super().__init__(caller.call, caller.acall, name="with_structured_output")
         self.max_concurrency = max_concurrency
 
 
-def _messages(question: LanguageModelInput) -> list[BaseMessage]:
-    if isinstance(question, PromptValue):
-        return question.to_messages()
-    if isinstance(question, str):
-        return [HumanMessage(question)]
-    return convert_to_messages(question)
+def _messages(prompt: LanguageModelInput) -> list[BaseMessage]:
+    if isinstance(prompt, PromptValue):
+        return prompt.to_messages()
+    if isinstance(prompt, str):
+        return [HumanMessage(prompt)]
+    return convert_to_messages(prompt)

@@ -42,7 +42,7 @@ _NUMBER = re.compile(r"\s*(?:image)?\s*#?\s*(\d{1,6})\s*", re.IGNORECASE)
 
 
 class DescribeImageInput(BaseModel):
-    """What an agent says, and what is put beside it without its knowing."""
+    """The arguments that an agent writes, and the state that the graph adds."""
 
     image: int | str | None = Field(
         default=None,
@@ -53,33 +53,33 @@ class DescribeImageInput(BaseModel):
         default=None,
         description="What to find out about the image. Leave it out for a description.",
     )
-    # Put in by the graph, which strips what a model forges here. It is the whole state: the key of
-    # its messages is the graph's to choose (`ToolNode(messages_key=…)`).
+    # The graph sets this to its whole state, because `ToolNode(messages_key=…)` chooses the key of
+    # the messages. It removes a value that the model wrote.
     state: Annotated[Any, InjectedState()] = None
 
 
 class PhosphoToolError(PhosphoModelError, ToolException):
     """A tool of this project failed; `__cause__` is the error of the request.
 
-    LangChain passes a `ToolException` to the agent as the tool's result. Where a tool is set to
-    raise it instead, retry middleware reads `is_retryable` and does not send the request again.
+    LangChain passes a `ToolException` to the agent as the tool's result. If a tool is set to raise
+    it instead, retry middleware reads `is_retryable` and does not send the request again.
     """
 
 
 class DescribeImageTool(BaseTool):
-    """Lets an agent ask about a picture of its conversation.
+    """Lets an agent ask about an image of its conversation.
 
-    The picture is named by its number and read from the agent's state, whatever the key of its
-    messages (`ToolNode(messages_key=…)`). No model ever writes base64, and a URL is taken only from
-    `allowed_hosts`, since one that a model writes can carry data out.
-    The description comes in a fence, marked as untrusted; the artifact is the description alone
-    with the answer's metadata. What goes wrong is told to the agent, except for what it can do
-    nothing about: configuration, key, billing and the spending limit raise.
+    The agent names the image by its number, and the tool reads it from the agent's state, under
+    any key of the messages (`ToolNode(messages_key=…)`). An agent never writes base64. It can only
+    write URLs of `allowed_hosts`, because a URL can carry data out.
+    The description is delimited and marked as untrusted. The artifact is the plain description
+    with the answer's metadata. Errors become the tool's result. Errors of configuration, key,
+    billing and the spending limit are raised, because the agent cannot solve them.
 
     Example:
         ```python
         model = ChatPhospho(base_url="http://127.0.0.1:8000")
-        agent = create_agent(driver, tools=[DescribeImageTool(model=model)])
+        agent = create_agent(agent_model, tools=[DescribeImageTool(model=model)])
         ```
     """
 
@@ -104,10 +104,10 @@ class DescribeImageTool(BaseTool):
         run_manager: CallbackManagerForToolRun | None = None,
         state: Any = None,
     ) -> tuple[str, dict[str, Any]]:
-        with _told_to_the_agent():
-            title, picture = self._find(image, state)
-            config = _below(run_manager)
-            answer = self._ask(picture, question or self.model.default_prompt, config)
+        with _errors_for_the_agent():
+            title, found = self._find(image, state)
+            config = _child_config(run_manager)
+            answer = self._ask(found, question or self.model.default_prompt, config)
         return _result(title, answer)
 
     async def _arun(
@@ -117,29 +117,21 @@ class DescribeImageTool(BaseTool):
         run_manager: AsyncCallbackManagerForToolRun | None = None,
         state: Any = None,
     ) -> tuple[str, dict[str, Any]]:
-        with _told_to_the_agent():
-            title, picture = await asyncio.to_thread(self._find, image, state)
-            config = _below(run_manager)
-            answer = await self._aask(picture, question or self.model.default_prompt, config)
+        with _errors_for_the_agent():
+            title, found = await asyncio.to_thread(self._find, image, state)
+            config = _child_config(run_manager)
+            answer = await self._aask(found, question or self.model.default_prompt, config)
         return _result(title, answer)
 
     def _find(self, image: int | str | None, state: Any) -> tuple[str, Any]:
-        """Find what an agent names.
-
-        Args:
-            image: As it came from the agent.
-            state: The state of the graph; `None` without a graph.
-
-        Returns:
-            What to call the picture, and what `_ask` takes for it.
-        """
+        """Return the title of the image that an agent named, and what `_ask` takes for it."""
         number = image_number(image)
         if isinstance(number, str):
             return self._linked(number)
         shown = [
-            picture
+            shown
             for message in self._conversation(state)
-            for picture in shown_images(opened(message))
+            for shown in shown_images(opened(message))
         ]
         if not shown:
             message = "There is no image in the conversation."
@@ -148,17 +140,17 @@ class DescribeImageTool(BaseTool):
         if not 1 <= number <= len(shown):
             message = f"There is no image {number}: the conversation has 1 to {len(shown)}."
             raise ToolException(message)
-        picture = shown[number - 1]
-        if isinstance(picture, PhosphoError):
+        found = shown[number - 1]
+        if isinstance(found, PhosphoError):
             with langchain_errors():
-                raise picture
-        return f"Image {number}", picture
+                raise found
+        return f"Image {number}", found
 
     def _conversation(self, state: Any) -> list[BaseMessage]:
-        """Find the messages of a state: those in which this tool is being called."""
+        """Return the messages of a state: the list of messages that calls this tool."""
         if state is None:
             return []
-        fields = state if isinstance(state, Mapping) else vars(state)  # a dataclass, or pydantic's
+        fields = state if isinstance(state, Mapping) else vars(state)  # a dataclass or a model
         calling = [value for value in fields.values() if _is_called_in(value, self.name)]
         if len(calling) == 1:
             return convert_to_messages(calling[0])
@@ -172,12 +164,12 @@ class DescribeImageTool(BaseTool):
                 raise ConfigurationError(message)
         return convert_to_messages(fields["messages"] or ())
 
-    def _ask(self, picture: Any, question: str, config: RunnableConfig) -> AIMessage:
-        return self.model.invoke([message_about(prepared(picture, self.model), question)], config)
+    def _ask(self, image: Any, prompt: str, config: RunnableConfig) -> AIMessage:
+        return self.model.invoke([message_about(prepared(image, self.model), prompt)], config)
 
-    async def _aask(self, picture: Any, question: str, config: RunnableConfig) -> AIMessage:
-        image = await asyncio.to_thread(prepared, picture, self.model)
-        return await self.model.ainvoke([message_about(image, question)], config)
+    async def _aask(self, image: Any, prompt: str, config: RunnableConfig) -> AIMessage:
+        sendable = await asyncio.to_thread(prepared, image, self.model)
+        return await self.model.ainvoke([message_about(sendable, prompt)], config)
 
     def _linked(self, url: str) -> tuple[str, ImageSource]:
         if not is_allowed(url, self.allowed_hosts):
@@ -186,12 +178,12 @@ class DescribeImageTool(BaseTool):
             message = f"A URL of this host cannot be looked at. {allowed} Name an image by number."
             raise ToolException(message)
         with langchain_errors():
-            picture = image_source(url)
-        return f"The image at {picture.url_origin}", picture
+            image = image_source(url)
+        return f"The image at {image.url_origin}", image
 
 
 def _is_called_in(value: object, tool: str) -> bool:
-    """Tell whether a value is a list of messages, the newest of which calls a tool."""
+    """Return whether a value is a list of messages, the newest of which calls a tool."""
     if not isinstance(value, list):
         return False
     newest = next((each for each in reversed(value) if isinstance(each, AIMessage)), None)
@@ -199,17 +191,7 @@ def _is_called_in(value: object, tool: str) -> bool:
 
 
 def image_number(image: int | str | None) -> int | str | None:
-    """Read how an agent names an image.
-
-    Args:
-        image: As it came from the agent.
-
-    Returns:
-        The number; `None` for the newest; a string is an http(s) URL.
-
-    Raises:
-        ToolException: It is something else.
-    """
+    """Read an agent's name for an image: a number, `None` for the newest one, or an http(s) URL."""
     if not isinstance(image, str):
         return image
     if not image.strip():
@@ -219,16 +201,16 @@ def image_number(image: int | str | None) -> int | str | None:
         return int(number[1])
     if image[:8].lower().startswith(("http://", "https://")):
         return image
-    # Not repeated: it can be a megabyte of base64.
+    # Without the value, which can be a megabyte of base64.
     message = (
-        "That names no image. Base64, data: URLs and paths are not taken as an argument: an image"
-        " is read from the conversation. Name it by its number, or leave it out for the newest."
+        "That names no image. Base64, data: URLs and paths are not accepted, because images are"
+        " read from the conversation. Pass the number of an image, or leave it out for the newest."
     )
     raise ToolException(message)
 
 
 @contextmanager
-def _told_to_the_agent() -> Iterator[None]:
+def _errors_for_the_agent() -> Iterator[None]:
     try:
         yield
     except NOT_FOR_AGENTS:
@@ -239,10 +221,10 @@ def _told_to_the_agent() -> Iterator[None]:
         raise raised from error
 
 
-def _below(
+def _child_config(
     run_manager: CallbackManagerForToolRun | AsyncCallbackManagerForToolRun | None,
 ) -> RunnableConfig:
-    # Told rather than left to the context, which Python 3.10 does not hand on to tasks.
+    # Python 3.10 does not pass the context of the call to tasks.
     if run_manager is None:
         return INTERNAL_CALL
     return {**INTERNAL_CALL, "callbacks": run_manager.get_child()}

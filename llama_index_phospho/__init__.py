@@ -1,4 +1,4 @@
-"""The phospho multimodal endpoint as an LLM of LlamaIndex, for ingestion and as tools."""
+"""The phospho multimodal endpoint as an LLM, an extractor and tools of LlamaIndex."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ try:
     from llama_index_phospho.llms import Phospho
     from llama_index_phospho.multi_modal_llms import PhosphoMultiModal
 except ModuleNotFoundError as missing:
-    # Only the framework's own absence: a broken installation has to tell what is broken.
+    # A broken installation must report what is broken.
     if missing.name not in {"llama_index", "llama_index.core"}:
         raise
     message = (
@@ -34,8 +34,8 @@ __all__ = [
     "__version__",
 ]
 
-# Loaded when asked for: an LLM needs neither LlamaIndex's extractors nor SQLite nor a way to fetch.
-_ON_DEMAND = {
+# These are imported on first use, because an LLM does not need LlamaIndex's agents or extractors.
+_LAZY = {
     "ImageDescriptionExtractor": "extractors",
     "ImageMemoryBlock": "memory",
     "PhosphoToolSpec": "tools",
@@ -44,10 +44,10 @@ _ON_DEMAND = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_DEMAND:
+    if name not in _LAZY:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,12 @@
-"""Which nodes have an image, and the `ImageNode` that such a node becomes."""
+"""Nodes with an image: find them, copy them as `ImageNode`, write descriptions into them."""
 
 import base64
 import mimetypes
 import unicodedata
 import uuid
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.schema import (
@@ -19,50 +21,55 @@ from llama_index.core.schema import (
 )
 
 from llama_index_phospho.content import stored_base64
+from llama_index_phospho.description_cache import Description
 
-__all__ = ["READ_AS_TEXT", "as_image_node", "has_image", "is_image_read_as_text"]
+__all__ = [
+    "DESCRIPTION_KEY",
+    "READ_AS_TEXT",
+    "DescriptionMetadata",
+    "as_image_node",
+    "has_image",
+    "hide",
+    "is_image_read_as_text",
+]
+
+DESCRIPTION_KEY = "image_description"
 
 READ_AS_TEXT = (
-    "ImageError: The reader took the bytes of this image file for a text. Nothing was sent. Install"
-    " llama-index-readers-file, and give SimpleDirectoryReader an ImageReader for this type:"
+    "ImageError: The reader read the bytes of this image file as text. Nothing was sent. Install"
+    " llama-index-readers-file, and pass SimpleDirectoryReader an ImageReader for this type:"
     " file_extractor={'.bmp': ImageReader()}."
 )
 
 _IDS = uuid.UUID("6b0a1c0e-58f4-4f0b-9d0f-2a3b1f6f4c55")
 """The namespace of ids that are derived from the ids of documents."""
 
-# What Python's table of file types does not know in every version.
+# Python's table of file types lacks some of these in some versions.
 _IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg"),
     *(".jpg", ".png", ".tif", ".tiff", ".webp"),
 )
-_PART = 2000  # characters that are enough to tell binary data from text
+_SAMPLE = 2000  # characters, which show whether a text is binary data
 
 
 def has_image(node: BaseNode) -> bool:
-    """Return whether a node is for an image, even if that image is missing."""
+    """Check whether a node is made for an image, even if the image is missing."""
     if isinstance(node, Node):
         return node.image_resource is not None or isinstance(node, ImageDocument)
     return isinstance(node, ImageNode)
 
 
 def as_image_node(node: BaseNode) -> ImageNode:
-    """Make an `ImageNode`, which every store keeps with its image, of a node with an image.
+    """Copy a node with an image as an `ImageNode`, because every store keeps that with its image.
 
-    A document gets a node with another id, which refers to the document as its source, as a
-    splitter's nodes do. Core's document stores find the node by that reference when they replace or
-    delete the document. The id is a UUID, as some stores demand, and derived from the document's.
-
-    Args:
-        node: A node for which `has_image` holds. It is not changed.
-
-    Returns:
-        A copy, if it is an `ImageNode` already; else an `ImageNode` with the same content.
+    A document becomes a node with another id and the document as its source, as in a splitter.
+    Document stores need that reference to replace or delete the node. The id is a UUID, which some
+    stores require, and is derived from the id of the document.
     """
     if isinstance(node, ImageNode):
         return node.model_copy(deep=True)
     if not isinstance(node, Node):
-        message = f"A {type(node).__name__} has no image."
+        message = f"A {type(node).__name__} cannot have an image."
         raise TypeError(message)
     node_id, relationships = node.node_id, dict(node.relationships)
     if isinstance(node, Document):
@@ -84,18 +91,18 @@ def as_image_node(node: BaseNode) -> ImageNode:
 
 
 def is_image_read_as_text(node: BaseNode) -> bool:
-    """Return whether a reader took the bytes of an image file for a text.
+    """Check whether a reader read the bytes of an image file as text.
 
-    `SimpleDirectoryReader` does so with formats that it has no reader for, and with all of them
-    where llama-index-readers-file is not installed. A text that OCR read in an image has no control
-    characters, so it is not reported.
+    `SimpleDirectoryReader` does so with formats for which it has no reader, which are all formats
+    if llama-index-readers-file is not installed. Real text, from OCR for example, has no control
+    characters.
     """
     kind = node.metadata.get("file_type")
     name = str(node.metadata.get("file_path") or node.metadata.get("file_name") or "").lower()
     kind = kind or mimetypes.guess_type(name)[0]
     if not (str(kind).startswith("image/") or name.endswith(_IMAGE_SUFFIXES)):
         return False
-    text = node.get_content(MetadataMode.NONE)[:_PART]
+    text = node.get_content(MetadataMode.NONE)[:_SAMPLE]
     return any(unicodedata.category(sign) == "Cc" and not sign.isspace() for sign in text)
 
 
@@ -106,7 +113,7 @@ def _image_fields(resource: MediaResource | None) -> dict[str, Any]:
     if resource.data:
         source = stored_base64(resource.data)
         image = source.value
-        if source.form != "base64":  # an ImageNode's own methods read plain base64 only
+        if source.form != "base64":  # the methods of an ImageNode read only plain base64
             content = source.read()
             image = base64.b64encode(content).decode() if isinstance(content, bytes) else None
     return {
@@ -115,3 +122,72 @@ def _image_fields(resource: MediaResource | None) -> dict[str, Any]:
         "image_url": None if resource.url is None else str(resource.url),
         "image_mimetype": resource.mimetype,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptionMetadata:
+    """The metadata keys of an extractor; they begin with the key of the description."""
+
+    description: str
+
+    @property
+    def error(self) -> str:
+        """The key of the error."""
+        return f"{self.description}_error"
+
+    @property
+    def key(self) -> str:
+        """The key of the digest that identifies the description."""
+        return f"{self.description}_key"
+
+    @property
+    def sha256(self) -> str:
+        """The key of the digest of the image that was sent."""
+        is_default = self.description == DESCRIPTION_KEY
+        return "image_sha256" if is_default else f"{self.description}_sha256"
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The keys that embeddings and prompts do not see."""
+        names = (f"{self.description}_prompt", f"{self.description}_model")
+        return (*names, self.sha256, self.key, self.error)
+
+    def of(self, description: Description, *, prompt: str, key: str) -> dict[str, Any]:
+        """Make the metadata of a description."""
+        values = {
+            self.description: description.text,
+            f"{self.description}_prompt": prompt,
+            f"{self.description}_model": description.model,
+            self.sha256: description.image_sha256,
+            self.key: key,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def write(self, node: BaseNode, new: Mapping[str, Any], *, into_text: bool) -> None:
+        """Write new metadata into a node, and remove the metadata of an earlier run."""
+        earlier = node.metadata.get(self.description)
+        if new:
+            for name in (self.description, *self.hidden):
+                node.metadata.pop(name, None)
+        node.metadata.update(new)
+        if into_text:
+            _write_text(node, node.metadata.get(self.description), earlier)
+            hide(node, [self.description])  # prompts already have it in the text
+        hide(node, self.hidden)
+
+
+def hide(node: BaseNode, names: Sequence[str]) -> None:
+    """Exclude metadata from embeddings and prompts."""
+    for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
+        keys.extend(name for name in names if name in node.metadata and name not in keys)
+
+
+def _write_text(node: BaseNode, description: str | None, earlier: str | None) -> None:
+    """Append a description to the text of a node, and remove an earlier description."""
+    before = text = node.get_content(MetadataMode.NONE)
+    if earlier and earlier != description:
+        text = text.replace(earlier, "", 1).strip()
+    if description is not None and description not in text:
+        text = f"{text}\n\n{description}" if text else description
+    if text != before:
+        node.set_content(text)

@@ -1,8 +1,8 @@
 """`Phospho`: the endpoint as an LLM of LlamaIndex."""
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -19,6 +19,14 @@ from typing_extensions import override
 
 from llama_index_phospho.content import has_image, message_turns, prompt_turns
 from llama_index_phospho.fields import PARAMETERS
+from llama_index_phospho.requests import (
+    EndpointRequest,
+    TextRequest,
+    calls_functions,
+    is_from_text_llm,
+    text_chat,
+    text_options,
+)
 from llama_index_phospho.results import chat_response, completion_response, tool_selections
 from llama_index_phospho.structured_output import (
     StructuredPrediction,
@@ -27,15 +35,7 @@ from llama_index_phospho.structured_output import (
     require_object,
     take_schema,
 )
-from llama_index_phospho.text_llm import (
-    TextRequest,
-    calls_functions,
-    is_from_text_llm,
-    text_chat,
-    text_options,
-)
 from phospho_multimodal import ConfigurationError, MissingImageError, Prediction
-from phospho_multimodal.client.model_clients import ModelClients
 from phospho_multimodal.images.source import image_source
 from phospho_multimodal.messages.conversation import OmittedPart, Turn
 from phospho_multimodal.messages.image_policy import ImagePolicy
@@ -68,31 +68,7 @@ _GIVES_ANSWER = "gives_answer"
 
 _Response = TypeVar("_Response", ChatResponse, CompletionResponse)
 
-
-@dataclass(frozen=True, slots=True)
-class _EndpointRequest(Generic[_Response]):
-    """A request to the endpoint, and how to read its answer. A stream has one chunk."""
-
-    clients: Callable[[], ModelClients]
-    turns: Sequence[Turn]
-    options: dict[str, Any]
-    read: Callable[[Prediction, bool], _Response]
-
-    def send(self, *, streamed: bool = False) -> _Response:
-        return self.read(self.clients().sync.converse(self.turns, **self.options), streamed)
-
-    async def asend(self, *, streamed: bool = False) -> _Response:
-        client = self.clients().asynchronous
-        return self.read(await client.converse(self.turns, **self.options), streamed)
-
-    def stream(self) -> Generator[_Response, None, None]:
-        yield self.send(streamed=True)
-
-    async def astream(self) -> AsyncGenerator[_Response, None]:
-        yield await self.asend(streamed=True)
-
-
-_Request: TypeAlias = _EndpointRequest[_Response] | TextRequest[_Response]
+_Request: TypeAlias = EndpointRequest[_Response] | TextRequest[_Response]
 
 
 class Phospho(StructuredPrediction):
@@ -273,7 +249,7 @@ class Phospho(StructuredPrediction):
             return chat_response(answer, streamed=streamed)
 
         options = self._options(given, turns, protocol)
-        return _EndpointRequest(self._clients, protocol.turns(turns), options, read)
+        return EndpointRequest(self._clients, protocol.turns(turns), options, read)
 
     def _complete(
         self, prompt: str, formatted: object, image_documents: object, given: Mapping[str, Any]
@@ -286,7 +262,7 @@ class Phospho(StructuredPrediction):
         def read(prediction: Prediction, streamed: bool) -> CompletionResponse:
             return completion_response(prediction, streamed=streamed)
 
-        return _EndpointRequest(self._clients, turns, self._options(given, turns), read)
+        return EndpointRequest(self._clients, turns, self._options(given, turns), read)
 
     def _text_llm_with_tools(
         self,

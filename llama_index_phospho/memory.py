@@ -1,4 +1,4 @@
-"""`ImageMemoryBlock`: a memory that is full keeps the newest image of a conversation."""
+"""`ImageMemoryBlock`: keep the newest image of a conversation when a memory is full."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ _SESSION = "session_id"
 class ImageMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     """Keep the newest message with an image when a `Memory` drops its oldest messages.
 
-    Without it, a long chat about an image that was sent at its beginning ends in a
-    `MissingImageError`. The message is added to the conversation again only if no other message has
-    an image. One block can serve the memories of many sessions.
+    Without this block, a long chat about an image in its first message ends in a
+    `MissingImageError`. The block adds the message to the conversation again only if no other
+    message has an image. One block can serve the memories of many sessions.
 
     Example:
         ```python
@@ -31,7 +31,7 @@ class ImageMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     name: str = "image"
     """The name of the block."""
     priority: int = 0
-    """0: it is never cut."""
+    """0: the memory never truncates it."""
     kept: dict[str, ChatMessage] = Field(default_factory=dict, repr=False)
     """The message of each session."""
 
@@ -46,6 +46,6 @@ class ImageMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     async def _aput(self, messages: list[ChatMessage]) -> None:
         for message in messages:
             if has_image([message]):
-                given = dict(message.additional_kwargs)
-                session = str(given.pop(_SESSION, None))
-                self.kept[session] = message.model_copy(update={"additional_kwargs": given})
+                rest = dict(message.additional_kwargs)
+                session = str(rest.pop(_SESSION, None))
+                self.kept[session] = message.model_copy(update={"additional_kwargs": rest})

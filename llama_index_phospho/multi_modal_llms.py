@@ -1,4 +1,4 @@
-"""`PhosphoMultiModal`: `Phospho`, for the places that ask for a `MultiModalLLM`."""
+"""`PhosphoMultiModal`: `Phospho` where LlamaIndex requires a `MultiModalLLM`."""
 
 from llama_index.core.multi_modal_llms import MultiModalLLM
 
@@ -10,8 +10,8 @@ __all__ = ["PhosphoMultiModal"]
 class PhosphoMultiModal(Phospho, MultiModalLLM):  # type: ignore[misc] # both have metadata
     """The phospho multimodal endpoint as an LLM and as a multimodal LLM of LlamaIndex.
 
-    The same as `Phospho`, with a second base. Core takes an LLM nearly everywhere, also where it
-    says multimodal; a few places assert `isinstance(llm, MultiModalLLM)`.
+    It is a `Phospho` with a second base class. LlamaIndex accepts an LLM nearly everywhere, but a
+    few places require `isinstance(llm, MultiModalLLM)`.
 
     Example:
         ```python
@@ -20,10 +20,10 @@ class PhosphoMultiModal(Phospho, MultiModalLLM):  # type: ignore[misc] # both ha
         ```
     """
 
-    # No method of the eight is defined here: `MultiModalLLM` decorates what it finds in a
-    # subclass, those of `Phospho` are decorated already, and each event would fire twice.
+    # Define none of the eight methods here: `MultiModalLLM` decorates those of a subclass. Those of
+    # `Phospho` are decorated already, and each event would be reported twice.
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class; core's multimodal index looks for "multi" in it."""
+        """Return a name with "multi", which LlamaIndex's multimodal index looks for."""
         return "phospho_multi_modal"

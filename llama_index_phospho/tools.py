@@ -1,4 +1,4 @@
-"""`PhosphoToolSpec`: tools with which an agent looks at pictures."""
+"""`PhosphoToolSpec`: tools with which an agent asks about images."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from llama_index.core.tools import FunctionTool, ToolMetadata
 from llama_index.core.tools.tool_spec.base import SPEC_FUNCTION_TYPE, BaseToolSpec
 from typing_extensions import override
 
-from llama_index_phospho.content import prompt_turns
+from llama_index_phospho.content import single_image
 from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ConfigurationError, ImageError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
@@ -20,7 +20,7 @@ from phospho_multimodal.messages.untrusted_text import wrap_untrusted
 
 __all__ = ["PhosphoToolSpec"]
 
-# What an agent's model reads of the arguments.
+# The descriptions of the arguments for the agent model.
 _ImageName = Annotated[
     str, "The name of an image, or its URL where URLs are allowed. Never its base64."
 ]
@@ -29,23 +29,23 @@ _Question = Annotated[
 ]
 
 _SCHEMES = ("http://", "https://")
-_QUOTED = 60  # characters of an argument that is no image: it can be a picture's base64
+_QUOTED = 60  # characters of a wrong argument, which can be the base64 of an image
 
 
 class PhosphoToolSpec(BaseToolSpec):
     """Two tools: describe an image, and ask about one.
 
-    The agent names a picture that it was given, or the URL of one at an allowed host. It never
-    passes a picture itself: a model that writes base64 makes it up. The answer comes in a fence,
-    marked as untrusted: a picture can say anything. What is wrong with one picture
-    comes back as text, for the agent to go on with; what would be wrong with all of them is raised
-    (a setting, a spending cap, 401, 402, 403, 404, 405 and 410), which core's agents turn into the
-    tool's answer.
+    The agent passes the name of an image, or a URL at an allowed host. It never passes an image
+    itself, because a model that writes base64 invents it. The answer is delimited and marked as
+    untrusted, because an image can contain any text. If one image fails, the tool returns the error
+    as text, and the agent continues. Errors that every image would raise are raised: a wrong
+    setting, the spending limit, and the statuses 401, 402, 403, 404, 405 and 410. LlamaIndex's
+    agents return them as the tool's answer.
 
     Example:
         ```python
         spec = PhosphoToolSpec(Phospho(), images={"receipt": Path("receipt.png")})
-        agent = ReActAgent(llm=driver, tools=spec.to_tool_list())
+        agent = ReActAgent(llm=agent_llm, tools=spec.to_tool_list())
         ```
     """
 
@@ -61,21 +61,22 @@ class PhosphoToolSpec(BaseToolSpec):
         images: Mapping[str, Any] | None = None,
         allowed_hosts: Collection[str] = (),
     ) -> None:
-        """Make the tools of some pictures.
+        """Make the tools for some images.
 
         Args:
-            llm: Who looks at them; its `spending` is the cap.
-            images: Pictures by the names that the agent uses: paths, bytes, PIL images, nodes,
-                blocks, or whatever else the llm takes. They are opened when they are asked about.
-            allowed_hosts: Hosts whose http(s) URLs the agent may name, each spelled out:
-                `"example.com"`, or `"example.com:8443"` for that port. The default is none.
+            llm: The model that answers. Its `spending` is the limit.
+            images: Images by the names that the agent uses: paths, bytes, PIL images, nodes,
+                blocks, or anything else that the llm accepts. Each is opened when the agent asks
+                about it.
+            allowed_hosts: Hosts whose http(s) URLs the agent may pass, such as `"example.com"`, or
+                `"example.com:8443"` for one port. By default none.
 
         Raises:
-            ImageError: Something is no image.
-            ConfigurationError: The hosts are one string, or a name is empty.
+            ImageError: One of the images is not an image.
+            ConfigurationError: `allowed_hosts` is a string, or a name is empty.
         """
         if isinstance(allowed_hosts, str):
-            message = "allowed_hosts= is a list of hosts, and not one string."
+            message = f"allowed_hosts must be a list of hosts, got the string {allowed_hosts!r}."
             raise ConfigurationError(message)
         self._llm = llm
         self._images = {name: _source(name, image) for name, image in (images or {}).items()}
@@ -103,47 +104,47 @@ class PhosphoToolSpec(BaseToolSpec):
         spec_functions: list[SPEC_FUNCTION_TYPE] | None = None,
         func_to_metadata_mapping: dict[str, ToolMetadata] | None = None,
     ) -> list[FunctionTool]:
-        """Make the tools; their descriptions name the pictures."""
+        """Make the tools. Their descriptions contain the names of the images."""
         tools = super().to_tool_list(spec_functions, func_to_metadata_mapping)
         for tool in tools:
             name = tool.metadata.get_name()
             if name not in (func_to_metadata_mapping or {}):
-                # Without the signature, in which core would spell out the types of this module.
+                # By default it has the signature, with the types of this module.
                 purpose = getattr(self, name).__doc__
                 tool.metadata.description = f"{purpose} {self._choices()}"
         return tools
 
     def _answer(self, image: str, question: str) -> str:
         try:
-            title, ready = self._ready(image)
+            title, ready = self._prepare(image)
             response = self._llm.complete(question, image_documents=[ready])
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
-            return _told(error)
+            return _error_text(error)
         return wrap_untrusted(response.text, title=title)
 
     async def _aanswer(self, image: str, question: str) -> str:
         try:
-            title, ready = await asyncio.to_thread(self._ready, image)
+            title, ready = await asyncio.to_thread(self._prepare, image)
             response = await self._llm.acomplete(question, image_documents=[ready])
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
-            return _told(error)
+            return _error_text(error)
         return wrap_untrusted(response.text, title=title)
 
-    def _ready(self, image: str) -> tuple[str, str]:
-        """Make of an agent's argument a title, and a URL or base64, which core's events hold."""
-        image = str(image)  # whatever a model wrote
+    def _prepare(self, image: str) -> tuple[str, str]:
+        """Return a title, and a URL or base64, because LlamaIndex's events contain the image."""
+        image = str(image)  # a model can write anything
         title = f"The image {image!r}"
         source = self._images.get(image)
         if source is None:
             if not image.lower().startswith(_SCHEMES):
                 quoted = image if len(image) <= _QUOTED else f"{image[:_QUOTED]}…"
                 message = (
-                    f"There is no image named {quoted!r}, and neither base64, a data: URL nor a"
-                    f" path is taken. {self._choices()}"
+                    f"There is no image named {quoted!r}. Base64, data: URLs and paths are not"
+                    f" accepted. {self._choices()}"
                 )
                 raise ImageError(message)
             if not is_allowed(image, self._allowed_hosts):
@@ -151,7 +152,7 @@ class PhosphoToolSpec(BaseToolSpec):
                 raise ImageError(message)
             source = image_source(image)
             title = f"The image at {source.url_origin}"
-        # The model makes tiles itself, of all the pixels that there are.
+        # The model makes tiles itself, from all pixels.
         whole = self._llm.prepare and self._llm.detail == "auto"
         return title, image_to_string(
             source, max_image_side=self._llm.max_image_side, prepare=whole
@@ -167,11 +168,8 @@ def _source(name: str, image: Any) -> ImageSource:
     if not name.strip():
         message = "An image in images= has an empty name."
         raise ConfigurationError(message)
-    ((source,),) = (
-        turn.images for turn in prompt_turns("", formatted=None, image_documents=[image])
-    )
-    return source
+    return single_image(image)
 
 
-def _told(error: PhosphoError) -> str:
-    return f"The image could not be looked at. {type(error).__name__}: {error}"
+def _error_text(error: PhosphoError) -> str:
+    return f"The image could not be read. {type(error).__name__}: {error}"

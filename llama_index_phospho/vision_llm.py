@@ -1,4 +1,4 @@
-"""`VisionLLM`: an LLM that reads text only, and is told what the images of a chat show."""
+"""`VisionLLM`: an LLM that reads only text, with descriptions of the images in its chat."""
 
 import re
 import threading
@@ -29,8 +29,14 @@ from typing_extensions import override
 
 from llama_index_phospho.content import has_image, is_image_block
 from llama_index_phospho.description_cache import DescriptionStore
+from llama_index_phospho.image_describer import (
+    Ask,
+    ImageDescriber,
+    Steps,
+    arun_steps,
+    run_steps,
+)
 from llama_index_phospho.llms import Phospho
-from llama_index_phospho.paid_once import Ask, PaidOnce, Steps, arun_steps, run_steps
 from phospho_multimodal import ConfigurationError, PhosphoError
 from phospho_multimodal.errors import FATAL_ERRORS
 from phospho_multimodal.messages.untrusted_text import to_single_line, wrap_untrusted
@@ -43,19 +49,19 @@ __all__ = ["VisionLLM"]
 
 _PROMPT = "Describe this image in detail, and write down the text that it shows."
 _NAME = 8  # characters of a digest
-_WRITTEN = re.compile(f"[0-9a-f]{{{_NAME}}}")
-_MOST_IMAGES = 256  # images that can be asked about again
+_NAME_PATTERN = re.compile(f"[0-9a-f]{{{_NAME}}}")
+_MAX_IMAGES = 256  # images that the tool knows
 
 _LOOK_AGAIN = (
     "Look again at an image of the conversation, to find out what its description leaves out. Ask"
     " one question about one image."
 )
-_Image = Annotated[str, "The name of the image, as its description tells it."]
+_ImageName = Annotated[str, "The name of the image, which its description contains."]
 _Question = Annotated[str, "What to find out, as one sentence that needs nothing else."]
 
 
 class VisionLLM(FunctionCallingLLM):
-    """Give an agent whose LLM reads text only descriptions of the images in its chat.
+    """Give an agent whose LLM reads only text descriptions of the images in its chat.
 
     In place of each image that a user uploads, or a tool returns, the LLM reads a description,
     which is delimited and marked as untrusted. The messages in the agent's memory keep their
@@ -77,14 +83,14 @@ class VisionLLM(FunctionCallingLLM):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     llm: LLM = Field(exclude=True, repr=False)
-    """The LLM that answers. Its metadata are those of this one."""
+    """The LLM that answers."""
     describer: Phospho = Field(exclude=True, repr=False)
     """The model that describes; its `spending` is the limit."""
     prompt: str = _PROMPT
     """The prompt for each image."""
     store: str | None = None
-    """A file to keep descriptions in, as that of `ImageDescriptionExtractor`; without one they are
-    kept as long as this object is."""
+    """A file for descriptions, as that of `ImageDescriptionExtractor`. By default, they stay in
+    memory."""
 
     _store: DescriptionStore = PrivateAttr()
     _keys: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -93,12 +99,12 @@ class VisionLLM(FunctionCallingLLM):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class in what is written down."""
+        """Return the name of the class in serialized objects."""
         return "phospho_vision_llm"
 
     @field_validator("store", mode="before")
     @classmethod
-    def _one_file_from_everywhere(cls, store: str | PathLike[str] | None) -> str | None:
+    def _absolute_path(cls, store: str | PathLike[str] | None) -> str | None:
         return None if store is None else str(Path(fspath(store)).absolute())
 
     def model_post_init(self, context: Any, /) -> None:
@@ -115,26 +121,26 @@ class VisionLLM(FunctionCallingLLM):
         """Make the tool `look_again`, with which an agent asks about an image.
 
         Returns:
-            A list of that tool. It knows the images that this object has seen, by names that are
-            digests: an agent can ask only about images whose names it has read.
+            A list of this tool. It knows the images that this object has seen. Their names are
+            digests, so an agent can ask only about images whose names it has read.
         """
         tool = FunctionTool.from_defaults(
             fn=self.look_again,
             async_fn=self.alook_again,
-            # Without the signature, in which core would spell out the types of this module.
+            # By default it has the signature, with the types of this module.
             description=_LOOK_AGAIN,
         )
         return [tool]
 
-    def look_again(self, image: _Image, question: _Question) -> str:
+    def look_again(self, image: _ImageName, question: _Question) -> str:
         """Answer a question about an image of the conversation."""
         return run_steps(self._looked_again(image, question))
 
-    async def alook_again(self, image: _Image, question: _Question) -> str:
-        """Do as `look_again`, with await."""
+    async def alook_again(self, image: _ImageName, question: _Question) -> str:
+        """Do the same as `look_again`, async."""
         return await arun_steps(self._looked_again(image, question))
 
-    # No method is decorated: the LLM that answers reports its own events.
+    # These methods have no callbacks, because the LLM that answers reports its own events.
 
     @override
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -214,14 +220,14 @@ class VisionLLM(FunctionCallingLLM):
 
     @override
     def _prepare_chat_with_tools(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        raise NotImplementedError  # the LLM that answers does that; the base class asks for one
+        raise NotImplementedError  # abstract in the base class; the LLM that answers has its own
 
     def _with_tools(self) -> FunctionCallingLLM:
         if isinstance(self.llm, FunctionCallingLLM):
             return self.llm
         message = (
-            f"A {type(self.llm).__name__} takes no tools. Nothing was sent. Use a ReActAgent, or an"
-            " LLM that calls functions."
+            f"A {type(self.llm).__name__} accepts no tools. Nothing was sent. Use a ReActAgent, or"
+            " an LLM that calls functions."
         )
         raise ConfigurationError(message)
 
@@ -241,22 +247,24 @@ class VisionLLM(FunctionCallingLLM):
         return {**given, **kwargs, "user_msg": user_msg, "chat_history": history}
 
     def _described(self, messages: Sequence[ChatMessage]) -> Steps[list[ChatMessage]]:
-        """Put descriptions in the place of images; the messages that are given stay as they are."""
-        run = PaidOnce(self.describer, self.prompt, self._store, self._keys)
-        told: list[ChatMessage] = []
+        """Copy messages with descriptions in place of their images."""
+        run = ImageDescriber(self.describer, self.prompt, self._store, self._keys)
+        described: list[ChatMessage] = []
         for message in messages:
             if not has_image([message]):
-                told.append(message)
+                described.append(message)
                 continue
             blocks: list[Any] = []
             for block in message.blocks:
                 blocks += yield from self._text_of(block, run)
-            # Core copies those images into the blocks of every message that it validates.
+            # LlamaIndex copies these images into the blocks of every message that it validates.
             rest = {k: v for k, v in message.additional_kwargs.items() if k != "images"}
-            told.append(message.model_copy(update={"blocks": blocks, "additional_kwargs": rest}))
-        return told
+            described.append(
+                message.model_copy(update={"blocks": blocks, "additional_kwargs": rest})
+            )
+        return described
 
-    def _text_of(self, block: Any, run: PaidOnce) -> Steps[list[Any]]:
+    def _text_of(self, block: Any, run: ImageDescriber) -> Steps[list[Any]]:
         if isinstance(block, BaseRecursiveContentBlock):
             texts: list[Any] = []
             for nested in block.nested_blocks:
@@ -281,20 +289,20 @@ class VisionLLM(FunctionCallingLLM):
         with self._lock:
             self._images[name] = block
             self._images.move_to_end(name)
-            while len(self._images) > _MOST_IMAGES:
+            while len(self._images) > _MAX_IMAGES:
                 self._images.popitem(last=False)
 
     def _looked_again(self, image: str, question: str) -> Steps[str]:
-        found = _WRITTEN.search(str(image).lower())  # models write "Image 1a2b3c4d" as well
+        found = _NAME_PATTERN.search(str(image).lower())  # models also write "Image 1a2b3c4d"
         name = found[0] if found else ""
         with self._lock:
             block = self._images.get(name)
         if block is None:
-            return "There is no image of this name. The description of each image tells its name."
+            return "No image has this name. The description of each image contains its name."
         try:
             response = yield Ask(self.describer, str(question), block)
         except FATAL_ERRORS:
             raise
         except PhosphoError as error:
-            return f"The image could not be looked at. {type(error).__name__}: {error}"
+            return f"The image could not be read. {type(error).__name__}: {error}"
         return wrap_untrusted(response.text, title=f"The image {name}")

@@ -1,8 +1,7 @@
-"""The contract of `POST /v2/predict` as models that client and server share.
+"""The phospho API (`POST /v2/predict`) as models that client and server share.
 
-Ranges and defaults are those of the vendor's documentation page; where it is silent, nothing is
-assumed. The four generation parameters travel inside the input item: the vendor's backend drops
-them anywhere else without an error.
+Ranges and defaults are those of the vendor's documentation. The four generation parameters are in
+the input item, because the vendor's backend silently ignores them anywhere else.
 """
 
 from __future__ import annotations
@@ -52,22 +51,22 @@ __all__ = [
 ]
 
 MODEL_PREFIX = "phospho-multimodal"
-"""The server accepts any model name that begins like this."""
+"""Every model name must begin with this."""
 
 DEFAULT_MODEL = MODEL_PREFIX
 
 MAX_NEW_TOKENS = 250
-"""The longest answer that can be asked for, in tokens."""
+"""The longest answer that a request can ask for, in tokens."""
 
 DEFAULT_IMAGE_SIDE = 1536
 """Longest side of what is sent, in pixels."""
 
 DEFAULT_MAX_TILES = 8
-"""The most tiles of one image, each of which is one billed request."""
+"""Most tiles of one image. Each tile is one billed request."""
 
 CONTEXT_WINDOW = 4096
-"""Tokens of a request, as frameworks reckon. The vendor does not document the model's own limit,
-and this is a cautious value."""
+"""Tokens of a request, as frameworks count them: a cautious value, because the vendor does not
+document the model's limit."""
 
 PREDICT_PATH = "/v2/predict"
 MODELS_PATH = "/v2/models"
@@ -76,7 +75,7 @@ HEALTH_PATH = "/health"
 DEFAULT_MAX_NEW_TOKENS = 200
 DEFAULT_REPETITION_PENALTY = 1.15
 DEFAULT_TOP_P = 1.0
-"""What an endpoint uses where a request leaves a parameter out; the temperature is its own."""
+"""Used by an endpoint if a request has no such parameter. The default temperature is unknown."""
 
 _NOT_WORDS = re.compile(r"<(script|style|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
@@ -86,7 +85,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _AFTER_IMAGE = b'"}]}'
 
 REPLY_EXCERPT = 64
-"""Characters of a reply outside the contract that an error may repeat."""
+"""Characters of an unexpected response that an error repeats."""
 
 
 LOWEST_TEMPERATURE = 0.1
@@ -94,18 +93,18 @@ LOWEST_TEMPERATURE = 0.1
 
 
 class GenerationParameters(BaseModel):
-    """The four parameters of a prediction; `None` leaves the choice to the server."""
+    """The four generation parameters. With `None`, the server decides."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_NEW_TOKENS)
-    """Longest answer, in tokens: 1 to 250; the server's default is 200."""
+    """Longest answer, in tokens: 1 to 250. The server's default is 200."""
     temperature: float | None = Field(default=None, ge=0.1, le=1.0)
     """Sampling temperature: 0.1 to 1.0."""
     repetition_penalty: float | None = Field(default=None, gt=0.0)
-    """Above 1 discourages repetition; the server's default is 1.15."""
+    """A value above 1 discourages repetition. The server's default is 1.15."""
     top_p: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Nucleus sampling: 0.0 to 1.0; the server's default is 1.0."""
+    """Nucleus sampling: 0.0 to 1.0. The server's default is 1.0."""
 
 
 class ParameterOptions(TypedDict, total=False):
@@ -118,23 +117,23 @@ class ParameterOptions(TypedDict, total=False):
 
 
 class PredictInput(GenerationParameters):
-    """One question about one image."""
+    """A prompt about one image."""
 
     model_config = ConfigDict(extra="ignore")
 
     text: str
-    """The question."""
+    """The prompt."""
     image_url: str
     """A public http(s) URL, or the bare base64 of an image file."""
 
 
 class PredictRequest(BaseModel):
-    """The body of a request; the contract wants exactly one input."""
+    """The body of a request."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     inputs: list[PredictInput]
-    """The questions: exactly one. More, or none, is the contract's 500, not a 422."""
+    """Exactly one input. For any other number, the vendor answers 500 instead of 422."""
     model: str
     """Any name with the prefix `phospho-multimodal`."""
 
@@ -145,7 +144,7 @@ class PredictOutput(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     description: str
-    """The answer's text; it can hold several paragraphs."""
+    """The answer's text, which can have several paragraphs."""
 
 
 class PredictResponse(BaseModel):
@@ -154,7 +153,7 @@ class PredictResponse(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     predictions: list[PredictOutput] = Field(min_length=1, max_length=1)
-    """The answers: exactly one."""
+    """Exactly one answer."""
 
 
 def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,22 +178,9 @@ def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[str, Any]) -> bytes:
-    """Write a request as JSON.
+    """Write the body of a request as JSON, equal to a dumped `PredictRequest`.
 
-    Equal, parsed, to a dumped `PredictRequest`; orjson writes it because the standard library is
-    sixty times slower on a megabyte of base64.
-
-    Args:
-        model: The model's name.
-        text: The question.
-        image_url: A URL, or the bare base64 of an image file.
-        parameters: The generation parameters that were set.
-
-    Returns:
-        The body, UTF-8.
-
-    Raises:
-        UnsupportedContentError: The text has half of a surrogate pair, which JSON cannot carry.
+    orjson writes it, because the standard library is 60 times slower on a megabyte of base64.
     """
     item = {"text": text, **parameters, "image_url": image_url}
     try:
@@ -203,7 +189,7 @@ def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[s
         position = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
         where = "The image URL" if position is None else f"The text, at character {position},"
         message = (
-            f"{where} holds half of a surrogate pair, which is no character and cannot be sent."
+            f"{where} has half of a surrogate pair, which is not a character and cannot be sent."
             " Nothing was sent. Decode the text with errors='replace'."
         )
         raise UnsupportedContentError(message) from None
@@ -212,39 +198,21 @@ def request_body(*, model: str, text: str, image_url: str, parameters: Mapping[s
 def request_pieces(
     *, model: str, text: str, base64: bytes, parameters: Mapping[str, Any]
 ) -> tuple[bytes, ...]:
-    """Write a request as JSON around an image, which is not copied.
-
-    Args:
-        model: The model's name.
-        text: The question.
-        base64: The bare base64 of an image file; it has no symbol that JSON spells otherwise.
-        parameters: The generation parameters that were set.
-
-    Returns:
-        What is `request_body` when put together.
-
-    Raises:
-        UnsupportedContentError: The text has half of a surrogate pair, which JSON cannot carry.
-    """
+    """Write a request in pieces that together are its `request_body`, without copying the image."""
     around = request_body(model=model, text=text, image_url="", parameters=parameters)
     return around.removesuffix(_AFTER_IMAGE), base64, _AFTER_IMAGE
 
 
 def read_detail(body: bytes, *, hide: Iterable[str] = ()) -> str | None:
-    """Read what a server says in the body of an error.
+    """Read the message of an error response, with at most 300 characters; `None` if it is empty.
 
-    Args:
-        body: The body as it came: the contract's `{"detail": …}`, or whatever a proxy wrote.
-        hide: What may not be repeated: the request's key, text and image.
-
-    Returns:
-        At most 300 characters on one line, or `None` for an empty body.
+    `hide` has the secrets that must not be repeated: the request's key, text and image.
     """
     text = body[:65536].decode("utf-8", "replace")
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
-        # An HTML page of a proxy: its words are of use, its markup and style sheets are not.
+        # The HTML page of a proxy: keep its words without markup and style sheets.
         text = html.unescape(_TAG.sub(" ", _NOT_WORDS.sub(" ", text)))
     else:
         detail = parsed.get("detail", parsed) if isinstance(parsed, dict) else parsed
@@ -256,7 +224,7 @@ def read_detail(body: bytes, *, hide: Iterable[str] = ()) -> str | None:
 
 
 def _read_problem(item: Mapping[str, Any]) -> str:
-    """Read one entry of a 422: place, message and type, and never the input it may echo."""
+    """Read place, message and type of one entry of a 422, without the input that it may repeat."""
     loc = item.get("loc")
     place = ".".join(str(step) for step in loc) if isinstance(loc, list) else ""
     kind = item.get("type")
@@ -264,26 +232,16 @@ def _read_problem(item: Mapping[str, Any]) -> str:
 
 
 def read_description(body: bytes, *, hide: Iterable[str] = ()) -> str:
-    """Read the answer out of the body of a 200.
+    """Read the answer of a 200, or raise `UnexpectedReplyError` without the secrets of `hide`.
 
-    It may have been paid for, so JSON that is nearly right is read too.
-
-    Args:
-        body: The body as it came.
-        hide: What an error may not repeat: the request's key, text and image.
-
-    Returns:
-        The description; what is no character in it is U+FFFD, so that it can be encoded.
-
-    Raises:
-        UnexpectedReplyError: The body is not the contract.
+    The answer may be billed, so nearly valid JSON is read too. Invalid characters become U+FFFD.
     """
     try:
         reply = PredictResponse.model_validate(_read_json(body))
     except ValidationError as invalid:
         first = invalid.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(str(step) for step in first["loc"]) or "the body"
-        problem = f"is not the contract ({place}: {first['msg']})"
+        problem = f"does not follow the phospho API ({place}: {first['msg']})"
     except (ValueError, RecursionError):
         problem = "is not JSON"
     else:
@@ -291,17 +249,13 @@ def read_description(body: bytes, *, hide: Iterable[str] = ()) -> str:
     excerpt = quote(body[:4096].decode("utf-8", "replace"), hide=hide, limit=REPLY_EXCERPT)
     message = (
         f"The server answered 200 with a body that {problem}. It begins: {excerpt!r}."
-        " The image may have been billed. Check that the base URL leads to a phospho endpoint."
+        " The image may have been billed. Check that the base URL is that of a phospho endpoint."
     )
     raise UnexpectedReplyError(message)
 
 
 def _read_json(body: bytes) -> Any:
-    """Read JSON, and what servers take for it.
-
-    That is a byte order mark, raw white space in a string, NaN, a byte that is no UTF-8, or half of
-    a surrogate pair.
-    """
+    """Read JSON, also with a byte order mark, raw line breaks, NaN or invalid UTF-8."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

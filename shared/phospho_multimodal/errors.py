@@ -1,14 +1,14 @@
-"""Every error this project raises, and the one table from a status to its class.
+"""All errors of this project, and the table from an HTTP status to its error class.
 
     PhosphoError
     ├── ConfigurationError          a setting is wrong; nothing was sent
-    │   └── MissingKeyError         no key, and the endpoint is not on this machine
-    ├── UnsupportedContentError     a message holds something this endpoint cannot take
-    ├── MissingImageError           there is no image anywhere
-    ├── ImageError                  an image cannot be read, or is over a limit
-    ├── SpendingLimitError          the cap does not allow this request
-    ├── ConnectionFailedError       the request never left: not billed
-    ├── ReplyLostError              the request left and no answer came: may be billed
+    │   └── MissingKeyError         no key, and the endpoint is not on localhost
+    ├── UnsupportedContentError     a message has content that this endpoint cannot take
+    ├── MissingImageError           there is no image in the conversation
+    ├── ImageError                  an image cannot be read, or exceeds a limit
+    ├── SpendingLimitError          the spending limit does not allow this request
+    ├── ConnectionFailedError       the request was not sent completely: not billed
+    ├── ReplyLostError              the request was sent and no response arrived: may be billed
     ├── APIStatusError              the server answered with an error (status_code, detail, …)
     │   ├── InvalidRequestError     400, 413, 422
     │   ├── AuthenticationError     401
@@ -17,11 +17,11 @@
     │   ├── EndpointGoneError       404, 405, 410
     │   ├── RateLimitedError        429
     │   └── ServiceError            5xx
-    ├── UnexpectedReplyError        a 200 that is not the contract: may be billed
-    └── NoToolCallError             a forced tool call did not come
+    ├── UnexpectedReplyError        a 200 that does not follow the phospho API: may be billed
+    └── NoToolCallError             the answer has no tool call, although one was forced
 
-None is a ValueError or a TypeError: LlamaIndex swallows those and answers "Empty Response".
-None holds a key, a prompt, an image or a response object, and all of them pickle.
+No error is a ValueError or a TypeError, because LlamaIndex catches those and answers "Empty
+Response". No error holds a key, a prompt, an image or a response object. All errors pickle.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ __all__ = [
 ]
 
 DETAIL_LIMIT = 300
-"""Characters of the server's own words that an error may repeat."""
+"""Characters of a server's message that an error repeats."""
 
 _LONGEST_PROMPT = 100_000
-_SHORTEST_FRAGMENT = 12  # a shorter run in common with a prompt is a coincidence
+_SHORTEST_FRAGMENT = 12  # a shorter fragment in common with a prompt is a coincidence
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{40,}={0,2}")
 _CUT = "[cut]"
 
@@ -89,11 +89,11 @@ class ConfigurationError(PhosphoError):
 
 
 class MissingKeyError(ConfigurationError):
-    """There is no API key, and the endpoint is not on the loopback."""
+    """There is no API key, and the endpoint is not on localhost."""
 
 
 class UnsupportedContentError(PhosphoError):
-    """A message holds a form of content that this endpoint cannot be sent."""
+    """A message has content that cannot be sent to this endpoint."""
 
 
 class MissingImageError(PhosphoError):
@@ -101,19 +101,19 @@ class MissingImageError(PhosphoError):
 
 
 class ImageError(PhosphoError):
-    """An image cannot be read, is of an unsupported type, or is over a limit."""
+    """An image cannot be read, is of an unsupported type, or exceeds a limit."""
 
 
 class SpendingLimitError(PhosphoError):
-    """The spending cap does not allow this request, so it was not sent."""
+    """The spending limit does not allow this request, so it was not sent."""
 
 
 class ConnectionFailedError(PhosphoError):
-    """The request never left completely: nothing was billed."""
+    """The request was not sent completely, so nothing was billed."""
 
 
 class ReplyLostError(PhosphoError):
-    """The request was sent and no answer came back: it may have been billed."""
+    """The request was sent and no response arrived, so it may have been billed."""
 
 
 class APIStatusError(PhosphoError):
@@ -121,9 +121,9 @@ class APIStatusError(PhosphoError):
 
     Attributes:
         status_code: The HTTP status.
-        detail: What the server said, at most 300 characters, without prompt, key or image.
-        retry_after: Seconds the server asked to wait, if it did.
-        request_id: The `x-request-id` of the answer, if there was one.
+        detail: The server's message, with at most 300 characters, without prompt, key and image.
+        retry_after: Seconds to wait, if the server sent `retry-after`.
+        request_id: The `x-request-id` of the response, if it has one.
     """
 
     def __init__(
@@ -143,27 +143,27 @@ class APIStatusError(PhosphoError):
 
 
 class InvalidRequestError(APIStatusError):
-    """The server refused the request itself (400, 413, 422): not billed."""
+    """The server rejected the request (400, 413, 422). Nothing was billed."""
 
 
 class AuthenticationError(APIStatusError):
-    """The server does not accept the key (401): not billed."""
+    """The server does not accept the key (401). Nothing was billed."""
 
 
 class PermissionDeniedError(AuthenticationError):
-    """No key reached the server, or it may not use this endpoint (403): not billed."""
+    """The key did not reach the server, or may not use this endpoint (403). Not billed."""
 
 
 class PaymentRequiredError(APIStatusError):
-    """The account has no billing method (402): not billed."""
+    """The account has no billing method (402). Nothing was billed."""
 
 
 class EndpointGoneError(APIStatusError):
-    """There is no such endpoint at this base URL (404, 405, 410)."""
+    """The base URL has no such endpoint (404, 405, 410)."""
 
 
 class RateLimitedError(APIStatusError):
-    """Too many requests (429): not billed."""
+    """The server got too many requests (429). Nothing was billed."""
 
 
 class ServiceError(APIStatusError):
@@ -171,11 +171,11 @@ class ServiceError(APIStatusError):
 
 
 class UnexpectedReplyError(PhosphoError):
-    """The server answered 200 with something that is not the contract: it may have been billed."""
+    """A 200 does not follow the phospho API. It may have been billed."""
 
 
 class NoToolCallError(PhosphoError):
-    """A tool call was forced, and the model answered without one."""
+    """A tool call was forced, and the answer has none."""
 
 
 FATAL_ERRORS = (
@@ -185,7 +185,7 @@ FATAL_ERRORS = (
     PaymentRequiredError,
     EndpointGoneError,
 )
-"""What one question is refused for, every other would be: no use in asking on."""
+"""Errors that every further request would get, too."""
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
     400: InvalidRequestError,
@@ -202,41 +202,34 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def class_for_status(status_code: int) -> type[APIStatusError]:
-    """Tell which error a status is.
-
-    Args:
-        status_code: Any status but 200.
-
-    Returns:
-        The class; `APIStatusError` itself for a status that has none of its own (3xx too).
-    """
+    """Return the error class of a status other than 200; `APIStatusError` if it has no class."""
     if status_code >= 500:  # noqa: PLR2004 - the HTTP class of server errors
         return ServiceError
     return _BY_STATUS.get(status_code, APIStatusError)
 
 
 _GATEWAY_FAILED = (
-    "A gateway answered in place of the service, which may have billed the image, so the request"
-    " is retried only with retry_lost_replies=True."
+    "A gateway answered instead of the service, which may have billed the image. The request is"
+    " retried only with retry_lost_replies=True."
 )
 _WHAT_TO_DO: dict[int, str] = {
     400: "Check the model name and the parameters. Nothing was billed.",
     401: "Check the key: PHOSPHO_API_KEY or api_key=. Nothing was billed.",
     402: "Add a billing method to the account. Nothing was billed.",
-    403: "No key reached the server, or it may not use this endpoint: check PHOSPHO_API_KEY or"
-    " api_key=, and any proxy on the way. Nothing was billed.",
+    403: "The key did not reach the server, or may not use this endpoint. Check PHOSPHO_API_KEY or"
+    " api_key=, and any proxy. Nothing was billed.",
     413: "Send a smaller image: lower max_image_side=. Nothing was billed.",
-    422: "The request does not have the form this server wants. Nothing was billed.",
+    422: "The server does not accept the form of the request. Nothing was billed.",
     429: "Lower max_concurrency=, or set requests_per_second=. Nothing was billed.",
-    500: "The service failed or refused the image; it does not tell which. Nothing was billed.",
+    500: "The service failed or rejected the image. Nothing was billed.",
     502: _GATEWAY_FAILED,
-    503: "The service is busy or starting: try later. Nothing was billed.",
+    503: "The service is busy or starting. Try again later. Nothing was billed.",
     504: _GATEWAY_FAILED,
 }
 _GONE = (
     "There is no phospho endpoint at this base URL; the vendor's hosted route left its public"
     " backend in 2024. Point base_url= or PHOSPHO_BASE_URL at your own endpoint, or start one on"
-    " this machine: phospho-multimodal serve."
+    " localhost: phospho-multimodal serve."
 )
 
 
@@ -248,29 +241,22 @@ def status_error(
     retry_after: float | None = None,
     request_id: str | None = None,
 ) -> APIStatusError:
-    """Make the error of an answer that is not a 200.
+    """Make the error of a response other than 200.
 
-    Args:
-        status_code: Its status.
-        base_url: Where it came from.
-        detail: What the server said, already rid of key, prompt and image.
-        retry_after: Seconds it asked to wait.
-        request_id: Its `x-request-id`.
-
-    Returns:
-        The error: what happened, what the server said, what to do.
+    The message says what happened, what the server said (`detail`, already without secrets), and
+    what to do.
     """
     kind = class_for_status(status_code)
     if kind is EndpointGoneError:
         advice = _GONE
     elif 300 <= status_code < 400:  # noqa: PLR2004 - the HTTP class of redirects
-        advice = "A paid request follows no redirect: set base_url= to where it leads."
+        advice = "Paid requests do not follow redirects. Set base_url= to the target."
     elif status_code >= 500:  # noqa: PLR2004 - the HTTP class of server errors
         advice = _WHAT_TO_DO.get(status_code, "It may have been billed. Try again later.")
     else:
-        advice = _WHAT_TO_DO.get(status_code, "This is not an answer the contract knows.")
+        advice = _WHAT_TO_DO.get(status_code, "The phospho API does not have this status.")
     said = f": {detail}" if detail else ""
-    wait = f" It asks to wait {retry_after:g} s." if retry_after is not None else ""
+    wait = f" The server asks to wait {retry_after:g} s." if retry_after is not None else ""
     closing = "" if said.endswith((".", "…")) else "."
     return kind(
         f"{base_url} answered {status_code}{said}{closing}{wait} {advice}",
@@ -282,18 +268,12 @@ def status_error(
 
 
 def quote(text: str, *, hide: Iterable[str], limit: int = DETAIL_LIMIT) -> str:
-    """Repeat what a server said, without what we had told it.
+    """Quote a server's message on one line, without what was sent to the server.
 
-    Args:
-        text: The server's words.
-        hide: Key, prompt and image of the request: neither they nor fragments of 12 characters
-            and more are repeated. Long runs of base64 never are.
-        limit: Characters to keep.
-
-    Returns:
-        One line of at most `limit` characters.
+    Neither the secrets of `hide` (key, prompt, image) nor fragments of them with 12 characters or
+    more are repeated, nor any long run of base64.
     """
-    # Four times the limit is enough to fill it after cutting, and bounds the search below.
+    # Four times the limit is enough to fill the line after cutting, and bounds the search.
     line = " ".join(text[: limit * 4].split())
     line = _BASE64_RUN.sub(_CUT, line)
     for secret in hide:
@@ -303,8 +283,8 @@ def quote(text: str, *, hide: Iterable[str], limit: int = DETAIL_LIMIT) -> str:
 
 
 def _spellings(secret: str) -> Iterator[str]:
-    """How a server may write what it was sent: as it is, or as Python, JSON or HTML spell it."""
-    # What is longer is an image: the base64 that it consists of has one spelling.
+    """Spell a secret as a server may repeat it: plain, or as Python, JSON or HTML spell it."""
+    # A longer secret is an image, and base64 has only one spelling.
     if len(secret) > _LONGEST_PROMPT:
         yield secret
         return
@@ -315,7 +295,7 @@ def _spellings(secret: str) -> Iterator[str]:
 
 
 def _cut(line: str, secret: str) -> str:
-    """Replace every run of `line` that is also a run of `secret`."""
+    """Replace every fragment of `line` that is also in `secret`."""
     if not secret:
         return line
     if len(secret) < _SHORTEST_FRAGMENT:

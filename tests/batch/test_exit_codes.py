@@ -11,7 +11,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -92,8 +91,8 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def _shards(folder: Path) -> Path:
-    pq.write_table(pa.table({"image": ["a.png"]}), folder / "train-0.parquet")
+def _tables(folder: Path) -> Path:
+    (folder / "train-0.csv").write_text("image\na.png\n")
     return folder
 
 
@@ -127,7 +126,7 @@ def _tar(folder: Path) -> Path:
 
 NOTHING: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "an empty folder": (_empty, ["folder"]),
-    "shards of Parquet": (_shards, ["1 .parquet files", "'folder/*.parquet'"]),
+    "tables": (_tables, ["1 .csv files", "'folder/*.csv'"]),
     "a linked folder": (_linked, ["1 linked folders"]),
     "hidden files": (_hidden, ["1 hidden folders", "1 hidden files"]),
     "other files": (_texts, ["2 .txt files", "1 .mov files", "1 files without a suffix"]),

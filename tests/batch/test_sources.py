@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from phospho_multimodal.batch.sources.folders import expand_braces
-from phospho_multimodal.batch.sources.items import is_picture, make_item
+from phospho_multimodal.batch.sources.items import is_image, make_item
 from phospho_multimodal.batch.sources.select import Item, open_source
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.decode import SUPPORTED
@@ -245,17 +245,16 @@ def test_a_name_that_is_no_utf8_can_be_stored(tmp_path: Path):
 
 
 def test_a_folder_that_cannot_be_read_is_no_folder_without_pictures(folder: Path):
-    items = iter(open_source(folder))
-    assert next(items).id == "a.jpg"
-    shutil.rmtree(folder / "b")
-    with pytest.raises(ConfigurationError, match=r"photos/b cannot be read: No such file"):
-        next(items)
+    source = open_source(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ConfigurationError, match=r"photos cannot be read: No such file"):
+        list(source)
 
 
 def test_every_supported_type_has_its_suffixes():
     for suffix, kind in Image.registered_extensions().items():
-        assert is_picture(f"photo{suffix.upper()}") == (kind in SUPPORTED and kind != "DIB")
-    assert is_picture("photo.heic")
+        assert is_image(f"photo{suffix.upper()}") == (kind in SUPPORTED and kind != "DIB")
+    assert is_image("photo.heic")
 
 
 @pytest.mark.parametrize(
@@ -384,11 +383,11 @@ def test_broken_lines_of_json_are_errors_without_their_content(folder: Path):
         write(folder / "rows.jsonl", b"\n".join(lines))
     )
     assert read(good) == read(nested) == (folder / "a.jpg").read_bytes()
-    assert error_of(cut) == "Line 3 of rows.jsonl is no JSON object."
-    assert error_of(array) == "Line 4 of rows.jsonl is no JSON object."
+    assert error_of(cut) == "Line 3 of rows.jsonl is not a JSON object."
+    assert error_of(array) == "Line 4 of rows.jsonl is not a JSON object."
     assert "A int is not an image" in error_of(number)
     assert "empty" in error_of(without)
-    assert "Line 7" in error_of(binary)
+    assert binary.source == "\\udcff secret"
     assert "Line 8" in error_of(deep)
     assert (lone.source.encode(), lone.stamp) == (b"\\ud800.jpg", None)
 
@@ -421,7 +420,7 @@ def test_a_packed_table_that_is_cut_off_ends_with_an_error(folder: Path, suffix:
 
 
 def test_rows_with_too_much_in_them_are_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("phospho_multimodal.batch.sources.text_tables._LONGEST", 200_000)
+    monkeypatch.setattr("phospho_multimodal.batch.sources.rows._MAX_LINE", 200_000)
     rows = [{"image": "a.jpg"}, {"image": "secret" * 100_000}, {"image": "b/c.png"}]
     limit = csv.field_size_limit(200_000)
     try:
@@ -559,7 +558,7 @@ def test_shards_in_several_folders(tmp_path: Path):
 def test_a_member_that_is_too_large_is_an_error(tmp_path: Path):
     members = {"a.jpg": bytes(MAX_IMAGE_BYTES + 1), "b.jpg": b"small"}
     large, small = open_source(write_tar(tmp_path / "x.tar.gz", members, "w:gz"))
-    assert "at most 52,428,800" in error_of(large)
+    assert "maximum is 52,428,800" in error_of(large)
     assert read(small) == b"small"
 
 
@@ -649,11 +648,12 @@ def test_paths_that_no_system_takes_are_left_to_the_reader():
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (iter(["a.jpg"]), "hand over a list"),
-        ({"a.jpg", "b.jpg"}, "sort it"),
-        (b"bytes", "no source"),
-        (5, "no source"),
-        ("https://example.org/a?b=*", "A URL is no source"),
+        (iter(["a.jpg"]), "Pass a list"),
+        ({"a.jpg", "b.jpg"}, "sorted list"),
+        (b"bytes", "not a source"),
+        (5, "not a source"),
+        ("data:image/png;base64,AAAA", "data: URL is not a source"),
+        ("nostore://bucket/photos", "Protocol not known"),
         ("nowhere", "There is no nowhere"),
         (Path("nowhere*"), "There is no nowhere"),
         ("nowhere/*.jpg", "There is no folder nowhere"),
@@ -661,7 +661,7 @@ def test_paths_that_no_system_takes_are_left_to_the_reader():
         ("{0..3}.tar", "There is no 0.tar"),
         ("{0.tar,1.csv}", "several kinds"),
         ("{/,}*.jpg", "absolute and relative"),
-        (__file__, "no folder, picture, table"),
+        (__file__, "not a folder, an image, a table"),
     ],
 )
 def test_what_is_no_source(source: Any, words: str):
@@ -727,6 +727,15 @@ def test_a_long_table_takes_no_memory(tmp_path: Path):
     count, peak = peak_of(open_source(path))
     assert count == MANY
     assert peak < 2_000_000
+
+
+@pytest.mark.long
+def test_a_folder_of_many_files_takes_no_memory(tmp_path: Path):
+    for number in range(MANY):
+        (tmp_path / f"{number:06d}.png").touch()
+    count, peak = peak_of(open_source(tmp_path))
+    assert count == MANY
+    assert peak < 500_000
 
 
 @pytest.mark.long

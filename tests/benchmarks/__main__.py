@@ -1,10 +1,9 @@
-"""Measure phospho-multimodal beside its peers, and hold it against its targets.
+"""Compare phospho-multimodal with comparable integrations, and check its targets.
 
     make bench
 
-installs the peers (extra `bench`) into .venv and measures what is there. It needs
-Linux, takes some minutes, ends with 1 if a target was missed, and writes the reference's table and
-`overhead.svg` beside this file if `--write` is given.
+installs the integrations (extra `bench`) into .venv. It needs Linux and less than six minutes. The
+exit status is 1 if a target was missed. With `--write`, it writes the reference's table and plot.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import sys
 import time
 from typing import Any
 
+from certificate import trusted_certificate
 from contestants import Payload
 from imports import measure_imports
-from machine import FullSpeed, QuietRounds, describe_machine, stay_on_core
+from machine import describe_machine, stay_on_core
 from memory import measure_memory
 from overhead import measure_overhead
 from pictures_to_send import clean_jpeg
@@ -31,48 +31,39 @@ _MEGABYTE = 1_000_000
 
 
 def measure(scale: float) -> dict[str, Any]:
-    """Measure everything.
-
-    Args:
-        scale: Of the number of rounds; 1 is what verdicts need.
-
-    Returns:
-        Results by section.
-    """
+    """Measure everything, with the number of rounds multiplied by `scale`."""
 
     def rounds(number: int) -> int:
         return max(1, round(number * scale))
 
-    picture = Payload("1 MB", clean_jpeg(_MEGABYTE))
-    say("overhead of single calls")
-    overhead = [
-        *measure_overhead(_URL, rounds=rounds(8), calls=16),
-        *measure_overhead(picture, rounds=rounds(10), calls=6),
-    ]
-    say("many calls at once")
-    throughput = {
-        "URL, 64 at once": measure_throughput(_URL, width=64, rounds=rounds(6), calls=256),
-        "1 MB, 16 at once": measure_throughput(picture, width=16, rounds=rounds(6), calls=64),
-    }
+    image = Payload("1 MB", clean_jpeg(_MEGABYTE))
+    overhead = []
+    throughput = {}
+    with trusted_certificate() as certificate:
+        for scheme, served, processes in (("https", certificate, 2), ("http", None, 1)):
+            say(f"CPU of single calls, {scheme}")
+            how = {"processes": processes}
+            overhead += measure_overhead(_URL, served, rounds=rounds(8), calls=12, **how)
+            overhead += measure_overhead(image, served, rounds=rounds(6), calls=5, **how)
+            say(f"64 concurrent calls, {scheme}")
+            throughput[scheme] = measure_throughput(_URL, served, rounds=rounds(5), calls=256)
     say("memory")
     memory = measure_memory(["PhosphoClient", "ChatPhospho", "ChatOpenAI", "ChatAnthropic"])
     say("imports")
-    imports = measure_imports(rounds(19))
+    imports = measure_imports(rounds(7))
     say("preparation")
     return {
         "overhead": overhead,
         "throughput": throughput,
         "memory": memory,
         "imports": imports,
-        "preparation": measure_preparation(rounds(15)),
+        "preparation": measure_preparation(rounds(11)),
         "machine": describe_machine(),
-        "noisy": QuietRounds.noisy,
-        "speeds": FullSpeed.speeds,
     }
 
 
 def say(what: str) -> None:
-    """Tell what is measured now."""
+    """Print the part that is measured now."""
     print(f"{time.strftime('%X')} {what} …", file=sys.stderr, flush=True)
 
 

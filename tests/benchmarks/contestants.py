@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import importlib
 import json
 import logging
@@ -229,12 +228,3 @@ def raw_request(base_url: str, payload: Payload) -> bytes:
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
-
-
-def connections_made(base_url: str) -> int:
-    """Ask the stub how many connections there were."""
-    connection = http.client.HTTPConnection(base_url.partition("://")[2])
-    connection.request("GET", "/")
-    count = int(connection.getresponse().read())
-    connection.close()
-    return count

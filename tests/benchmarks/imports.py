@@ -1,4 +1,4 @@
-"""What an import and a first object cost, in fresh processes, over what they stand on.
+"""The CPU time of an import in fresh processes, compared to the framework and httpx.
 
 CPython 3.11 keeps its frames in chunks of 16 KiB, and asks the system for one anew at each call
 that crosses the end of one. Whatever is called often right there, pydantic's reading of a field for
@@ -29,18 +29,9 @@ begin = time.process_time()
 run()
 imported = time.process_time()
 names = list(sys.modules)
-exec({floor!r})
-makers = [compile(code, "maker", "eval") for code in {makers!r}]
-times = [[] for _ in makers]
-for number in range(100):
-    for code, taken in zip(makers, times):
-        start = time.process_time()
-        eval(code)
-        taken.append(time.process_time() - start)
-medians = [sorted(taken)[50] for taken in times]
-print(json.dumps([imported - begin, len(names), medians, names]))
+print(json.dumps([imported - begin, names]))
 """
-"""Prints seconds of CPU, the number of modules, seconds of CPU of each maker, and the modules."""
+"""Prints seconds of CPU, and the names of the modules."""
 
 _SLOTS = " = ".join(f"x{number}" for number in range(40_000))
 
@@ -50,10 +41,6 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-class Null(BaseChatModel):
-    @property
-    def _llm_type(self): return "null"
-    def _generate(self, *args, **kwargs): raise NotImplementedError
 """
 
 _LLAMA_INDEX = """
@@ -78,11 +65,8 @@ FLOORS = {
 }
 """What each of ours stands on."""
 
-_MAKERS = {"langchain_phospho": ("Null()", "ChatPhospho(base_url='http://127.0.0.1:9')")}
-"""Objects made in turn, the framework's first."""
-
 _PEERS = _IMPORTS.keys() - FLOORS.keys() - set(FLOORS.values())
-_ROUNDS_OF_PEERS = 5
+_ROUNDS_OF_PEERS = 2
 """Enough for a figure beside ours; no verdict hangs on it, and each import takes seconds."""
 
 FOREIGN = {
@@ -93,7 +77,7 @@ FOREIGN = {
 
 
 def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
-    """Measure imports and constructors.
+    """Measure imports.
 
     Args:
         rounds: How many fresh processes each of ours has, each at once with one of its floor.
@@ -101,8 +85,7 @@ def measure_imports(rounds: int) -> dict[str, dict[str, float]]:
     Returns:
         By what is imported: `ms` of CPU, `modules` loaded and how many of them are `FOREIGN`. For
         those of `FLOORS` also the CPU `over` their floor's: the median of the pairs' ratios, since
-        a machine that slows down slows down both of a pair. For `ChatPhospho` also microseconds of
-        CPU for an `object`, and that `over a bare object` made in turn with it.
+        a machine that slows down slows down both of a pair.
     """
     with tempfile.TemporaryDirectory() as cache:
         # Compiled by a first round that does not count, as pip compiles what it installs: not what
@@ -143,13 +126,7 @@ def _measure(rounds: int, environment: dict[str, str]) -> dict[str, dict[str, fl
 
 def _fresh_process(name: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     """Begin to import something once."""
-    makers = _MAKERS.get(name, ())
-    probe = _PROBE.format(
-        code=_IMPORTS[name],
-        slots=_SLOTS,
-        makers=makers,
-        floor=_IMPORTS[FLOORS[name]] if makers else "",
-    )
+    probe = _PROBE.format(code=_IMPORTS[name], slots=_SLOTS)
     with tempfile.TemporaryFile("w+") as script:
         script.write(probe)
         script.seek(0)
@@ -170,11 +147,7 @@ def _result(name: str, process: subprocess.Popen[str]) -> dict[str, float] | Non
         if "ModuleNotFoundError" in err:
             return None
         raise RuntimeError(err)
-    took, modules, made, names = json.loads(out)
+    took, names = json.loads(out)
     tops = {module.partition(".")[0] for module in names}
     foreign = len(tops.intersection(FOREIGN.get(name, ())))
-    row = {"ms": took * 1e3, "modules": modules, "foreign": foreign}
-    if made:
-        bare, ours = made
-        row |= {"object": ours * 1e6, "over a bare object": ours / bare}
-    return row
+    return {"ms": took * 1e3, "modules": len(names), "foreign": foreign}

@@ -1,25 +1,17 @@
-"""CPU time of single calls, all contestants in turn, and what a plugin adds to its floor.
+"""CPU time of single calls, and the part of it that a plugin adds to its framework and httpx.
 
-O is the CPU time of a plugin's call, without that of a do-nothing model of the same framework given
-the same message and that of `httpx` sending a finished body. It is judged as a share of what
-`httpx json=` takes for all, in the same run: both go up and down with the machine.
+O is the CPU time of a plugin's call, without the call of a do-nothing model of the same framework
+with the same message, and without `httpx` sending a finished body. The O of each plugin is compared
+with the lowest O of the other integrations of its framework.
 
-Each turn begins with calls that are not timed: after everybody else's turn the first takes up to
-twice as long, and only the sixth or so what all that follow take (the processor's caches and
-malloc's free lists are the others' before). Users have one client, and not twelve in turn. Turns
-are short and many: a core whose host shares it with another machine changes its speed within a
-second. A median of rounds at two speeds is at the one or the other, and where both are as frequent
-it jumps for one contestant and not for another: in one run `httpx json=` alone took a quarter less.
-So the mean without the tenth at either end is judged, and the median told beside it.
+All contestants take turns in random order, and each turn begins with calls that are not timed: the
+first calls after other contestants take up to twice as long. The mean without the lowest and the
+highest tenth is reported. The rounds are spread over several processes, because each finds another
+heap.
 
-Rounds are spread over several processes, and each finds another heap. Where a megabyte comes to
-lie, and whether malloc gives its pages back after each call, is chance, but the same chance in each
-process that does the same: `httpx json=` had 228 to 260 page faults a call in all of them, and
-anything from 0 to 260 once blocks of random sizes lay about (0.4 ms of its time).
+    python overhead.py --image --rounds 6 --calls 10 < image.jpg
 
-    python overhead.py --picture --rounds 6 --calls 10 < picture.jpg
-
-is one of the processes; it prints the microseconds of each round, by way and contestant.
+is one of the processes. It prints the microseconds of each round, by mode and contestant.
 """
 
 from __future__ import annotations
@@ -35,70 +27,81 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean, median
+from pathlib import Path
+from statistics import fmean
 
 from contestants import QUESTION, Contestant, Payload, contestants
-from machine import QuietRounds
 from stub import running_stub, seen
 
-__all__ = ["Overhead", "measure_overhead"]
+__all__ = ["CARRIER", "Overhead", "measure_overhead"]
 
-REFERENCE, CARRIER = "httpx json=", "httpx content="
-PROCESSES = 5
+CARRIER = "httpx content="
+PEERS = {
+    "ChatPhospho": ("ChatOpenAI", "ChatAnthropic"),
+    "Phospho.chat": ("LlamaIndex OpenAI",),
+    "PhosphoMultiModal.complete": ("LlamaIndex OpenAI",),
+}
+"""The plugins, and the comparable integrations of each."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """One table: CPU microseconds of a call, by contestant; `cpu` is what is judged."""
+    """One table: CPU microseconds of a call, by contestant."""
 
     payload: str
     mode: str
+    scheme: str
     cpu: dict[str, float]
-    medians: dict[str, float]
     floors: dict[str, str]
 
-    def share(self, name: str) -> float:
-        """The whole call over `httpx json=`."""
-        return self.cpu[name] / self.cpu[REFERENCE]
-
-    def over_floor(self, name: str) -> float:
+    def added(self, name: str) -> float:
         """O, in microseconds."""
         return self.cpu[name] - self.cpu[self.floors[name]] - self.cpu[CARRIER]
 
+    def share_of_best_peer(self, name: str) -> float:
+        """O of a plugin divided by the lowest O of its peers; NaN if none is installed."""
+        peers = [self.added(peer) for peer in PEERS[name] if peer in self.cpu]
+        return self.added(name) / min(peers) if peers else float("nan")
 
-def measure_overhead(payload: Payload, *, rounds: int, calls: int) -> list[Overhead]:
-    """Measure everybody with one payload, with threads' methods and with await.
+
+def measure_overhead(
+    payload: Payload, certificate: Path | None, *, processes: int, rounds: int, calls: int
+) -> list[Overhead]:
+    """Measure all contestants with one payload.
 
     Args:
-        payload: What is asked about.
-        rounds: How often everybody has a turn in each process, in an order that chance makes.
-        calls: How many calls a turn is.
+        payload: The image.
+        certificate: The server's certificate. `None` means http.
+        processes: How many processes measure.
+        rounds: How many turns each contestant has in a process.
+        calls: How many calls a turn has.
 
     Returns:
         A table for `sync` and one for `async`.
     """
-    check(payload)
-    picture = isinstance(payload.image, bytes)
+    check(payload, certificate)
     command = [sys.executable, __file__, f"--rounds={rounds}", f"--calls={calls}"]
-    if picture:
-        command.append("--picture")
+    if certificate is not None:
+        command.append(f"--certificate={certificate}")
+    if isinstance(payload.image, bytes):
+        command.append("--image")
     content = payload.image if isinstance(payload.image, bytes) else payload.image.encode()
     pooled: dict[str, dict[str, list[float]]] = {"sync": {}, "async": {}}
     floors: dict[str, str] = {}
-    for _ in range(PROCESSES):
+    for _ in range(processes):
         ran = subprocess.run(command, input=content, stdout=subprocess.PIPE, check=True)
-        times, floors, noisy = json.loads(ran.stdout)
-        QuietRounds.noisy += noisy
+        times, floors = json.loads(ran.stdout)
         for mode, by_name in times.items():
             for name, taken in by_name.items():
                 pooled[mode].setdefault(name, []).extend(taken)
+    scheme = "http" if certificate is None else "https"
     return [
         Overhead(
             payload.name,
             mode,
-            cpu={name: _trimmed_mean(taken) for name, taken in all_.items()},
-            medians={name: median(taken) for name, taken in all_.items()},
-            floors=floors,
+            scheme,
+            {name: _trimmed_mean(taken) for name, taken in all_.items()},
+            floors,
         )
         for mode, all_ in pooled.items()
     ]
@@ -109,8 +112,8 @@ def _trimmed_mean(taken: list[float]) -> float:
     return fmean(sorted(taken)[cut : len(taken) - cut])
 
 
-def _one_process(payload: Payload, *, rounds: int, calls: int) -> None:
-    with running_stub() as base_url:
+def _one_process(payload: Payload, certificate: str | None, *, rounds: int, calls: int) -> None:
+    with running_stub(certificate) as base_url:
         field = contestants(base_url, payload)
         loop = asyncio.new_event_loop()
 
@@ -135,40 +138,28 @@ def _one_process(payload: Payload, *, rounds: int, calls: int) -> None:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
     floors = {one.name: one.floor for one in field if one.floor is not None}
-    print(json.dumps([times, floors, QuietRounds.noisy]))
+    print(json.dumps([times, floors]))
 
 
 def _times(
     field: list[Contestant], turn: Callable[[Contestant, int], None], rounds: int, calls: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {one.name: [] for one in field}
-    for one in 3 * field:  # the first calls make clients, and fill caches and free lists
+    for one in 2 * field:  # the first calls make clients, and fill caches
         turn(one, calls)
-    gc.freeze()  # what is there to stay is not looked through again and again
-    for quiet in QuietRounds(rounds):
-        in_the_way = _blocks_lying_about()
-        taken: dict[str, float] = {}
+    gc.freeze()  # the modules of all contestants are in this process, and in no user's
+    for _ in range(rounds):
         for one in random.sample(field, len(field)):
             gc.collect()
             turn(one, calls // 2)
             begin = time.process_time()
             turn(one, calls)
-            taken[one.name] = (time.process_time() - begin) / calls * 1e6
-        if quiet():
-            for name, value in taken.items():
-                times[name].append(value)
-        del in_the_way
+            times[one.name].append((time.process_time() - begin) / calls * 1e6)
     return times
 
 
-def _blocks_lying_about() -> list[bytearray]:
-    """Take blocks of 16 bytes to 2 MB, and give every second one back: some 5 MB with holes."""
-    blocks = [bytearray(round(2 ** random.uniform(4, 21))) for _ in range(60)]
-    return random.sample(blocks, len(blocks) // 2)
-
-
-def check(payload: Payload) -> None:
-    """Have a server that looks say that everybody sends the same question and the same image."""
+def check(payload: Payload, certificate: Path | None) -> None:
+    """Check that all contestants send the same prompt and the same image."""
 
     async def look(field: list[Contestant]) -> None:
         for one in field:
@@ -177,7 +168,7 @@ def check(payload: Payload) -> None:
                     message = f"{one.name} sends something else: {arrived}"
                     raise AssertionError(message)
 
-    with running_stub(check=True) as base_url:
+    with running_stub(certificate, check=True) as base_url:
         asyncio.run(look(contestants(base_url, payload)))
 
 
@@ -185,12 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--calls", type=int, required=True)
-    parser.add_argument("--picture", action="store_true")
+    parser.add_argument("--certificate")
+    parser.add_argument("--image", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     content = sys.stdin.buffer.read()
-    image = content if options.picture else content.decode()
-    _one_process(Payload("", image), rounds=options.rounds, calls=options.calls)
+    payload = Payload("", content if options.image else content.decode())
+    _one_process(payload, options.certificate, rounds=options.rounds, calls=options.calls)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A server that costs almost nothing: the three endpoints that the contestants speak.
+"""A server with the three endpoints of the contestants, which takes almost no CPU.
 
-It runs in a process of its own, reads a body into one buffer that is written over, and answers with
-bytes made before. `--check` keeps the body instead, and answers with what arrived in it.
+It runs in its own process, reads each body into the same buffer, and answers with prepared bytes.
+With `--check`, it keeps the body and answers with its content.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import asyncio
 import base64
 import gc
 import hashlib
-import itertools
 import json
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,7 +101,6 @@ def _response(path: str, text: str) -> bytes:
 class Connection(asyncio.BufferedProtocol):
     """One connection: requests one after the other, each with a Content-Length."""
 
-    made = itertools.count()
     ready: ClassVar = {path: _response(path, ANSWER) for path in ENDPOINTS}
 
     def __init__(self, *, delay: float, check: bool) -> None:
@@ -117,7 +116,6 @@ class Connection(asyncio.BufferedProtocol):
         self._kept: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        next(self.made)
         self._transport: Any = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -136,9 +134,6 @@ class Connection(asyncio.BufferedProtocol):
             lines = head.decode("latin-1").lower().split("\r\n")
             self._path = lines[0].split(" ")[1]
             fields = dict(line.split(": ", 1) for line in lines[1:])
-            if "content-length" not in fields:  # it asks how many connections there were
-                self._answer_count()
-                return
             self._left = int(fields["content-length"])
             self._kept = [body]
             rest = len(body)
@@ -156,16 +151,15 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.write(response)
 
-    def _answer_count(self) -> None:
-        body = str(next(self.made) - 1).encode()  # without the one that asks
-        self._begin()
-        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
 
-
-async def _serve(*, delay: float, check: bool) -> None:
+async def _serve(*, delay: float, check: bool, certificate: str | None) -> None:
     loop = asyncio.get_running_loop()
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
     server = await loop.create_server(
-        lambda: Connection(delay=delay, check=check), "127.0.0.1", 0, backlog=256
+        lambda: Connection(delay=delay, check=check), "127.0.0.1", 0, backlog=256, ssl=context
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     # Whoever started this holds the other end: it ends with them, however they end.
@@ -173,16 +167,21 @@ async def _serve(*, delay: float, check: bool) -> None:
 
 
 @contextmanager
-def running_stub(*, delay: float = 0.0, check: bool = False) -> Iterator[str]:
-    """Run a server in a process of its own, and give its base URL."""
+def running_stub(
+    certificate: str | Path | None = None, *, delay: float = 0.0, check: bool = False
+) -> Iterator[str]:
+    """Run a server in its own process, with TLS if there is a certificate. Yield its base URL."""
     command = [sys.executable, __file__, f"--delay={delay}", *(["--check"] if check else [])]
+    if certificate is not None:
+        command.append(f"--certificate={certificate}")
+    scheme = "http" if certificate is None else "https"
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+            yield f"{scheme}://127.0.0.1:{process.stdout.readline().strip()}"
         finally:
             process.stdin.close()
             process.wait(timeout=10)
@@ -192,11 +191,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=Path(__file__).name)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--certificate")
     options = parser.parse_args()
     gc.disable()
     if hasattr(os, "sched_setaffinity"):  # the clients are on the first core
         os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
-    asyncio.run(_serve(delay=options.delay, check=options.check))
+    asyncio.run(_serve(delay=options.delay, check=options.check, certificate=options.certificate))
 
 
 if __name__ == "__main__":

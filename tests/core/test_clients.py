@@ -410,7 +410,7 @@ def test_a_redirect_is_never_followed(lab, borrowed: bool):
     http_client = httpx.Client(follow_redirects=True) if borrowed else None
     client = PhosphoClient(base_url=server.base_url, api_key="k", http_client=http_client)
 
-    with pytest.raises(Exception, match="follows no redirect") as caught:
+    with pytest.raises(Exception, match="do not follow redirects") as caught:
         client.describe(PICTURE)
 
     assert caught.value.status_code == 307

@@ -196,6 +196,6 @@ def test_a_status_error_says_what_happened_what_was_said_and_what_to_do():
     error = status_error(429, base_url="https://x.example", detail="Slow down", retry_after=90)
 
     assert str(error) == (
-        "https://x.example answered 429: Slow down. It asks to wait 90 s."
+        "https://x.example answered 429: Slow down. The server asks to wait 90 s."
         " Lower max_concurrency=, or set requests_per_second=. Nothing was billed."
     )

@@ -54,6 +54,9 @@ ADOBE = chunk(b"cHRM", struct.pack(">8I", *(31270, 32900, 64000, 33000, 21000, 7
         ),
         pytest.param(png(bytes([128] * 8), gamma(1.0), colors=0), (188,) * 3, id="linear grey"),
         pytest.param(png(bytes([128] * 24), gamma(1.0)), (188,) * 3, id="linear RGB"),
+        pytest.param(
+            png(bytes([0, 0, 0, 128] * 8), gamma(1.0), colors=6), (127,) * 3, id="linear, alpha"
+        ),
         pytest.param(png(bytes([128] * 24), gamma(1 / 1.8)), (145,) * 3, id="gamma 1.8"),
         pytest.param(png(bytes([128] * 24), gamma(1.0), SRGB_CHUNK), (128,) * 3, id="sRGB wins"),
         pytest.param(png(bytes([128] * 24), gamma(0.45455)), (128,) * 3, id="usual gamma"),
@@ -123,6 +126,7 @@ def test_a_collection_is_sent_as_its_primary_image():
 
 
 GREY_16 = {258: [16], 259: [1], 262: [1], 277: [1]}
+WHITE_LONG = np.full((8, 64), 2**32 - 1, "<u4").tobytes()
 LONG = np.tile(np.linspace(0, 2**32 - 1, 64).astype("<u4"), (8, 1)).tobytes()
 HALF = np.tile(np.linspace(0, 1, 64).astype("<f4"), (8, 1)).tobytes()
 BLACK_TO_WHITE, WHITE_TO_BLACK = (0, 255), (255, 0)
@@ -146,6 +150,14 @@ BLACK_TO_WHITE, WHITE_TO_BLACK = (0, 255), (255, 0)
             id="12 bits",
         ),
         pytest.param(tiff(LONG, (64, 8), GREY_16 | {258: [32]}), BLACK_TO_WHITE, id="32 bits"),
+        pytest.param(
+            tiff(WHITE_LONG, (64, 8), GREY_16 | {258: [32]}), (255, 255), id="white of 32 bits"
+        ),
+        pytest.param(
+            tiff((RAMP >> 4).tobytes(), (64, 8), GREY_16 | {339: [2]}),
+            BLACK_TO_WHITE,
+            id="signed, as computed tomography",
+        ),
         pytest.param(
             tiff(HALF, (64, 8), GREY_16 | {258: [32], 339: [3], 262: [0]}),
             WHITE_TO_BLACK,
@@ -279,12 +291,21 @@ def test_what_is_drawn_on_transparency_can_be_seen(shade, background: str, mode:
     assert high - low > 100
 
 
-def test_content_of_white_and_black_stands_on_grey():
+@pytest.mark.parametrize(
+    ("black", "background"),
+    [
+        ([(120, 40, 135, 60)], "grey"),
+        ([(8, 8, 62, 10), (8, 8, 10, 92), (8, 90, 62, 92), (60, 8, 62, 92)], "white"),
+    ],
+    ids=["apart", "as a frame"],
+)
+def test_white_content_with_some_black_can_be_seen(black, background: str):
     image = Image.new("RGBA", (200, 100), (0, 0, 0, 0))
-    image.paste("white", (0, 0, 90, 100))
-    image.paste("black", (90, 0, 115, 100))
+    image.paste("white", (10, 10, 60, 90))
+    for box in black:
+        image.paste("black", box)
 
-    assert "transparency on grey" in prepare_image(image).changes
+    assert f"transparency on {background}" in prepare_image(image).changes
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "LA", "RGBA"])

@@ -33,14 +33,22 @@ THUMBNAIL = tiff(bytes(576), (16, 12), {258: [8] * 3, 259: [1], 262: [2], 277: [
 RAW_PIXELS = {"photometric": 32803, "extratags": [(33421, "H", 2, (2, 2), True)]}
 
 
-def camera_file(maker: str = "", *, second: dict[str, object], order: str = "<", dng: bool = False):
+def camera_file(
+    maker: str = "",
+    *,
+    second: dict[str, object],
+    order: str = "<",
+    dng: bool = False,
+    big: bool = False,
+    marked: bool = True,
+):
     """A TIFF whose first image is a thumbnail, as cameras and DNG converters write it."""
     tags: list[object] = [(271, "s", 0, maker, True)] if maker else []
     if dng:
         tags.append((50706, "B", 4, (1, 4, 0, 0), True))
     file = io.BytesIO()
-    with tifffile.TiffWriter(file, byteorder=order) as writer:
-        writer.write(np.zeros((12, 16, 3), np.uint8), subfiletype=1, subifds=1, extratags=tags)
+    with tifffile.TiffWriter(file, byteorder=order, bigtiff=big) as writer:
+        writer.write(np.zeros((12, 16, 3), np.uint8), subfiletype=marked, subifds=1, extratags=tags)
         writer.write(**second)  # type: ignore[arg-type]
     return file.getvalue()
 
@@ -54,7 +62,24 @@ FINISHED = {"data": np.full((64, 96, 3), ORANGE, np.uint8), "photometric": "rgb"
     [
         pytest.param(camera_file("NIKON CORPORATION", second=SENSOR), "NEF", id="NEF"),
         pytest.param(camera_file("NIKON", second=SENSOR, order=">"), "NEF", id="big-endian NEF"),
-        pytest.param(camera_file("SONY", second=SENSOR), "ARW", id="ARW"),
+        pytest.param(camera_file("NIKON", second=SENSOR, big=True), "NEF", id="BigTIFF"),
+        pytest.param(
+            camera_file("NIKON", second=SENSOR, big=True, order=">"), "NEF", id="big-endian BigTIFF"
+        ),
+        *(
+            pytest.param(
+                camera_file(maker, second=SENSOR, marked=False), name, id=f"{name}, not marked"
+            )
+            for maker, name in {
+                "SONY": "ARW",
+                "PENTAX Corporation": "PEF",
+                "SAMSUNG": "SRW",
+                "Hasselblad": "3FR",
+                "Phase One": "IIQ",
+                "OLYMPUS IMAGING CORP.": "ORF",
+                "Panasonic": "RW2",
+            }.items()
+        ),
         pytest.param(camera_file("Leica", second=SENSOR, dng=True), "DNG", id="DNG"),
         pytest.param(camera_file(second=SENSOR), "camera raw", id="of no maker"),
         pytest.param(b"II*\0\x10\0\0\0CR\x02\0" + bytes(100), "CR2", id="CR2"),
@@ -79,9 +104,13 @@ def test_a_camera_raw_file_is_rejected_by_its_name(file: bytes, name: str):
         prepare_image(file)
 
 
-def test_the_finished_image_of_a_raw_file_is_sent_if_it_has_full_size():
-    assert pixel(camera_file("Apple", second=FINISHED, dng=True)) == ORANGE
-    assert shown(camera_file("Apple", second=FINISHED, dng=True)).size == (96, 64)
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_finished_image_of_a_raw_file_is_sent_if_it_has_full_size(order: str, big: bool):
+    file = camera_file("Apple", second=FINISHED, dng=True, order=order, big=big)
+
+    assert pixel(file) == ORANGE
+    assert shown(file).size == (96, 64)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +124,7 @@ def test_the_finished_image_of_a_raw_file_is_sent_if_it_has_full_size():
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(60), "JPEG XL"),
         (b"P6\n8 8\n255\n" + bytes(192), "PNM"),
         (b"gimp xcf v011\0" + bytes(60), "GIMP"),
+        (struct.pack("<IiiHH", 40, 8, 8, 1, 24) + bytes(300), "DIB"),
         (b"hello, this is a note", "text"),
     ],
 )
@@ -156,6 +186,14 @@ BMP_SIZES = struct.pack("<iiHH", 8, 8, 1, 32)
             id="JPEG in BMP",
         ),
         pytest.param(
+            bmp(
+                struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 0, 0, 0, 0, 300, 0) + bytes(1200),
+                bytes(64),
+            ),
+            "BMP",
+            id="a palette of 300 colours",
+        ),
+        pytest.param(
             encoded(draw()).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c", 1),
             "JPEG",
             id="12-bit JPEG",
@@ -164,6 +202,11 @@ BMP_SIZES = struct.pack("<iiHH", 8, 8, 1, 32)
             encoded(draw()).replace(b"\xff\xc0\0\x11", b"\xff\xc3\0\x11", 1),
             "JPEG",
             id="lossless JPEG",
+        ),
+        pytest.param(
+            encoded(draw(64, 48)).replace(b"\0\x11\x08\0\x30", b"\0\x11\x08\0\0", 1),
+            "JPEG",
+            id="JPEG whose height follows its pixels",
         ),
     ],
 )
@@ -212,6 +255,25 @@ PHOTO = encoded(photo())
 def test_a_jpeg_without_all_of_its_pixels_is_an_error(damage, size):
     with pytest.raises(ImageError):
         prepare_image(damage(encoded(photo(*size))))
+
+
+def test_a_palette_png_without_its_palette_is_an_error():
+    with pytest.raises(ImageError, match="palette is missing"):
+        prepare_image(png(bytes(8), colors=3))
+
+
+def test_a_data_url_without_data_is_called_empty():
+    with pytest.raises(ImageError, match="empty: 0 bytes"):
+        prepare_image("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("brand", "kind"), [(b"miaf", "HEIF"), (b"MiHE", "HEIF"), (b"isom", "a video")]
+)
+def test_a_heic_is_known_by_any_of_its_brands(brand: bytes, kind: str):
+    others = b"mif1heic" if kind == "HEIF" else b"isomiso2"
+
+    assert sniff(b"\0\0\0\x20ftyp" + brand + bytes(4) + others) == kind
 
 
 @pytest.mark.parametrize("part", [0.2, 0.3, 0.5])
@@ -329,3 +391,27 @@ def test_a_bigtiff_of_either_byte_order_is_read(order: str, options):
     tifffile.imwrite(file, pixels, bigtiff=True, byteorder=order, photometric="rgb", **options)
 
     assert pixel(file.getvalue(), (17, 9)) == ORANGE
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_first_page_of_a_bigtiff_is_sent_and_the_others_are_reported(order: str):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, byteorder=order, bigtiff=True) as writer:
+        for shade in (200, 100):
+            writer.write(np.full((20, 30), shade, np.uint8))
+
+    prepared = prepare_image(file.getvalue())
+
+    assert shown(prepared).getpixel((0, 0)) == (200,) * 3
+    assert "first frame of an animation" in prepared.changes
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("count", [10**6, 2**60])
+def test_a_bigtiff_whose_tags_would_fill_the_memory_is_an_error(order: str, count: int):
+    header = (b"II+\0" if order == "<" else b"MM\0+") + struct.pack(order + "HHQ", 8, 0, 16)
+    entry = struct.pack(order + "HHQQ", 700, 1, count, 16)
+    file = header + struct.pack(order + "Q", 1000) + entry * 1000 + bytes(1_000_000)
+
+    with pytest.raises(ImageError):
+        prepare_image(file)

@@ -249,7 +249,7 @@ def test_an_answer_for_each_image_cannot_be_read() -> None:
     turns = [user("Which?", PICTURE, OTHER)]
     policy = ImagePolicy(multi_image="each")
     assert plan_conversation(turns, policy).policy == "each"
-    with pytest.raises(UnsupportedContentError, match="one answer is read"):
+    with pytest.raises(UnsupportedContentError, match="reads one answer"):
         plan_conversation(turns, replace(policy, one_answer=True))
     one = plan_conversation(ASKED, replace(policy, one_answer=True))
     assert one.policy == "single"

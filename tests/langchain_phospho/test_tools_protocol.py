@@ -244,7 +244,7 @@ def test_an_answer_for_each_image_is_refused_with_tools_and_with_a_form(
         model.bind(response_format={"type": "json_object"}),
         model.with_structured_output(Zoom),
     ):
-        with pytest.raises(UnsupportedContentError, match="one answer is read"):
+        with pytest.raises(UnsupportedContentError, match="reads one answer"):
             driver.invoke(bound, both)
     assert endpoint.received == []
     assert driver.invoke(model, both).response_metadata["images_billed"] == 2

@@ -30,6 +30,11 @@ from phospho_multimodal import (
 Ask = Callable[..., list[Any]]
 
 
+@pytest.fixture(params=[Phospho, PhosphoMultiModal])
+def kind(request: pytest.FixtureRequest) -> type[Phospho]:
+    return request.param
+
+
 class Callbacks(BaseCallbackHandler):
     """Keeps every event of the callback manager."""
 
@@ -229,7 +234,7 @@ def test_complete_takes_its_second_argument_for_either_kind_of_llm(
 
 
 def test_images_given_twice_are_an_error(llm: Any, server: FaultServer, picture: bytes) -> None:
-    with pytest.raises(ConfigurationError, match="twice"):
+    with pytest.raises(ConfigurationError, match="Pass them once"):
         llm.complete("Which?", [picture], image_documents=[picture])
     assert server.requests == []
 

@@ -21,7 +21,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
 
 from fault_server import FaultServer, answer, status
-from llama_index_phospho import Phospho, VisionLLM
+from llama_index_phospho import VisionLLM
 from phospho_multimodal import (
     AuthenticationError,
     ConfigurationError,
@@ -37,12 +37,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 @pytest.fixture(autouse=True)
@@ -319,9 +313,9 @@ def test_a_question_about_an_image_that_was_seen(
     found, missing, empty, failed = asyncio.run(ask())
     assert "| You asked: How much?" in found
     assert "untrusted" in found
-    assert "no image of this name" in missing
+    assert "No image has this name" in missing
     assert empty == missing
-    assert "could not be looked at. InvalidRequestError" in failed
+    assert "could not be read. InvalidRequestError" in failed
     assert len(server.requests) == 3
 
 
@@ -329,7 +323,7 @@ def test_tools_need_an_llm_that_calls_them(make: Make, picture: bytes) -> None:
     from llama_index.core.llms import MockLLM  # noqa: PLC0415 - of this test alone
 
     llm = VisionLLM(llm=MockLLM(), describer=make())
-    with pytest.raises(ConfigurationError, match="MockLLM takes no tools"):
+    with pytest.raises(ConfigurationError, match="MockLLM accepts no tools"):
         llm.chat_with_tools([], "What?")
     assert llm.metadata.is_function_calling_model is False
     assert llm.complete("Hello").text == "Hello"

@@ -16,7 +16,7 @@ pytestmark = [
 @pytest.mark.parametrize(
     "command",
     [
-        "sigterm --pictures 200 --stops 2 --longest-run 1.5",
+        "sigterm --pictures 200 --stops 2 --longest-run 0.2",
         "away --pictures 200 --away-seconds 1",
         "quota --pictures 100 --quota 60",
     ],

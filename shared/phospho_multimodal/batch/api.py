@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phospho_multimodal.batch.foreground import CallerThread, run_on_thread
@@ -23,7 +22,7 @@ __all__ = ["BatchOptions", "adescribe_many", "describe_many"]
 def describe_many(
     source: str | os.PathLike[str] | Iterable[Any],
     out: str | os.PathLike[str],
-    prompt: str = DEFAULT_PROMPT,
+    prompt: str | Sequence[str] = DEFAULT_PROMPT,
     **options: Unpack[BatchOptions],
 ) -> Summary:
     """Send the same prompt about many images, and write a row for each; see `adescribe_many`.
@@ -58,7 +57,7 @@ def describe_many(
 async def adescribe_many(
     source: str | os.PathLike[str] | Iterable[Any],
     out: str | os.PathLike[str],
-    prompt: str = DEFAULT_PROMPT,
+    prompt: str | Sequence[str] = DEFAULT_PROMPT,
     **options: Unpack[BatchOptions],
 ) -> Summary:
     """Send the same prompt about many images, and write a row for each.
@@ -68,20 +67,20 @@ async def adescribe_many(
     image size is another job, in a folder of its own inside `out`.
 
     Args:
-        source: A folder, a pattern, a table (CSV, JSONL, Parquet), tar archives, `-`, or a list of
-            images or of (id, image) pairs; see `open_source`.
-        out: The folder for results. Each job has its own folder inside.
-        prompt: The prompt.
+        source: A folder, a pattern, a table (CSV, JSONL, Parquet), tar archives, the URL of any of
+            these, `-`, or a list of images or of (id, image) pairs; see `open_source`.
+        out: The folder for results, or its URL in a store. Each job has its own folder inside.
+        prompt: The prompt. `{name}` stands for a column of the source. With several prompts, each
+            image has a row for each.
         **options: See `BatchOptions`.
 
     Returns:
         The counts, the cost and the files of the job.
 
     Raises:
-        PhosphoError: An error that would end every further request in the same way (a rejected
-            key, no billing method, no such endpoint, the spending limit), an outage that is longer
-            than `max_outage`, or the last of 50 failures without one answer. What was done until
-            then is kept, and `Summary.read` returns it.
+        PhosphoError: The key is rejected, there is no billing method or no such endpoint, the
+            spending limit is reached, an outage is longer than `max_outage`, or 50 images in a row
+            had no answer. Finished rows are kept, and `Summary.read` returns their counts.
         ImportError: An extra is missing.
     """
-    return await BatchRun(source, Path(out), prompt, options).run()
+    return await BatchRun(source, out, prompt, options).run()

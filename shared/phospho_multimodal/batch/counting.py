@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from phospho_multimodal.batch.job import digest_prompt
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import InputRecord
 from phospho_multimodal.batch.results.digests import digest_file
 from phospho_multimodal.batch.sources.archives import ARCHIVE_SUFFIXES
 from phospho_multimodal.batch.sources.items import NoInputsError, describe_skipped
-from phospho_multimodal.batch.sources.select import Item, Limited, Source
+from phospho_multimodal.batch.sources.rows import TABLE_SUFFIXES
+from phospho_multimodal.batch.sources.select import Item, Source
 from phospho_multimodal.batch.sources.signed_urls import without_signature
-from phospho_multimodal.batch.sources.tables import TABLE_SUFFIXES
 from phospho_multimodal.errors import ConfigurationError, ImageError, PhosphoError
 from phospho_multimodal.images.source import ImageInput, check_file, image_source
 from phospho_multimodal.settings import Settings
@@ -31,11 +32,14 @@ def count_inputs(
     settings: Settings,
     stopped: Callable[[], bool] = lambda: False,
     report: Callable[[int], None] = lambda _: None,
+    *,
+    is_limited: bool = False,
 ) -> None:
     """Note every input of a source in the journal, and digest files of equal size.
 
     A file is read only if another file has its size, or if `detail="tiles"` needs its dimensions.
-    If `stopped` returns `True`, the next run counts the rest.
+    If `stopped` returns `True`, the next run counts the rest. If the source `is_limited`, inputs
+    of earlier runs that it does not hold are not removed.
     """
     # An item may hold an image of fifty megabytes, so only its record is kept.
     entries = (_record(item, settings) for item in source)
@@ -48,7 +52,7 @@ def count_inputs(
             return
     if not found:  # all inputs of an earlier run would count as removed
         raise _nothing_found(source)
-    if not isinstance(source, Limited):  # what follows the limit was not removed
+    if not is_limited:  # inputs after the limit were not removed
         journal.end_counting()
     _digest_files(source, journal, stopped)
 
@@ -72,8 +76,16 @@ def _record(item: Item, settings: Settings) -> InputRecord:
     digest = _digest_held(item.image)
     # The content of an image proves more than its stamp: many archives have no times.
     stamp = item.stamp if digest is None else digest.hex()
+    if item.prompt is not None and (stamp or not isinstance(item.image, os.PathLike)):
+        stamp = f"{stamp or ''}#{digest_prompt(item.prompt).hex()}"
+    digest = digest and _with_prompt(digest, item.prompt)
     requests = _count_tiles(item, settings) if settings.detail == "tiles" else 1
     return InputRecord(item.id, item.source, stamp, item.file_size, digest, requests)
+
+
+def _with_prompt(digest: bytes, prompt: str | None) -> bytes:
+    """Digest an image with its prompt: with two prompts, one file is paid for twice."""
+    return digest if prompt is None else hashlib.sha256(digest + digest_prompt(prompt)).digest()
 
 
 def _count_tiles(item: Item, settings: Settings) -> int:
@@ -95,7 +107,7 @@ def _count_tiles(item: Item, settings: Settings) -> int:
         size = (open_image(content) if isinstance(content, bytes) else content).size
     except ConfigurationError:
         raise
-    except PhosphoError:  # its row reports what is wrong
+    except PhosphoError:  # its row has the error
         return 1
     grid = plan_grid(size, max_side=settings.max_image_side, max_tiles=settings.max_tiles)
     return grid.columns * grid.rows
@@ -124,7 +136,7 @@ def _digest_held(image: ImageInput | None) -> bytes | None:
         facts = (content.mode, content.size, content.getpalette(), content.info.get("transparency"))
         digest = hashlib.sha256(repr(facts).encode())
         digest.update(content.tobytes())
-    except Exception:  # noqa: BLE001 - an object of the user's; its row reports what is wrong
+    except Exception:  # noqa: BLE001 - an object of the user's; its row has the error
         return None
     return digest.digest()
 
@@ -139,18 +151,21 @@ def _digest_files(source: Source, journal: Journal, stopped: Callable[[], bool])
         for name in alike:
             if stopped():
                 return
-            found.append((_digest(chunk[name]), name))
-        journal.add_digests((digest, name) for digest, name in found if digest)
+            path, prompt = chunk[name]
+            digest = _digest(path)
+            if digest is not None:
+                found.append((_with_prompt(digest, prompt), name))
+        journal.add_digests(found)
 
 
-def _files(source: Source) -> Iterator[tuple[str, os.PathLike[str]]]:
+def _files(source: Source) -> Iterator[tuple[str, tuple[os.PathLike[str], str | None]]]:
     for item in source:
         if isinstance(item.image, os.PathLike):
-            yield item.id, item.image
+            yield item.id, (item.image, item.prompt)
 
 
 def _digest(path: os.PathLike[str]) -> bytes | None:
-    """Digest a file, unless it cannot be read or is no image, which its row reports."""
+    """Digest a file, unless it cannot be read or is not an image; its row has the error."""
     try:
         check_file(Path(path))  # a pipe has the size of every empty file
         with open(path, "rb") as file:  # noqa: PTH123 - any path

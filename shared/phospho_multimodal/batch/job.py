@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,17 @@ from typing import Any
 
 from phospho_multimodal.batch.sources.signed_urls import without_signature
 from phospho_multimodal.contract import checked_parameters, request_body
-from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.exchange.prediction import GenerationOptions
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage
 from phospho_multimodal.settings import Settings, checked_stop
 
-__all__ = ["DIGEST_BYTES", "Job", "picture_key"]
+__all__ = ["DIGEST_BYTES", "Job", "digest_prompt", "image_digest", "picture_key"]
 
 DIGEST_BYTES = 32
 """The length of the key of an image. Keys of URLs and of tiled images are longer."""
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]")  # a path has one of two slashes left
-_NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
+_PROMPT_BYTES = 16
+_NAME_LENGTH = 12  # hexadecimal digits: enough for the prompts of one folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +33,14 @@ class Job:
         asking: Model, parameters and stop strings.
         max_image_side: The longest side of what is sent, in pixels; `None` for files as they are.
         max_tiles: The most tiles of one image; `None` for one request for each image.
+        prompts: The templates of a job whose rows have prompts of their own.
     """
 
     prompt: str
     asking: GenerationOptions
     max_image_side: int | None
     max_tiles: int | None = None
+    prompts: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -49,6 +49,7 @@ class Job:
         settings: Settings,
         parameters: Mapping[str, Any],
         stop: Sequence[str] | None = None,
+        prompts: Sequence[str] = (),
     ) -> Job:
         """Check the prompt and the parameters.
 
@@ -59,10 +60,11 @@ class Job:
         asking = GenerationOptions(
             settings.model, checked_parameters(parameters), checked_stop(stop)
         )
-        for text in (prompt, *(asking.stop or ())):
+        for text in (prompt, *prompts, *(asking.stop or ())):
             request_body(model=asking.model, text=text, image_url="", parameters={})
         side = settings.max_image_side if settings.prepare else None
-        return cls(prompt, asking, side, settings.max_tiles if settings.detail == "tiles" else None)
+        tiles = settings.max_tiles if settings.detail == "tiles" else None
+        return cls(prompt, asking, side, tiles, tuple(prompts))
 
     @property
     def prompt_id(self) -> str:
@@ -71,22 +73,14 @@ class Job:
         return hashlib.sha256(told.encode()).hexdigest()[:_NAME_LENGTH]
 
     def folder(self, out: Path) -> Path:
-        """Return the folder of this job inside `out`, or reject `out` if it is a URL."""
-        url = _URL.match(str(out))
-        if url is not None:
-            message = (
-                f"The results go to a folder on this machine, and {str(out)!r} names a place in"
-                f" {url[1]!r}. Nothing was sent. Choose a local folder, and copy it when the job is"
-                " done."
-            )
-            raise ConfigurationError(message)
+        """Return the folder of this job inside `out`."""
         return out / f"job-{self.prompt_id}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides about an answer, except the image."""
         stop = None if self.asking.stop is None else list(self.asking.stop)
         return {
-            "prompt": self.prompt,
+            "prompt": list(self.prompts) if len(self.prompts) > 1 else self.prompt,
             "model": self.asking.model,
             "parameters": dict(self.asking.parameters),
             "stop": stop,
@@ -95,11 +89,25 @@ class Job:
         }
 
 
-def picture_key(image: SendableImage) -> bytes:
-    """Return the key of an image: the digest of what is sent.
+def picture_key(image: SendableImage, prompt: str | None = None) -> bytes:
+    """Return the key of an image: the digest of the sent bytes.
 
     The key of a URL that is passed on is the digest of the URL without its signature, with a mark.
+    A prompt of the row's own adds its digest.
     """
     if isinstance(image, LinkedImage):
-        return b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()
-    return bytes.fromhex(image.sha256)
+        key = b"url:" + hashlib.sha256(without_signature(image.url).encode()).digest()
+    else:
+        key = bytes.fromhex(image.sha256)
+    return key if prompt is None else key + digest_prompt(prompt)
+
+
+def digest_prompt(prompt: str) -> bytes:
+    """Digest the prompt of a row, in 16 bytes."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:_PROMPT_BYTES]
+
+
+def image_digest(key: bytes) -> str | None:
+    """Return the SHA-256 of the one image that was sent, from its key."""
+    is_image = len(key) in (DIGEST_BYTES, DIGEST_BYTES + _PROMPT_BYTES)
+    return key[:DIGEST_BYTES].hex() if is_image else None

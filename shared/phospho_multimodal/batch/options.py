@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phospho_multimodal.batch.pipeline.progress import Progress
 from phospho_multimodal.batch.preflight import Preflight
+from phospho_multimodal.batch.results.captions import Sidecar
 from phospho_multimodal.batch.results.rows import ResultsFormat
+from phospho_multimodal.batch.sources.remote import StorageOptions
 from phospho_multimodal.batch.sources.shards import Shard
 from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
@@ -38,6 +41,18 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
         follow_links: Whether to look into folders that are links. The default is `False`.
         limit: How many inputs are described at most, to try a prompt. The same call without it
             describes the others.
+        min_size: The shorter side in pixels below which an image is left out.
+        encoding: The encoding of a table of text. By default, a byte order mark decides, and
+            whether the text is valid UTF-8.
+        prompt_column: The table's column that holds the prompt of each row.
+        keep: Columns of the source that the rows of the results keep. Samples of webdataset have
+            the fields of their `.json` member, and `txt`.
+        sidecar: Captions beside the images: `txt` for a file each, `metadata` for the
+            `metadata.jsonl` of an imagefolder.
+        overwrite: Whether files with captions that exist are replaced. The default is `False`.
+        storage_options: Options of fsspec's file systems, by protocol:
+            `{"s3": {"endpoint_url": "…"}}`. By default, each looks for credentials as usual.
+        journal: The local folder for the journal, if the output is the URL of a store.
         stop: Strings at which an answer is cut.
         results: `parquet` (the default, extra `batch`) or `jsonl`.
         concurrency: Concurrent requests. `auto` (the default) finds out how many the endpoint
@@ -74,6 +89,14 @@ class BatchOptions(ClientOptions, ParameterOptions, total=False):
     exclude: Sequence[str]
     follow_links: bool
     limit: int | None
+    min_size: int | None
+    encoding: str | None
+    prompt_column: str | None
+    keep: Sequence[str]
+    sidecar: Sidecar | None
+    overwrite: bool
+    storage_options: StorageOptions | None
+    journal: str | os.PathLike[str] | None
     stop: Sequence[str] | None
     results: ResultsFormat
     concurrency: int | Literal["auto"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from phospho_multimodal.batch.counting import count_inputs
@@ -37,9 +37,11 @@ from phospho_multimodal.batch.pipeline.stop_signal import StopSignal
 from phospho_multimodal.batch.preflight import Preflight, check_status, look_ahead
 from phospho_multimodal.batch.report.build import check_report, report_on
 from phospho_multimodal.batch.results.manifest import WORKED, Summary, write_manifest
+from phospho_multimodal.batch.results.outputs import Outputs
 from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_format
-from phospho_multimodal.batch.sources.select import Limited, Source, open_source
-from phospho_multimodal.batch.sources.shards import Shard, ShardedSource
+from phospho_multimodal.batch.results.upload import open_output
+from phospho_multimodal.batch.sources.inputs import Inputs
+from phospho_multimodal.batch.sources.shards import Shard
 from phospho_multimodal.client.async_client import AsyncPhosphoClient
 from phospho_multimodal.contract import ParameterOptions
 from phospho_multimodal.errors import ConfigurationError
@@ -55,7 +57,13 @@ _NOTE_EVERY = 1.0  # seconds
 class BatchRun:
     """Checks its options when it is made, before anything is opened."""
 
-    def __init__(self, source: Any, out: Path, prompt: str, options: BatchOptions) -> None:
+    def __init__(
+        self,
+        source: Any,
+        out: str | os.PathLike[str],
+        prompt: str | Sequence[str],
+        options: BatchOptions,
+    ) -> None:
         check_names(options)
         self._options = options
         self._interrupted = options.get("interrupted") or threading.Event()
@@ -73,22 +81,19 @@ class BatchRun:
         client_options: Any = _of_class(options, ClientOptions)
         self._settings = Settings.resolve(**client_options, max_concurrency=self._ceiling)
         parameters = _of_class(options, ParameterOptions)
-        self._job = Job.of(prompt, self._settings, parameters, options.get("stop"))
-        self._folder = self._job.folder(out)
-        shard = options.get("shard")
-        self._shard = None if shard is None else Shard(shard)
-        if self._shard is not None:
-            self._folder = self._folder.with_name(self._folder.name + self._shard.suffix)
-        self._open_source: Callable[[], Source] = partial(
-            open_source,
-            source,
-            column=options.get("column"),
-            id_column=options.get("id_column"),
-            root=options.get("root"),
-            recursive=options.get("recursive", True),
-            exclude=options.get("exclude") or (),
-            follow_links=options.get("follow_links", False),
+        self._inputs = inputs = Inputs(source, prompt, options)
+        self._job = Job.of(
+            inputs.prompt, self._settings, parameters, options.get("stop"), inputs.own_prompts
         )
+        local, self._target = open_output(
+            out, options.get("journal"), options.get("storage_options")
+        )
+        self._folder = self._job.folder(local)
+        shard = options.get("shard")
+        if shard is not None:
+            self._folder = self._folder.with_name(self._folder.name + Shard(shard).suffix)
+        if self._target is not None:
+            self._target /= self._folder.name
 
     async def run(self) -> Summary:
         """Do all work of the job that is left."""
@@ -103,26 +108,33 @@ class BatchRun:
             await asyncio.to_thread(leave)
 
     async def _run(self) -> Summary:
-        self._source = await asyncio.to_thread(self._open_source)
-        if self._shard is not None:
-            self._source = ShardedSource(self._source, self._shard)
-        limit = self._options.get("limit")
-        if limit is not None:
-            self._source = Limited(self._source, limit)
-        self._journal = await asyncio.to_thread(
+        opened, self._source = await asyncio.to_thread(self._inputs.open)
+        self._journal = journal = await asyncio.to_thread(
             Journal, self._folder, self._job, take_over=self._options.get("take_over", False)
         )
         try:
-            return await self._work()
+            self._outputs = await asyncio.to_thread(
+                Outputs, journal, self._inputs, opened, self._target, self._options
+            )
+            try:
+                return await self._work()
+            finally:
+                await run_to_completion(self._outputs.close)
         finally:
-            await run_to_completion(self._journal.close)
+            await run_to_completion(journal.close)
 
     async def _work(self) -> Summary:
         journal = self._journal
         spent = await asyncio.to_thread(journal.tally)
         spending = open_spending(self._options, spent.images_billed, spent.images_in_doubt)
         self._results = Results(
-            self._folder, journal, self._job, self._kind, spending.usd_per_image
+            self._folder,
+            journal,
+            self._job,
+            self._kind,
+            spending.usd_per_image,
+            details=self._outputs.details,
+            upload=self._outputs.upload,
         )
         shared = ClientState.of(self._settings, spending)
         client = AsyncPhosphoClient.over_aiohttp(shared, self._options.get("http_client"))
@@ -148,15 +160,24 @@ class BatchRun:
         )
         if self._options.get("report"):
             await asyncio.to_thread(report_on, summary, self._source, journal, self._results)
+        if goes_on:
+            try:
+                await asyncio.to_thread(self._outputs.finish, self._results.rows())
+            except ConfigurationError as failure:
+                error = error or failure
         if error is not None:
             raise error
-        return summary
+        return summary if self._target is None else replace(summary, url=str(self._target))
 
     async def _look_ahead(self, client: AsyncPhosphoClient, spending: Spending) -> Preflight:
         status = await client.check()
         check_status(status)
         counting = ProgressReporter(None, spending, self._options.get("on_progress"))
         await asyncio.to_thread(self._results.check)
+        await asyncio.to_thread(self._outputs.check)
+        details = self._outputs.details
+        if details is not None:
+            self._source = details.record(self._source, self._results.forget_parts)
         await asyncio.to_thread(
             count_inputs,
             self._source,
@@ -164,6 +185,7 @@ class BatchRun:
             self._settings,
             self._interrupted.is_set,
             counting.show_counting,
+            is_limited=self._options.get("limit") is not None,
         )
         return await asyncio.to_thread(
             look_ahead,
@@ -211,7 +233,7 @@ class BatchRun:
             spending=shared.spending,
             reporter=reporter,
             ceiling=self._ceiling,
-            fetches=self._settings.url_mode == "fetch",
+            fetches=self._settings.url_mode == "fetch" or self._inputs.is_remote,
             stop=stop,
             breaker=CircuitBreaker(self._max_outage),
         )

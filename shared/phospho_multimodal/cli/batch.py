@@ -22,6 +22,7 @@ from phospho_multimodal.cli.batch_options import BatchFlags
 from phospho_multimodal.cli.batch_progress import ProgressDisplay
 from phospho_multimodal.cli.console import errors, output, plain
 from phospho_multimodal.errors import PhosphoError
+from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 
 __all__ = ["INTERRUPTED", "run_batch"]
 
@@ -57,7 +58,7 @@ def run_batch(**given: Any) -> None:
             result = describe_many(
                 flags.source,
                 flags.out,
-                flags.prompt,
+                _one_or_several(flags.prompt),
                 **flags.to_options(),
                 confirm=confirm,
                 on_progress=display.show,
@@ -96,3 +97,10 @@ def _print_outcome(
     else:
         errors.print(plain(line), style="red", soft_wrap=True)
     return code
+
+
+def _one_or_several(prompts: list[str] | None) -> str | list[str]:
+    """One prompt is not a list: rows of a job with several prompts say which one."""
+    if not prompts:
+        return DEFAULT_PROMPT
+    return prompts[0] if len(prompts) == 1 else prompts

@@ -22,14 +22,37 @@ class BatchFlags:
         str,
         typer.Argument(
             help="A folder, a pattern ('photos/**/*.jpg', 'shard-{000..012}.tar'), a table (.csv,"
-            " .jsonl, .parquet), a tar archive, or - for paths and URLs on standard input.",
+            " .jsonl, .parquet), a tar archive, the URL of any of these in a store (s3://, gs://,"
+            " hf://, https://), or - for paths and URLs on standard input.",
             show_default=False,
         ),
     ]
     out: Annotated[
-        Path, typer.Option(help="The folder for results. Each prompt has its own folder inside.")
+        str,
+        typer.Option(
+            help="The folder for results, or its URL. Each prompt has its own folder inside."
+        ),
     ]
-    prompt: Annotated[str, typer.Option(help="The prompt.")] = DEFAULT_PROMPT
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The prompt. {name} stands for a column. If it is given several times, each image"
+            f" has a row for each prompt. [default: {DEFAULT_PROMPT}]",
+            show_default=False,
+        ),
+    ] = None
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="The column that holds each row's prompt.", show_default=False),
+    ] = None
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="The local folder for the journal, if --out is a URL. [default: in the user's"
+            " state folder]",
+            show_default=False,
+        ),
+    ] = None
     column: Annotated[
         str | None, typer.Option(help="The table's column of images.", show_default=False)
     ] = None
@@ -57,6 +80,37 @@ class BatchFlags:
         int | None,
         typer.Option(min=1, help="Describe only the first N inputs.", show_default=False),
     ] = None
+    min_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Leave out images whose shorter side has fewer pixels.",
+            show_default=False,
+        ),
+    ] = None
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="The encoding of a table, such as cp1252. [default: detected]",
+            show_default=False,
+        ),
+    ] = None
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns that the results keep, separated by commas.", show_default=False
+        ),
+    ] = None
+    sidecar: Annotated[
+        Literal["txt", "metadata"] | None,
+        typer.Option(
+            help="Write captions beside the images: a .txt for each, or one metadata.jsonl.",
+            show_default=False,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files with captions that exist.")
+    ] = False
     results: Annotated[
         Literal["parquet", "jsonl"], typer.Option("--format", help="The format of the results.")
     ] = "parquet"
@@ -178,6 +232,8 @@ class BatchFlags:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.concurrency.isdecimal():  # `checked_concurrency` rejects other texts
             given["concurrency"] = int(self.concurrency)
+        if self.keep is not None:
+            given["keep"] = [name.strip() for name in self.keep.split(",")]
         return {
             name: value
             for name, value in given.items()

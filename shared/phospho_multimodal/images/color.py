@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image, ImageCms, ImageMath
+from PIL import Image, ImageChops, ImageCms, ImageFilter, ImageMath
 
 from phospho_multimodal.errors import ImageError
 
 __all__ = ["Flattening", "strips", "to_srgb"]
 
-_PROFILE_MODES = {"RGB ": ("RGB", "L"), "CMYK": ("CMYK",), "GRAY": ("L",)}
+_PROFILE_MODES = {"RGB ": ("RGB", "RGBA", "L"), "CMYK": ("CMYK",), "GRAY": ("L",)}
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
 """Modes with premultiplied alpha, and what Pillow can make of them."""
@@ -50,11 +50,14 @@ class Flattening:
         darkest: What becomes black, in the image's own numbers.
         span: How far above it white is.
         is_inverted: Whether the largest number is black.
+        is_signed: Whether a file says that its numbers have a sign, so that it has no usual white.
         is_unsigned: Whether negative numbers are large ones that overflowed.
         frame: The part of the canvas that a GIF's frame covers, if not all of it.
         background: The grey that stands behind transparency.
         transparent: Whether anything transparent was met.
         depth: In words, what becomes of more than 8 bits.
+        profile: The colour space of an image with alpha, to be left before blending.
+        converted: What was done about the colour space of each part.
     """
 
     mode: str
@@ -64,25 +67,19 @@ class Flattening:
     span: float = _SIXTEEN_BIT
     is_inverted: bool = False
     is_unsigned: bool = False
+    is_signed: bool = False
     frame: tuple[int, int, int, int] | None = None
     background: int = _OPAQUE
     transparent: bool = False
     depth: str = "16 bits to 8"
+    profile: bytes | None = None
+    converted: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, image: Image.Image, raw_mode: object = None) -> Flattening:
-        """Look at an image as a whole, before it is done in parts.
-
-        Args:
-            image: The image.
-            raw_mode: How its file stores pixels, in Pillow's words.
-
-        Returns:
-            What to do with each part.
-
-        Raises:
-            ImageError: It holds values that are not numbers.
-        """
+    def of(
+        cls, image: Image.Image, raw_mode: object = None, profile: bytes | None = None
+    ) -> Flattening:
+        """Look at an image as a whole, before it is done in parts."""
         flattening = cls(image.mode, image.info)
         key = image.info.get("transparency")
         if isinstance(key, int) and image.mode in _SIXTEEN_BIT_MODES | {"1", "L"}:
@@ -92,6 +89,7 @@ class Flattening:
             flattening._find_white(image)
         if flattening._has_alpha:
             flattening.background = _background(image)
+            flattening.profile = profile  # blended in another space, shadows would be too light
         return flattening
 
     def _read_tags(self, tags: Any) -> None:
@@ -102,6 +100,7 @@ class Flattening:
         if tags.get(_BITS) == (12,):
             self.span, self.depth = _TWELVE_BIT, "12 bits to 8"
         if self.mode == "I":
+            self.is_signed = tags.get(_SAMPLE_FORMAT) == (2,)
             self.is_unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
 
     def _find_white(self, image: Image.Image) -> None:
@@ -119,9 +118,13 @@ class Flattening:
                 )
                 raise ImageError(message)
             low, high = min(low, lowest), max(high, highest)
-        whites = (1.0, 255.0, _SIXTEEN_BIT) if self.mode == "F" else (255.0, _SIXTEEN_BIT)
+        whites: tuple[float, ...] = (
+            (1.0, 255.0, _SIXTEEN_BIT) if self.mode == "F" else (255.0, _SIXTEEN_BIT)
+        )
+        if self.is_signed:
+            whites = (255.0,)
         if self.is_unsigned:
-            whites = (*whites, _UNSIGNED - 1)
+            whites = (*whites, _UNSIGNED)
         fitting = [white for white in whites if low >= 0.0 and high <= white]
         self.span = fitting[0] if fitting else high - low
         self.darkest = 0.0 if fitting else low
@@ -150,15 +153,7 @@ class Flattening:
         return self.mode in _FLAT_MODES and opaque
 
     def flat(self, part: Image.Image, top: int = 0) -> Image.Image:
-        """Flatten a part of the image, or all of it.
-
-        Args:
-            part: A part of the image, in its own mode and width.
-            top: The row at which the part begins.
-
-        Returns:
-            The part in mode L, RGB or CMYK.
-        """
+        """Flatten a part of the image, or all of it."""
         flat = self._opaque(part)
         return flat if self.frame is None else self._only_frame(flat, top)
 
@@ -205,7 +200,7 @@ class Flattening:
         return flat
 
     def _on_background(self, part: Image.Image) -> Image.Image:
-        picture = _with_alpha(part)
+        picture = to_srgb(_with_alpha(part), self.profile, self.converted)
         self.transparent |= _number(picture.getchannel("A").getextrema()[0]) < _OPAQUE
         sheet = Image.new("RGBA", part.size, (self.background,) * 3)
         sheet.alpha_composite(picture)
@@ -225,23 +220,13 @@ class Flattening:
     def changes(self) -> list[str]:
         """Tell in words what was done."""
         done = [self.depth] if self.mode in _WIDE_MODES else []
-        return (
-            [*done, f"transparency on {_BACKGROUNDS[self.background]}"]
-            if self.transparent
-            else done
-        )
+        if self.transparent:
+            done.append(f"transparency on {_BACKGROUNDS[self.background]}")
+        return [*done, *dict.fromkeys(self.converted)]
 
 
 def strips(image: Image.Image, *, rows: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Cut an image into strips of a few million pixels.
-
-    Args:
-        image: The image.
-        rows: The height of each strip is a multiple of this.
-
-    Yields:
-        The row at which a strip begins, and the strip.
-    """
+    """Cut an image into strips of a few million pixels."""
     height = rows * max(1, _STRIP_PIXELS // (image.width * rows))
     for top in range(0, image.height, height):
         yield top, image.crop((0, top, image.width, min(image.height, top + height)))
@@ -255,45 +240,48 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 
 def _background(image: Image.Image) -> int:
-    """Choose the grey on which the visible content of an image can be seen: white, if it can."""
-    box = image.getbbox() if image.mode in _ALPHA_MODES else (0, 0, *image.size)
-    if box is None:
-        return _OPAQUE
-    size = (min(box[2] - box[0], _SAMPLE_SIDE), min(box[3] - box[1], _SAMPLE_SIDE))
-    sample = _with_alpha(image.resize(size, Image.Resampling.NEAREST, box=box))
+    """Choose the grey on which the visible content of an image can be seen: white, if it can.
+
+    Content is lost if most of it has the shade of the background, and so have its edges. A white
+    panel with a dark frame is seen on white.
+    """
+    sample = _sample(image)
     alpha = sample.getchannel("A")
-    if _number(alpha.getextrema()[0]) == _OPAQUE and box == (0, 0, *image.size):
-        return _OPAQUE
     seen = alpha.point([255 * (value >= _VISIBLE) for value in range(256)])
-    shades = sample.convert("L").histogram(seen)
+    edges = ImageChops.subtract(seen, seen.filter(ImageFilter.MinFilter(3)))
+    grey = sample.convert("L")
+    shades = [grey.histogram(mask) for mask in (seen, edges)]
 
     def lost(background: int) -> float:
-        close = shades[max(0, background - _CONTRAST) : background + _CONTRAST + 1]
-        return sum(close) / max(1, sum(shades))
+        close = slice(max(0, background - _CONTRAST), background + _CONTRAST + 1)
+        return min(sum(counts[close]) / max(1, sum(counts)) for counts in shades)
 
     best = min(_BACKGROUNDS, key=lost)
     return best if lost(_OPAQUE) > _MOST_LOST and lost(best) < lost(_OPAQUE) / 2 else _OPAQUE
 
 
+def _sample(image: Image.Image) -> Image.Image:
+    """Shrink the visible part of an image, and a transparent margin if there is one."""
+    box = (image.getbbox() if image.mode in _ALPHA_MODES else None) or (0, 0, *image.size)
+    margin = 1 + max(image.size) // _SAMPLE_SIDE
+    left, top = max(0, box[0] - margin), max(0, box[1] - margin)
+    right, bottom = min(image.width, box[2] + margin), min(image.height, box[3] + margin)
+    size = (min(right - left, _SAMPLE_SIDE), min(bottom - top, _SAMPLE_SIDE))
+    shrunk = image.resize(size, Image.Resampling.NEAREST, box=(left, top, right, bottom))
+    return _with_alpha(shrunk)
+
+
 def to_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> Image.Image:
-    """Convert the colours of a profile to sRGB, and CMYK to RGB.
-
-    Args:
-        image: An image of mode L, RGB or CMYK.
-        profile: An ICC profile, if the image had one.
-        changes: Takes a word for each thing that was done.
-
-    Returns:
-        The image in mode L or RGB.
-    """
+    """Convert the colours of a profile to sRGB, and CMYK to RGB."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             space = source.profile.xcolor_space
             if image.mode in _PROFILE_MODES.get(space, ()):
                 target = ImageCms.createProfile("sRGB")
-                whole = image.convert("RGB") if space == "RGB " else image
-                converted = ImageCms.profileToProfile(whole, source, target, outputMode="RGB")
+                mode = "RGBA" if image.mode == "RGBA" else "RGB"
+                whole = image.convert(mode) if space == "RGB " else image
+                converted = ImageCms.profileToProfile(whole, source, target, outputMode=mode)
                 if converted is not None:
                     changes.append("colours to sRGB")
                     return converted.convert("L") if image.mode == "L" else converted

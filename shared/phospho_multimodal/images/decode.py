@@ -19,12 +19,10 @@ from phospho_multimodal.images.opening import (
     LOW_BYTES,
     NARROW_RANGE,
     SUPPORTED,
-    fail,
     open_image,
-    unsupported,
 )
 from phospho_multimodal.images.quiet import without_pillow_warnings
-from phospho_multimodal.images.tiff_directories import describe_tags, has_unreliable_samples
+from phospho_multimodal.images.rejection import raise_image_error
 from phospho_multimodal.images.webp import LeanWebP
 
 __all__ = [
@@ -54,8 +52,6 @@ _UPRIGHT: dict[int, Image.Transpose] = {
 }
 _STRIP_ROWS = 256
 _MUCH_TO_FLATTEN = 16_000_000
-_WARNED_ABOUT = 80_000_000
-"""Pillow warns about a TIFF of more pixels while it decodes."""
 
 
 def to_rgb(
@@ -65,38 +61,20 @@ def to_rgb(
     changes: list[str] | None = None,
     borrowed: bool = False,
 ) -> Image.Image:
-    """Make a picture upright, sRGB, opaque and small enough.
-
-    Args:
-        image: An opened image; of an animation the first frame is taken.
-        max_side: Longest side to shrink to, in pixels; `None` keeps the size.
-        changes: Takes a word for each thing that was done.
-        borrowed: Whether the image is the caller's own, and has to stay as it is; its present
-            frame is taken.
-
-    Returns:
-        A picture of mode RGB or L, without any metadata.
-
-    Raises:
-        ImageError: It cannot be decoded.
-    """
+    """Make a picture upright, sRGB, opaque and small enough."""
     noted = [] if changes is None else changes
     try:
         return _convert(image, max_side, noted, borrowed=borrowed)
-    except Exception as failure:  # noqa: BLE001 - see `fail`
-        fail(failure, image.format, getattr(image, "tag_v2", None))
+    except Exception as failure:  # noqa: BLE001 - see `raise_image_error`
+        if image.format == "TIFF":
+            from phospho_multimodal.images.tiff import reject_unknown_compression  # noqa: PLC0415
+
+            reject_unknown_compression(getattr(image, "tag_v2", {}))
+        raise_image_error(failure, image.format)
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
-    """Write a picture as it is sent.
-
-    Args:
-        image: Of mode RGB or L.
-        lossless: Whether the source was; then PNG is tried first.
-
-    Returns:
-        The file and its format: PNG below 1 MB for a lossless source, else JPEG at quality 90.
-    """
+    """Write a picture as it is sent."""
     if lossless:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -127,7 +105,8 @@ def _convert(
     raw_mode = tiles[0].args if tiles else None
     frame = None if borrowed else _frame(image)
     decoded, orientation = _decoded(image)
-    flattening = Flattening.of(decoded, raw_mode)
+    profile = _profile(image)
+    flattening = Flattening.of(decoded, raw_mode, profile)
     flattening.frame = frame
     picture = _reduced(decoded, size, flattening)
     changes += flattening.changes()
@@ -137,7 +116,7 @@ def _convert(
         changes.append(f"shrunk to {size[0]} × {size[1]}")
     if image.info.get(NARROW_RANGE):
         picture = picture.point(lambda value: (value - 16) * 255 / 219 + 0.5)
-    picture = to_srgb(picture, _profile(image), changes)
+    picture = to_srgb(picture, None if flattening.profile else profile, changes)
     if orientation in _UPRIGHT:
         # Pillow turns a TIFF by itself while it loads one.
         picture = picture if image.format == "TIFF" else picture.transpose(_UPRIGHT[orientation])
@@ -155,7 +134,9 @@ def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
     if isinstance(image, LeanWebP):
         return image.decoded(), _orientation(image)
     if image.format == "TIFF":
-        return image, _load_tiff(image)
+        from phospho_multimodal.images.tiff import load_tiff  # noqa: PLC0415 - 3 MB of memory
+
+        return image, load_tiff(image)
     image.load()
     low: Any = image.info.get(LOW_BYTES)
     if low is not None:
@@ -163,36 +144,15 @@ def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
     return image, _orientation(image)
 
 
-def _load_tiff(image: Any) -> int:
-    """Load a TIFF, which Pillow turns; only its EXIF data may tell it to, not its XMP data."""
-    if has_unreliable_samples(image.tag_v2):
-        raise unsupported(describe_tags(image.tag_v2), "TIFF")
-    orientation = 1
-    hidden = None
-    if getattr(image, "tile", None):  # it is not loaded yet
-        with without_pillow_warnings():
-            orientation = image.tag_v2.get(_ORIENTATION, 1)
-            exif = image.getexif()
-            if _ORIENTATION not in image.tag_v2:
-                hidden = exif.pop(_ORIENTATION, None)
-    if image.width * image.height > _WARNED_ABOUT:
-        with without_pillow_warnings():
-            image.load()
-    else:
-        image.load()
-    if hidden is not None:
-        image.getexif()[_ORIENTATION] = hidden
-    return int(orientation)
-
-
 def _opaque_where_key_differs(high: Image.Image, low: Image.Image) -> Image.Image:
     """Compare 16-bit samples with the transparent ones; Pillow gives one byte at a time."""
     low.load()
     mask = Image.new("L", high.size, 0)
     for half, shift in ((high, 8), (low, 0)):
-        for band, key in zip(half.split(), high.info["transparency"], strict=True):
+        for channel, key in enumerate(high.info["transparency"]):
             byte = key >> shift & 255
-            differs = band.point([255 * (value != byte) for value in range(256)])
+            table = [255 * (value != byte) for value in range(256)]
+            differs = half.getchannel(channel).point(table)
             mask.paste(255, mask=differs)
     del high.info["transparency"]
     return mask
@@ -270,6 +230,8 @@ def _orientation(image: Image.Image) -> int:
     """Read the orientation from EXIF data; Pillow would take that of XMP as well."""
     probe = Image.new("1", (1, 1))
     probe.info = {name: image.info[name] for name in _EXIF_DATA if name in image.info}
+    if not probe.info:
+        return 1
     try:
         with without_pillow_warnings():
             return int(probe.getexif().get(_ORIENTATION, 1))

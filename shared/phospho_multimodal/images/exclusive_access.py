@@ -1,8 +1,7 @@
-"""The caller's own open files and PIL images, which one thread at a time may read.
+"""Locks for objects of the caller that only one thread at a time may use.
 
-Both have a place at which they are read, and a PIL image that was only opened decodes by it at the
-first use. Two questions about one of them, each made ready on a thread of its own, would each get
-pieces of it: a picture that nobody took, answered and paid for.
+An open file and a PIL image each have one read position. Two threads that read the same one would
+each get parts of it, and would send wrong images.
 """
 
 from __future__ import annotations
@@ -10,61 +9,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from phospho_multimodal.spending.processes import after_fork
 
 __all__ = ["exclusive_access"]
 
 
-@dataclass(slots=True)
-class _Turn:
-    """Of one object: whose turn it is, and how many have it or wait for it."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    users: int = 0
-
-
-class _Turns:
-    """The turns of all objects that are being read, by `id`: a PIL image cannot be hashed."""
+class _Locks:
+    """The locks in use, by the `id` of the locked object: a PIL image cannot be hashed."""
 
     def __init__(self) -> None:
-        self._begin()
-        after_fork(self._begin)  # whoever was reading will not end it in the child
+        self._reset()
+        after_fork(self._reset)  # the threads that hold the locks do not exist in the child
 
-    def _begin(self) -> None:
-        self._looking = threading.Lock()
-        self._of: dict[int, _Turn] = {}
+    def _reset(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: WeakValueDictionary[int, threading.Lock] = WeakValueDictionary()
 
-    def join(self, owned: object) -> _Turn:
-        with self._looking:
-            turn = self._of.setdefault(id(owned), _Turn())
-            turn.users += 1
-            return turn
-
-    def leave(self, owned: object) -> None:
-        with self._looking:
-            turn = self._of[id(owned)]
-            turn.users -= 1
-            if not turn.users:
-                del self._of[id(owned)]
+    def of(self, owned: object) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(id(owned), threading.Lock())
 
 
-_turns = _Turns()
+_locks = _Locks()
 
 
 @contextmanager
 def exclusive_access(owned: object) -> Iterator[None]:
-    """Read something of the caller's while no other thread does, here.
-
-    Threads that read something else are not held up.
-
-    Args:
-        owned: A file object or PIL image.
-    """
-    turn = _turns.join(owned)
-    try:
-        with turn.lock:
-            yield
-    finally:
-        _turns.leave(owned)
+    """Wait until no other thread uses this object; threads with other objects do not wait."""
+    with _locks.of(owned):
+        yield

@@ -10,7 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 
-from phospho_multimodal.images.jpeg import decodes
+from phospho_multimodal.images.jpeg import decodes, read_structure
 
 __all__ = ["PassthroughImage", "find_passthrough", "sniff"]
 
@@ -21,6 +21,8 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GIF89a", "GIF"),
     (8, b"WEBP", "WEBP"),
     (0, b"BM", "BMP"),
+    (0, b"\x28\0\0\0", "a Windows bitmap without its file header (DIB)"),
+    (0, b"II*\x00\x10\x00\x00\x00CR\x02\x00", "a Canon raw file (CR2)"),
     (0, b"II*\x00", "TIFF"),
     (0, b"MM\x00*", "TIFF"),
     (0, b"II+\x00", "TIFF"),
@@ -83,18 +85,9 @@ _SVG = re.compile(
 _TEXT = re.compile(rb"[\t\n\f\r\x1b\x20-\x7e]*")
 """A file full of zeros is ASCII too, but no text."""
 
-# In entropy-coded data a marker is 0xFF and neither a stuffed zero nor a restart.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: 8-bit Huffman
-_JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
-_JPEG_NEEDED = frozenset({0xC4, 0xDB})  # the tables of Huffman codes and of quantization
-_JFIF_WITHOUT_THUMBNAIL = 16
-
-_ADOBE_SEGMENT = 14
-
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour hints that change no pixel here; every other chunk is metadata, alpha or animation.
-_PNG_CLEAN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA"})
+_PNG_PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA"})
 _PNG_GREY_OR_RGB = frozenset({0, 2})
 _USUAL_GAMMA = (43_000, 48_000)
 """Between these, a gAMA chunk says what sRGB says."""
@@ -126,93 +119,42 @@ class PassthroughImage:
 
 
 def sniff(data: bytes) -> str | None:
-    """Tell a file's type from its first bytes.
-
-    Args:
-        data: The file, or its first 4 kB.
-
-    Returns:
-        The format as Pillow names it, words for something that is no such image, or `None`.
-    """
+    """Tell a file's type from its first bytes."""
     for offset, magic, name in _MAGIC:
         if data.startswith(magic, offset):
-            return "AVIF" if name == "HEIF" and b"avif" in data[16:64] else name
+            brands = data[8:64] if magic == b"ftyp" or name == "HEIF" else b""
+            if b"avif" in brands:
+                return "AVIF"
+            return "HEIF" if b"mif1" in brands or b"heic" in brands else name
     if _SVG.match(data[:4096]):
         return "an SVG drawing"
     return "text" if _TEXT.fullmatch(data[:512]) else None
 
 
 def find_passthrough(data: bytes, max_side: int) -> PassthroughImage | None:
-    """Tell whether a file can be sent byte for byte.
-
-    Args:
-        data: The file.
-        max_side: Its longest side may have so many pixels.
-
-    Returns:
-        Its format and size in pixels, or `None` if it has to be looked at with Pillow.
-    """
+    """Tell whether a file can be sent byte for byte."""
     try:
         if data.startswith(b"\xff\xd8"):
-            clean = _clean_jpeg(data)
-            return clean if clean and clean.fits(max_side) and decodes(data) else None
+            return _plain_jpeg(data, max_side)
         if data.startswith(_PNG_SIGNATURE):
-            return _clean_png(data, max_side)
+            return _plain_png(data, max_side)
     except IndexError:  # cut off in the middle of a segment
         return None
     return None
 
 
-def _clean_jpeg(data: bytes) -> PassthroughImage | None:
-    """Look through a JPEG's segments: without its tables it is not an image."""
-    position = 2
-    found: PassthroughImage | None = None
-    tables: set[int] = set()
-    while True:
-        if data[position] != 0xFF:  # noqa: PLR2004 - every JPEG marker begins with it
-            return None
-        marker = data[position + 1]
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        segment = data[position + 4 : position + 2 + length]
-        if marker in _JPEG_FRAMES and found is None:
-            found = _jpeg_frame(segment)
-        elif marker == 0xDA:  # noqa: PLR2004 - start of scan
-            position = _next_marker(data, position + 2 + length)
-            if data[position + 1] == 0xD9:  # noqa: PLR2004 - end of image
-                whole = position + 2 == len(data) and tables >= _JPEG_NEEDED
-                return found if whole else None
-            continue
-        elif marker in _JPEG_TABLES:
-            tables.add(marker)
-        elif not _harmless_segment(marker, segment, length):
-            return None
-        position += 2 + length
-
-
-def _next_marker(data: bytes, start: int) -> int:
-    match = _JPEG_MARKER.search(data, start)
-    if match is None:
-        raise IndexError
-    return match.start()
-
-
-def _jpeg_frame(segment: bytes) -> PassthroughImage | None:
-    height = int.from_bytes(segment[1:3], "big")
-    width = int.from_bytes(segment[3:5], "big")
-    eight_bits, components = segment[0] == 8, segment[5]  # noqa: PLR2004 - bits a sample
-    if not (eight_bits and components in {1, 3} and width and height):
+def _plain_jpeg(data: bytes, max_side: int) -> PassthroughImage | None:
+    """Check that a JPEG has no metadata and nothing after its end, and that it can be decoded."""
+    structure = read_structure(data, only_plain=True)
+    found = PassthroughImage("JPEG", structure.width, structure.height)
+    if not (structure.is_plain and structure.has_tables and found.fits(max_side)):
         return None
-    return PassthroughImage("JPEG", width, height)
+    is_grey_or_rgb = len(structure.sampling) in {1, 3}
+    ends = structure.end == len(data) - 2 and data.endswith(b"\xff\xd9")
+    return found if is_grey_or_rgb and ends and decodes(data, structure) else None
 
 
-def _harmless_segment(marker: int, segment: bytes, length: int) -> bool:
-    """Tell apart what decoding needs (JFIF, Adobe's colour transform) from metadata."""
-    if marker == 0xE0:  # noqa: PLR2004 - APP0
-        return segment.startswith(b"JFIF\x00") and length == _JFIF_WITHOUT_THUMBNAIL
-    return marker == 0xEE and segment.startswith(b"Adobe") and length == _ADOBE_SEGMENT  # noqa: PLR2004
-
-
-def _clean_png(data: bytes, max_side: int) -> PassthroughImage | None:
+def _plain_png(data: bytes, max_side: int) -> PassthroughImage | None:
     """Look through a PNG's chunks, each with its checksum, and unpack the rows to count them."""
     position = len(_PNG_SIGNATURE)
     found: PassthroughImage | None = None
@@ -222,7 +164,7 @@ def _clean_png(data: bytes, max_side: int) -> PassthroughImage | None:
         length = int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
         end = position + 12 + length
-        if kind not in _PNG_CLEAN_CHUNKS or end > len(data):
+        if kind not in _PNG_PLAIN_CHUNKS or end > len(data):
             return None
         content = memoryview(data)[position + 8 : end - 4]
         if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end], "big"):

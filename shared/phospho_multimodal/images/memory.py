@@ -17,7 +17,7 @@ MAX_JPEG_MEGAPIXELS = 200
 """The same for a JPEG, which is decoded at a fraction of its size. Phones make 108 and 200."""
 
 _MEBIBYTE = 1024 * 1024
-MOST_MEMORY = 560 * _MEBIBYTE
+MOST_MEMORY = 557 * _MEBIBYTE
 """What one image may need besides the interpreter and Pillow: together that is below 600 MB."""
 _SUSPICIOUS_MEMORY = 144_000_000
 """What an image may need whose file has next to no data: as much as 36 megapixels of RGBA."""
@@ -29,6 +29,8 @@ scans ten times, photos a hundred times."""
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # Planes, two copies as RGB or RGBA, and Pillow's image.
 _BYTES_OF_VIDEO = {"L": 6, "RGB": 11, "RGBA": 13}
+_SHARE_OF_DEEP_HEIC = 1.6
+"""What libheif needs for more than 8 bits, as a multiple of what it needs for 8."""
 _METADATA = 64 * 1024
 """Where an AVIF's properties stand."""
 _BYTES_OF_WEBP = 12.0
@@ -37,16 +39,7 @@ _WEBP_FILE_COPIES = 3
 
 
 def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXELS) -> None:
-    """Refuse an image with too many pixels.
-
-    Args:
-        width: In pixels.
-        height: In pixels.
-        max_megapixels: Millions of pixels that may be decoded.
-
-    Raises:
-        ImageError: There are more.
-    """
+    """Refuse an image with too many pixels."""
     if width * height > max_megapixels * 1_000_000:
         message = (
             f"The image's header says {width} × {height} pixels; at most {max_megapixels} million"
@@ -56,16 +49,7 @@ def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXEL
 
 
 def check_memory(image: Image.Image, data: bytes, jpeg: JpegStructure | None) -> None:
-    """Refuse an image that needs too much memory, or far more than its file could be worth.
-
-    Args:
-        image: The opened image; nothing is decoded yet.
-        data: The file.
-        jpeg: The structure of a JPEG.
-
-    Raises:
-        ImageError: It needs too much.
-    """
+    """Refuse an image that needs too much memory, or far more than its file could be worth."""
     pixels = image.width * image.height
     needed = jpeg.coefficient_bytes if jpeg is not None else round(pixels * _per_pixel(image, data))
     copies = _WEBP_FILE_COPIES if image.format == "WEBP" else 1
@@ -91,14 +75,17 @@ def check_memory(image: Image.Image, data: bytes, jpeg: JpegStructure | None) ->
 def _per_pixel(image: Image.Image, data: bytes) -> float:
     """The most bytes that are held for each pixel while the image is decoded."""
     held = _BYTES_OF_MODE.get(image.mode, 4)
-    if image.format in {"AVIF", "HEIF"}:
+    if image.format == "AVIF":
         return _BYTES_OF_VIDEO.get(image.mode, 13) + (3 if _is_deep(data) else 0)
+    if image.format == "HEIF":
+        deep = int(image.info.get("bit_depth", 8)) > 8  # noqa: PLR2004
+        return _BYTES_OF_VIDEO.get(image.mode, 13) * (_SHARE_OF_DEEP_HEIC if deep else 1)
     if image.format == "WEBP":
         return _BYTES_OF_WEBP
     if image.format == "TIFF":
         return held + _strip_bytes(image)
     if image.format == "PNG" and image.mode == "RGB" and "transparency" in image.info:
-        return held + 5  # the low bytes of 16-bit samples, and a mask
+        return held + 8  # the low bytes of 16-bit samples, and a mask
     return held
 
 

@@ -1,169 +1,95 @@
-"""The chunks of a PNG file: those that its pixels need, and nothing that can stop a decoder."""
+"""The chunks of a PNG file that its pixels need; every other one could stop Pillow."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from phospho_multimodal.errors import ImageError
 
 __all__ = ["PngContent", "read_chunks"]
 
 _SIGNATURE_LENGTH = 8
 _FRAME = 12
 """Bytes of a chunk besides its content: length, kind and checksum."""
-
-# What changes pixels, with its least length. Without the chunks of an animation, only its first
-# image is left.
-_READ_CHUNKS = {b"tRNS": 1, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"eXIf": 1}
-_LEAST_KEY = {0: 2, 2: 6, 3: 1}
-"""Least length of tRNS, by colour type: grey, RGB and palette."""
+_SHORTEST = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"eXIf": 1}
+"""The ancillary chunks that change pixels, with their least lengths."""
+_SHORTEST_TRANSPARENCY = {0: 2, 2: 6, 3: 1}
+"""The least length of tRNS, by color type: grey, RGB and palette."""
 _END = b"\0\0\0\0IEND\xaeB`\x82"
-_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 # ImageMagick and others write EXIF data, and so the orientation, into a text chunk.
 _EXIF_TEXT = b"Raw profile type exif\0"
 _LONGEST_EXIF_TEXT = 256 * 1024
-_MOST_UNPACKED = 64 * 1024 * 1024
-"""Bytes that all texts and the colour profile may have when they are unpacked."""
-_UNPACKED_AT_ONCE = 256 * 1024
+_LARGEST_PROFILE = 4 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PngContent:
-    """What is left of a PNG, and what was taken out of it.
+    """A PNG without the chunks that its pixels do not need, and what those chunks said.
 
     Attributes:
-        data: The file with only the chunks that its pixels need.
+        data: The file.
         profile: The embedded ICC profile.
         numbers: The colour primaries and the transfer function of a cICP chunk.
         is_narrow: Whether samples reach from 16 to 235, as in video.
         is_animation: Whether there are further frames.
     """
 
-    data: bytes
+    data: bytes = b""
     profile: bytes | None = None
     numbers: tuple[int, int] | None = None
     is_narrow: bool = False
     is_animation: bool = False
 
 
-class _Chunk(NamedTuple):
-    kind: bytes
-    start: int
-    end: int
-
-
 def read_chunks(data: bytes) -> PngContent:
-    """Take everything out of a PNG that its pixels do not need.
-
-    Args:
-        data: The file.
-
-    Returns:
-        The rest. An ancillary chunk with a wrong checksum is left out, as libpng does.
-
-    Raises:
-        ImageError: Texts and profile unpack to more than 64 MB.
-    """
-    reader = _Reader(data)
-    view = memoryview(data)
-    kept: list[memoryview] = []
-    start = 0  # of what is kept and not yet in the list
+    """Keep the chunks that pixels need. As libpng does, skip damaged ancillary chunks."""
+    found = PngContent()
+    kept = [memoryview(data)[:_SIGNATURE_LENGTH]]
     end = _SIGNATURE_LENGTH
-    for chunk in _chunks(data):
-        end = chunk.end
-        ancillary = chunk.kind[0] & 0x20
-        if ancillary and not reader.keeps(chunk):
-            kept.append(view[start : chunk.start])
-            start = end
-    unfinished = data[end + 4 : end + 8]
-    if unfinished == b"IDAT":  # cut off in the middle of the pixels, which Pillow will say
-        kept.append(view[start:])
-    else:
-        kept += [view[start:end], memoryview(_END)]
-    rest = b"".join(kept)
-    return PngContent(rest, reader.profile, reader.numbers, reader.is_narrow, reader.is_animation)
+    for kind, chunk in _chunks(data):
+        end += len(chunk)
+        is_critical = not kind[0] & 0x20
+        if is_critical or _is_needed(kind, chunk, data, found):
+            kept.append(chunk)
+    # A file that ends within its pixels stays so, since Pillow then reports it.
+    kept.append(memoryview(data[end:] if data[end + 4 : end + 8] == b"IDAT" else _END))
+    found.data = b"".join(kept)
+    return found
 
 
-class _Reader:
-    """Decides about ancillary chunks, and keeps what only this module can read."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._unpacked = 0
-        self.profile: bytes | None = None
-        self.numbers: tuple[int, int] | None = None
-        self.is_narrow = False
-        self.is_animation = False
-
-    def keeps(self, chunk: _Chunk) -> bool:
-        content = memoryview(self._data)[chunk.start + 8 : chunk.end - 4]
-        if chunk.kind in _TEXTS:
-            return self._keeps_text(chunk, bytes(content))
-        if chunk.kind == b"iCCP":
-            self._read_profile(chunk, bytes(content))
-            return False
-        self.is_animation |= chunk.kind == b"fdAT"
-        least = _READ_CHUNKS.get(chunk.kind)
-        if chunk.kind == b"tRNS":
-            least = _LEAST_KEY.get(self._data[25])
-        if least is None or len(content) < least or not self._is_sound(chunk):
-            return False
-        if chunk.kind == b"cICP":
-            self.numbers = (content[0], content[1])
-            self.is_narrow = content[3] == 0
-        return True
-
-    def _keeps_text(self, chunk: _Chunk, content: bytes) -> bool:
-        keyword, _, rest = content.partition(b"\0")
-        if chunk.kind == b"zTXt":
-            self._unpack(rest[1:], keep=False)
-        elif chunk.kind == b"iTXt" and rest[:1] == b"\1":
-            self._unpack(rest[2:].split(b"\0", 2)[-1], keep=False)
-        exif = keyword + b"\0" == _EXIF_TEXT and len(content) <= _LONGEST_EXIF_TEXT
-        return exif and self._is_sound(chunk)
-
-    def _read_profile(self, chunk: _Chunk, content: bytes) -> None:
-        packed = content.partition(b"\0")[2][1:]
-        profile = self._unpack(packed, keep=self._is_sound(chunk))
-        self.profile = self.profile or profile
-
-    def _unpack(self, packed: bytes, *, keep: bool) -> bytes | None:
-        """Unpack a stream as far as the limit; without `keep`, only to count."""
-        stream = zlib.decompressobj()
-        parts: list[bytes] = []
-        try:
-            while packed:
-                part = stream.decompress(packed, _UNPACKED_AT_ONCE)
-                packed = stream.unconsumed_tail
-                self._unpacked += len(part)
-                if self._unpacked > _MOST_UNPACKED:
-                    message = (
-                        "The PNG file's texts or colour profile unpack to more than 64 MB, as a"
-                        " decompression bomb does. Save it again without them."
-                    )
-                    raise ImageError(message)
-                if keep:
-                    parts.append(part)
-        except zlib.error:
-            return None
-        return b"".join(parts) if keep and stream.eof else None
-
-    def _is_sound(self, chunk: _Chunk) -> bool:
-        """Whether the checksum is right."""
-        found = zlib.crc32(memoryview(self._data)[chunk.start + 4 : chunk.end - 4])
-        return found == int.from_bytes(self._data[chunk.end - 4 : chunk.end], "big")
+def _is_needed(kind: bytes, chunk: memoryview, data: bytes, found: PngContent) -> bool:
+    """Tell whether Pillow has to see an ancillary chunk, and note what Pillow does not read."""
+    content = bytes(chunk[8:-4][:_LONGEST_EXIF_TEXT]) if kind != b"iCCP" else bytes(chunk[8:-4])
+    found.is_animation |= kind == b"fdAT"
+    shortest = _SHORTEST_TRANSPARENCY.get(data[25]) if kind == b"tRNS" else _SHORTEST.get(kind)
+    is_exif_text = content.startswith(_EXIF_TEXT) and len(chunk) < _LONGEST_EXIF_TEXT
+    is_read = kind == b"iCCP" or is_exif_text or (shortest and len(content) >= shortest)
+    if not is_read or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+        return False
+    if kind == b"iCCP":
+        found.profile = found.profile or _unpack(content.partition(b"\0")[2][1:])
+        return False
+    if kind == b"cICP":
+        found.numbers, found.is_narrow = (content[0], content[1]), content[3] == 0
+    return True
 
 
-def _chunks(data: bytes) -> Iterator[_Chunk]:
-    """Give the chunks that are there to their end, as far as IEND."""
+def _unpack(packed: bytes) -> bytes | None:
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(packed, _LARGEST_PROFILE)
+    except zlib.error:
+        return None
+    return profile if stream.eof else None
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Give the kind and the bytes of each chunk that is there to its end, as far as IEND."""
     start = _SIGNATURE_LENGTH
     while start + _FRAME <= len(data):
         end = start + _FRAME + int.from_bytes(data[start : start + 4], "big")
         kind = data[start + 4 : start + 8]
         if end > len(data) or kind == b"IEND":
             return
-        yield _Chunk(kind, start, end)
+        yield kind, memoryview(data)[start:end]
         start = end

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from phospho_multimodal.spending.processes import after_fork
+from phospho_multimodal.images.exclusive_access import exclusive_access
 
 __all__ = ["without_pillow_warnings"]
-
-
-class _State:
-    """The lock that a child process needs anew."""
-
-    def __init__(self) -> None:
-        self.renew()
-        after_fork(self.renew)
-
-    def renew(self) -> None:
-        self.lock = threading.Lock()
-
-
-_state = _State()
 
 
 @contextmanager
@@ -33,6 +18,6 @@ def without_pillow_warnings() -> Iterator[None]:
     Python's filters belong to the whole process. One thread at a time changes them, for about a
     millisecond, so that concurrent calls restore what the program has set. Never decode in here.
     """
-    with _state.lock, warnings.catch_warnings():
+    with exclusive_access(warnings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)(\.|$)")
         yield

@@ -1,22 +1,16 @@
-"""What is asked about several images, and what where there is none, or no text."""
+"""What to send if a turn has several images, no image, or no text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from phospho_multimodal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-    from typing_extensions import Self
-
     from phospho_multimodal.images.source import ImageSource
-else:
-    BaseModel = object  # a class of pydantic's more would make every model slower to make
 
-__all__ = ["DEFAULT_PROMPT", "CopiedWithDefaultImage", "ImagePolicy", "MultiImage"]
+__all__ = ["DEFAULT_PROMPT", "ImagePolicy", "MultiImage"]
 
 DEFAULT_PROMPT = "Describe this image."
 
@@ -28,17 +22,17 @@ _MULTI_IMAGE = get_args(MultiImage)
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
-    """What to do with several images, and with none.
+    """What to send if a turn has several images, no image, or no text.
 
     Attributes:
-        multi_image: `"montage"` (one labelled sheet), `"each"` (a request for each), `"auto"` (a
-            montage while its tiles can be read, else a request for each if the spending limit
-            allows it), `"last"` or `"error"`.
-        max_images: More images than this in one turn are an error.
-        default_image: Sent where a conversation has no image; `None` makes that an error.
-        default_prompt: Asked where a conversation has no text.
-        one_answer: Whether the answer has to be one whole, since it is read by a program: then
-            `"each"` is an error for several images.
+        multi_image: `"montage"` (one labelled montage), `"each"` (a request for each image),
+            `"auto"` (a montage if its tiles are large enough to read, else a request for each
+            image if the spending limit allows it), `"last"` or `"error"`.
+        max_images: If one turn has more images, `UnsupportedContentError` is raised.
+        default_image: Sent if a conversation has no image. With `None`, that is an error.
+        default_prompt: Sent if a conversation has no text.
+        one_answer: Whether a program reads the answer. Then `"each"` is an error for several
+            images, because it makes several answers.
     """
 
     multi_image: MultiImage = "montage"
@@ -49,31 +43,9 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         if self.multi_image not in _MULTI_IMAGE:
-            choices = ", ".join(_MULTI_IMAGE)
-            message = f"multi_image is {self.multi_image!r}; it is one of: {choices}."
+            choices = ", ".join(map(repr, _MULTI_IMAGE))
+            message = f"multi_image must be one of {choices}, got {self.multi_image!r}."
             raise ConfigurationError(message)
         if self.max_images < 1:
-            message = f"max_images is {self.max_images}; it is 1 or more."
+            message = f"max_images must be 1 or greater, got {self.max_images}."
             raise ConfigurationError(message)
-
-
-class CopiedWithDefaultImage(BaseModel):
-    """Put before a framework's model, which reads a `default_image` when it is set."""
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy this model, with other values for some fields.
-
-        Args:
-            update: Names and values, which pydantic does not check; a `default_image` is read.
-            deep: Copy what the fields hold, too.
-
-        Returns:
-            The copy, which makes clients of its own.
-
-        Raises:
-            ImageError: The default image cannot be read.
-        """
-        twin = super().model_copy(update=update, deep=deep)
-        if update and "default_image" in update:
-            twin.__setattr__("default_image", update["default_image"])  # not a field of this class
-        return twin

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -73,7 +72,7 @@ class Accounts:
         """Return the state of the job.
 
         Returns:
-            What was billed, what is in doubt, what was done, and the error that stopped the job.
+            The images billed and in doubt, the rows, and the error that stopped the job.
 
         Raises:
             ConfigurationError: The job is closed.
@@ -148,11 +147,14 @@ def open_accounts(
     Raises:
         ConfigurationError: A setting is wrong, the folder cannot be written, or another process
             works on this job.
-        MissingKeyError: There is no key.
+        MissingKeyError: The key is missing.
     """
     given: dict[str, Any] = dict(options)
     if "max_concurrency" in given:
         message = "open_accounts has no max_concurrency=. Set concurrency= of DescribeImages."
+        raise ConfigurationError(message)
+    if given.get("detail") == "tiles":
+        message = "Over Ray, an image is sent as one. Leave detail='tiles' out. Nothing was sent."
         raise ConfigurationError(message)
     parameters = {name: given.pop(name) for name in ParameterOptions.__annotations__ & given.keys()}
     settings = Settings.resolve(**given)
@@ -189,14 +191,20 @@ def start(
             " example as a Ray job), not over ray://. Nothing was sent."
         )
         raise ConfigurationError(message)
-    limits = (spending.max_usd, spending.max_images, spending.usd_per_image)
-    orders = Orders(job, settings, *limits, max_outage, root)
+    limits = {name: getattr(spending, name) for name in ("max_usd", "max_images", "usd_per_image")}
+    orders = Orders(job, settings, limits, max_outage, root)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = (
-        ray.remote(Coordinator)
-        .options(num_cpus=0, scheduling_strategy=here, max_concurrency=_MAX_CALLS)
-        .remote(_checked(orders), journal.path.parent.absolute(), journal.owner)
+    actor_class = ray.remote(Coordinator).options(
+        num_cpus=0, scheduling_strategy=here, max_concurrency=_MAX_CALLS
     )
+    try:
+        actor = actor_class.remote(orders, journal.path.parent.absolute(), journal.owner)
+    except TypeError:
+        message = (
+            "A setting cannot be sent to the workers. Nothing was sent. Over Ray, verify= may be a"
+            " file or a folder, but not an ssl.SSLContext."
+        )
+        raise ConfigurationError(message) from None
     accounts = Accounts(actor, orders, journal)
     accounts.snapshot()  # raises what its start raised
     return accounts
@@ -205,7 +213,7 @@ def start(
 def end(actor: Any) -> None:
     """End a coordinator, as soon as no request is in progress."""
     try:
-        with contextlib.suppress(ray.exceptions.RayError):  # the journal has what it knew
+        with contextlib.suppress(ray.exceptions.RayError):  # the journal has all results
             ray.get(actor.close.remote(), timeout=_PATIENCE)
     finally:
         ray.kill(actor)
@@ -228,24 +236,13 @@ async def call_coordinator(method: Any, *arguments: Any) -> Any:
 
 
 def to_phospho_error(failure: Exception) -> PhosphoError:
-    """Return the error of ours that Ray's error wraps, or one that says what happened."""
+    """Return the `PhosphoError` that Ray's error wraps, or one that describes the failure."""
     cause = getattr(failure, "cause", None)
     if isinstance(cause, PhosphoError):
         return cause
+    words = str(failure).strip().rpartition("\n")[2][:300]
     message = (
-        f"The coordinator of the job does not answer ({type(failure).__name__}): the job is closed,"
-        " or its node is lost. The journal keeps every answer. The same job continues from there."
+        f"The Ray job is closed or has failed ({type(failure).__name__}: {words}). Every answer is"
+        " kept. The same job continues from there."
     )
     return ConfigurationError(message)
-
-
-def _checked(orders: Orders) -> Orders:
-    try:
-        pickle.dumps(orders)
-    except Exception as failure:  # noqa: BLE001 - an object of the user's may raise anything
-        message = (
-            f"A setting cannot be sent to the workers ({type(failure).__name__}). Nothing was sent."
-            " Over Ray, verify= may be a file or a folder, but not an ssl.SSLContext."
-        )
-        raise ConfigurationError(message) from None
-    return orders

@@ -3,8 +3,8 @@
 Ray schedules the work, starts workers again and knows which ones are dead. The coordinator keeps
 what Ray does not have: the rate limit, the spending limit, the circuit breaker, and the job journal
 with the images that were requested before. A worker asks before each request and reports each
-result. The journal records a request before the worker may send it, so that a lost worker leaves
-its images in doubt. If the coordinator itself is lost, the job ends, and the same call resumes it.
+result. The journal records a request before the worker may send it, so a lost worker leaves its
+images in doubt. If the coordinator is lost, the job ends, and the same call resumes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +57,14 @@ class Orders:
     Attributes:
         job: The prompt and its parameters.
         settings: The settings of the workers' clients. The rate is that of all workers combined.
-        max_usd: The spending limit in dollars.
-        max_images: The spending limit in images.
-        usd_per_image: The price of one image in dollars.
+        limits: The arguments of `Spending`: `max_usd`, `max_images` and `usd_per_image`.
         max_outage: Seconds without an answer after which the job stops.
         root: Where relative paths in the journal start, if decoded images are compared with files.
     """
 
     job: Job
     settings: Settings
-    max_usd: Decimal | None
-    max_images: int | None
-    usd_per_image: Decimal
+    limits: Mapping[str, Any]
     max_outage: float = MAX_OUTAGE
     root: Path | None = None
 
@@ -124,11 +119,7 @@ class Coordinator:
         self._commits = GroupCommit(self._journal)
         counts = self._journal.tally()
         self._spending = Spending.resumed(
-            counts.images_billed,
-            counts.images_in_doubt,
-            max_usd=orders.max_usd,
-            max_images=orders.max_images,
-            usd_per_image=orders.usd_per_image,
+            counts.images_billed, counts.images_in_doubt, **orders.limits
         )
         self._rate = RateLimit(orders.settings.requests_per_second)
         self._breaker = breaker or CircuitBreaker(orders.max_outage)
@@ -194,7 +185,9 @@ class Coordinator:
     async def begin(self, worker: str, picture: bytes) -> PhosphoError | None:
         """Wait until an attempt may be sent, and record it; return the error that forbids it."""
         claim = self._held(worker, picture)
-        while self._stopped is None and claim is not None and claim.reservation is None:
+        if claim is None:
+            return self._stopped or _lost()
+        while self._stopped is None and claim.reservation is None:
             await self._breaker.wait(lambda: self._stopped)
             try:
                 (claim.reservation,) = self._spending.reserve()
@@ -202,8 +195,6 @@ class Coordinator:
                 if not self._spending.snapshot().images_reserved:
                     self.stop(refusal)
                 await self._wait(self._settled)  # a request in progress may cost nothing
-        if claim is None:
-            return self._stopped or _lost()
         delay = self._rate.reserve(time.monotonic()) if self._stopped is None else 0.0
         if delay:
             await self._wait(claim.over, delay)
@@ -213,9 +204,9 @@ class Coordinator:
         claim.in_progress, claim.started = True, time.monotonic()
         try:
             await self._record(AttemptStarted(picture))
-        except ConfigurationError:
+        except ConfigurationError as failure:
             self._settle(claim)
-            raise
+            return failure
         return None
 
     async def end(self, worker: str, step: AttemptFailed | ImageFinished) -> Mapping[str, Any]:
@@ -228,10 +219,9 @@ class Coordinator:
     async def refused(self, worker: str, picture: bytes, error: PhosphoError) -> int:
         """Note that the endpoint took no request; return how many answers it has given so far."""
         claim = self._held(worker, picture)
-        if claim is not None:
-            over = self._breaker.note_refusal(error, claim.started)
-            if over is not None:
-                self.stop(over)
+        over = None if claim is None else self._breaker.note_refusal(error, claim.started)
+        if over is not None:
+            self.stop(over)
         return self._breaker.answers
 
     async def release(self, worker: str, picture: bytes) -> None:
@@ -242,11 +232,7 @@ class Coordinator:
 
     async def note_broken(self, position: int, error: PhosphoError) -> None:
         """Record an input that is not an image."""
-        try:
-            await asyncio.to_thread(self._journal.fail, [(position, error)], ended=time.time())
-        except ConfigurationError as failure:
-            self.stop(failure)
-            raise
+        await asyncio.to_thread(self._journal.fail, [(position, error)], ended=time.time())
         self._done[State.FAILED] += 1
 
     # --- the whole job -------------------------------------------------------------------------
@@ -268,15 +254,8 @@ class Coordinator:
 
     async def snapshot(self) -> Snapshot:
         """Return the state of the job."""
-        return Snapshot(
-            self._spending.snapshot(),
-            dict(self._done),
-            self._duplicates,
-            self._answers,
-            len(self._workers),
-            self._stopped,
-            self._breaker.waits_for,
-        )
+        counts = dict(self._done), self._duplicates, self._answers, len(self._workers)
+        return Snapshot(self._spending.snapshot(), *counts, self._stopped, self._breaker.waits_for)
 
     async def close(self, patience: float = _PATIENCE) -> None:
         """End the job; a request that is still in progress after some seconds is in doubt."""
@@ -320,8 +299,7 @@ class Coordinator:
         """Drop a claim that gets no result; a request in progress is in doubt."""
         if claim.reservation is not None and claim.in_progress:
             error = ReplyLostError(
-                "The worker that sent the request was lost before it reported a result. Whether the"
-                " request was billed is not known."
+                "The worker that sent the request was lost. Whether it was billed is not known."
             )
             step = ImageFinished(
                 claim.picture, State.IN_DOUBT, error=error, images_in_doubt=1, ended=time.time()

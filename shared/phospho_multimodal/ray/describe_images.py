@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -14,27 +15,34 @@ import ray.data
 
 from phospho_multimodal.batch.job import DIGEST_BYTES
 from phospho_multimodal.batch.journal.steps import State
-from phospho_multimodal.batch.results.rows import COLUMNS
 from phospho_multimodal.batch.sources.items import Item, make_item
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.numpy_arrays import image_from_array
 from phospho_multimodal.ray.accounts import Accounts
 from phospho_multimodal.ray.worker import PROMPT_MARK, Outcome, Worker, WorkItem
 
-__all__ = ["ADDED", "DescribeImages", "check_concurrency", "pool", "rows_per_call"]
+__all__ = ["ADDED", "DescribeImages", "map_with_workers"]
 
 ADDED = {
-    name: COLUMNS[name]
-    for name in (
-        *("description", "status", "error_class", "error", "attempts", "cost_usd"),
-        *("images_in_doubt", "sha256", "width", "height", "seconds", "prompt_id", "model", "time"),
-    )
+    "description": pa.string(),
+    "status": pa.string(),
+    "error_class": pa.string(),
+    "error": pa.string(),
+    "attempts": pa.int32(),
+    "cost_usd": pa.float64(),
+    "images_in_doubt": pa.int32(),
+    "sha256": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "seconds": pa.float64(),
+    "prompt_id": pa.string(),
+    "model": pa.string(),
+    "time": pa.timestamp("us", tz="UTC"),
 }
-"""The columns that are added, and their types, by their names in Arrow."""
+"""The columns that are added, and their types."""
 
 _BATCH_ROWS = 32  # half of what `auto` rises to
 _ON_COLLISION = "phospho_"
-_PANDAS_TYPES = {"string": "string", "int32": "Int32", "float64": "Float64"}
 _PROMPT_DIGEST = slice(len(PROMPT_MARK) + DIGEST_BYTES, None)
 
 
@@ -86,9 +94,9 @@ class DescribeImages:
         Raises:
             ConfigurationError: A value is out of range, or the job is closed.
         """
-        check_concurrency(concurrency)
+        _check_concurrency(concurrency)
         self._orders = accounts.orders
-        self._price = accounts.orders.usd_per_image
+        self._price = accounts.orders.limits["usd_per_image"]
         self._column = column
         self._prompt_column = prompt_column
         self._prefix = prefix
@@ -131,30 +139,17 @@ class DescribeImages:
         Raises:
             ConfigurationError: A value is out of range.
         """
-        check_concurrency(concurrency)
-        given = {
-            "batch_format": "pyarrow",
-            "batch_size": rows_per_call(concurrency) if batch_size is None else batch_size,
-            "num_cpus": 0,
-            "udf_modifying_row_count": False,
-            **options,
+        _check_concurrency(concurrency)
+        arguments = {
+            "accounts": accounts,
+            "column": column,
+            "concurrency": concurrency,
+            "prefix": prefix,
+            "prompt_column": prompt_column,
         }
-        if "compute" not in given:
-            given["compute"] = pool(workers)
-        described = dataset.map_batches(
-            cls,
-            fn_constructor_kwargs={
-                "accounts": accounts,
-                "column": column,
-                "concurrency": concurrency,
-                "prefix": prefix,
-                "prompt_column": prompt_column,
-            },
-            **given,
-        )
-        # The error that ends the job keeps its class.
-        described.context.raise_original_map_exception = True
-        return described
+        if batch_size is not None:
+            options["batch_size"] = batch_size
+        return map_with_workers(dataset, cls, arguments, workers, **options)
 
     def __call__(self, batch: Any) -> Any:
         """Describe a batch.
@@ -184,13 +179,13 @@ class DescribeImages:
             self._worker.wait_until_quiet()
             raise error
         rows = [self._row(one.prompt, outcome) for one, outcome in zip(work, outcomes, strict=True)]
-        return _with_columns(
-            batch,
-            {added[name]: (kind, [row[name] for row in rows]) for name, kind in ADDED.items()},
-        )
+        columns = {
+            added[name]: pa.array([row[name] for row in rows], kind) for name, kind in ADDED.items()
+        }
+        return _with_columns(batch, columns)
 
     def _added_names(self, names: Sequence[str]) -> dict[str, str]:
-        """Check the columns of the dataset, and name those that are added."""
+        """Check the columns of the dataset, and return the names of the added columns."""
         for column, what in ((self._column, "images"), (self._prompt_column, "prompts")):
             if column is not None and column not in names:
                 listed = ", ".join(map(repr, names[:30]))
@@ -220,14 +215,9 @@ class DescribeImages:
         prompts: list[str | None] = []
         for cell in _cells(batch, self._prompt_column):
             value = cell.as_py() if isinstance(cell, pa.Scalar) else cell
-            is_empty = value is None or value is pd.NA or value == "" or value != value  # noqa: PLR0124 - NaN
-            prompts.append(
-                self._orders.job.prompt
-                if is_empty
-                else str(value)
-                if isinstance(value, str)
-                else None
-            )
+            is_missing = pd.api.types.is_scalar(value) and pd.isna(value)
+            text = str(value) if isinstance(value, str) else None
+            prompts.append(self._orders.job.prompt if is_missing or text == "" else text)
         return prompts
 
     def _row(self, prompt: str, outcome: Outcome) -> dict[str, Any]:
@@ -236,9 +226,6 @@ class DescribeImages:
         key, ended = answer.get("picture", b""), answer.get("ended")
         if key.startswith(PROMPT_MARK):
             key = key[_PROMPT_DIGEST]
-        time = datetime.now(timezone.utc)
-        if ended is not None:
-            time = datetime.fromtimestamp(ended, timezone.utc)
         return {
             "description": answer.get("description"),
             "status": outcome.state.name.lower(),
@@ -253,24 +240,25 @@ class DescribeImages:
             "seconds": answer.get("seconds"),
             "prompt_id": replace(self._orders.job, prompt=prompt).prompt_id,
             "model": self._orders.job.asking.model,
-            "time": time.isoformat(),
+            "time": datetime.fromtimestamp(time.time() if ended is None else ended, timezone.utc),
         }
 
 
-def check_concurrency(concurrency: Any) -> None:
-    """Reject what is not a number of requests."""
+def _check_concurrency(concurrency: Any) -> None:
+    """Reject a wrong number of requests."""
     if concurrency != "auto" and not (isinstance(concurrency, int) and concurrency >= 1):
         message = f"concurrency must be 'auto' or 1 or greater, got {concurrency!r}."
         raise ConfigurationError(message)
 
 
-def rows_per_call(concurrency: int | Literal["auto"]) -> int:
-    """Return how many rows a worker takes in one call; two such calls keep it busy."""
-    return _BATCH_ROWS if concurrency == "auto" else max(_BATCH_ROWS, concurrency)
-
-
-def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:
-    """Return Ray's description of the workers, each with two calls in progress.
+def map_with_workers(
+    dataset: ray.data.Dataset,
+    worker_class: type,
+    arguments: Mapping[str, Any],
+    workers: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> ray.data.Dataset:
+    """Map the batches of a dataset, with two calls in progress in each worker.
 
     With one call, each batch would wait for the slowest answer of the batch before.
     """
@@ -280,12 +268,23 @@ def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:
     if not 1 <= few <= many:
         message = f"workers must be 1 or greater, or the fewest and the most, got {workers!r}."
         raise ConfigurationError(message)
-    return ray.data.ActorPoolStrategy(
-        min_size=few,
-        max_size=many,
-        max_concurrent_calls_per_actor=2,
-        enable_true_multi_threading=True,
-    )
+    concurrency = arguments["concurrency"]
+    given = {
+        "batch_format": "pyarrow",
+        "batch_size": _BATCH_ROWS if concurrency == "auto" else max(_BATCH_ROWS, concurrency),
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=few,
+            max_size=many,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        "num_cpus": 0,
+        "udf_modifying_row_count": False,
+        **options,
+    }
+    mapped = dataset.map_batches(worker_class, fn_constructor_kwargs=arguments, **given)
+    mapped.context.raise_original_map_exception = True  # keeps the class of our errors
+    return mapped
 
 
 def _cells(batch: Any, column: str) -> Sequence[Any]:
@@ -310,17 +309,18 @@ def _item(cell: Any) -> Item:
     return make_item("", value)
 
 
-def _with_columns(batch: Any, columns: Mapping[str, tuple[str, Iterable[Any]]]) -> Any:
+def _with_columns(batch: Any, columns: Mapping[str, pa.Array]) -> Any:
     """Add columns to a batch, in the batch's own format."""
     if isinstance(batch, pa.Table):
-        for name, (kind, cells) in columns.items():
-            batch = batch.append_column(name, pa.array(cells, getattr(pa, kind)()))
+        for name, cells in columns.items():
+            batch = batch.append_column(name, cells)
         return batch
-    if isinstance(batch, pd.DataFrame):
-        return batch.assign(
-            **{
-                name: pd.array(cells, dtype=_PANDAS_TYPES[kind])
-                for name, (kind, cells) in columns.items()
-            }
-        )
-    return {**batch, **{name: np.array(cells, object) for name, (_, cells) in columns.items()}}
+    if isinstance(batch, pd.DataFrame):  # Arrow's types, because an int column may have gaps
+        series = {
+            n: pd.Series(cells, dtype=pd.ArrowDtype(cells.type)) for n, cells in columns.items()
+        }
+        return batch.assign(**{name: one.set_axis(batch.index) for name, one in series.items()})
+    return {
+        **batch,
+        **{name: np.array(cells.to_pylist(), object) for name, cells in columns.items()},
+    }

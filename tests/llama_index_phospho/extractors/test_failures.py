@@ -239,25 +239,6 @@ def test_a_killed_run_goes_on_where_it_was(
     assert len(server.requests) == 7 + len(pictures) - 3
 
 
-@pytest.mark.long
-def test_processes_that_want_the_same_pictures_pay_for_each_once(
-    server: FaultServer, pictures: list[Path], tmp_path: Path
-) -> None:
-    def slowly(connection: Connection, request: Received) -> None:
-        time.sleep(0.1)
-        describe(connection, request)
-
-    server.script = [slowly]
-    children = [ingesting(server, tmp_path / "captions.db", pictures) for _ in range(2)]
-    for child in children:
-        assert child.stdout is not None
-        child.stdout.readline()
-    for child in children:
-        child.communicate(timeout=60)  # all of them, before one can fail the test and leave a pipe
-    assert [child.returncode for child in children] == [0, 0]
-    assert server.billed == len(pictures)
-
-
 def test_a_store_that_cannot_be_used_is_told_at_once(extractor: Extractor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("this is not a database, and quite long enough for one")
     for path in (tmp_path / "notes.txt", tmp_path / "nowhere" / "captions.db"):
@@ -316,7 +297,7 @@ def test_what_was_paid_for_on_a_full_disk_is_held_until_there_is_room(
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "that were paid for are held in memory" in ended.stdout
+    assert "that were billed are held in memory" in ended.stdout
 
 
 def test_the_store_holds_no_picture_prompt_key_or_url(

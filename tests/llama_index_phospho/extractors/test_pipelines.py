@@ -106,18 +106,18 @@ def test_a_pipeline_that_is_run_again_pays_nothing(
 
 
 @pytest.mark.long
-def test_a_pool_of_processes_pays_for_each_picture_once(
+def test_a_pool_of_processes_shares_the_store_and_the_spending_limit(
     extractor: Extractor, make: Make, server: FaultServer, pictures: list[Path], tmp_path: Path
 ) -> None:
-    """Spawned: the extractor goes there in a pickle, with the key, the cap and the store."""
+    """The processes receive the extractor in a pickle, with the key, the limit and the store."""
     llm = make(spending=Spending(max_images=len(pictures), path=tmp_path / "spending.db"))
     describer = extractor(llm, store=tmp_path / "captions.db")
     pipeline = IngestionPipeline(transformations=[describer])
-    # The two halves hold the same pictures.
-    nodes = pipeline.run(nodes=nodes_of(pictures * 2), num_workers=2)
-    assert [node.metadata["image_description"] for node in nodes] == [
-        described(path.read_bytes()) for path in pictures
-    ] * 2
+    for _ in range(2):
+        nodes = pipeline.run(nodes=nodes_of(pictures), num_workers=2)
+        assert [node.metadata["image_description"] for node in nodes] == [
+            described(path.read_bytes()) for path in pictures
+        ]
     assert server.billed == llm.spending.snapshot().images_billed == len(pictures)
     authorizations = {request.headers["authorization"] for request in server.requests}
     assert authorizations == {f"Bearer {KEY}"}

@@ -11,7 +11,6 @@ from phospho_multimodal.batch.journal.schema import IS_REMOVED
 from phospho_multimodal.batch.journal.steps import (
     ImageClaimed,
     ImageFinished,
-    LateWord,
     State,
     Step,
     TilesJoined,
@@ -19,9 +18,7 @@ from phospho_multimodal.batch.journal.steps import (
 from phospho_multimodal.batch.sources.items import printable
 from phospho_multimodal.errors import PhosphoError
 
-__all__ = ["LATE_WORDS", "Answers"]
-
-LATE_WORDS = "late_words"
+__all__ = ["Answers"]
 
 
 class Answers(JournalFile):
@@ -30,7 +27,7 @@ class Answers(JournalFile):
     def take(
         self, pictures: Iterable[tuple[int | None, bytes, int | None, int | None]]
     ) -> list[State]:
-        """Note which images inputs are, and take those that nobody has sent.
+        """Note which images the inputs are, and take the images that were not sent yet.
 
         Args:
             pictures: Position (`None` for a tile), key, and width and height in pixels, if known.
@@ -56,7 +53,7 @@ class Answers(JournalFile):
             self._taken.difference_update(pictures)
 
     def fail(self, failures: Iterable[tuple[int, PhosphoError]], *, ended: float) -> None:
-        """Note inputs, by position, that are no images."""
+        """Note inputs, by position, that are not images."""
         with self._writing() as database:
             database.executemany(
                 "UPDATE inputs SET picture = NULL, error_class = ?, error = ?, ended = ?"
@@ -80,11 +77,6 @@ class Answers(JournalFile):
                 else step.write(database)
                 for step in steps
             ]
-            for step in steps:
-                if isinstance(step, LateWord):
-                    self._reopen_parts(database, "picture = ?", (step.picture,))
-                    late = int(self._fact(database, LATE_WORDS) or 0) + 1
-                    self._note(database, {LATE_WORDS: str(late)})
             self._taken.difference_update(
                 step.picture for step in steps if isinstance(step, (ImageFinished, TilesJoined))
             )
@@ -100,7 +92,7 @@ class Answers(JournalFile):
     def ask_again(self, *states: State) -> int:
         """Make answers of these states pending again, and return how many inputs that concerns.
 
-        What was in doubt stays counted as that.
+        Images in doubt stay counted as in doubt.
         """
         with self._writing() as database:
             picked = ", ".join(str(int(state)) for state in states)
@@ -124,11 +116,6 @@ class Answers(JournalFile):
                 (State.PENDING,),
             )
             return int(count)
-
-    @property
-    def late_words(self) -> str | None:
-        """How many rows have changed after they were written to a file of the results."""
-        return self.fact(LATE_WORDS)
 
     def _claimed(self, database: sqlite3.Connection, claim: ImageClaimed) -> int:
         state = claim.write(database)

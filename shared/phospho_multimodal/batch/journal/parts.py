@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from phospho_multimodal.batch.journal.answers import LATE_WORDS, Answers
+from phospho_multimodal.batch.journal.answers import Answers
 from phospho_multimodal.batch.journal.schema import IS_DONE, ROWS
 
 __all__ = ["Parts"]
@@ -18,7 +18,7 @@ class Parts(Answers):
     """Reads rows, and notes the files that were written."""
 
     def is_finished(self, first: int, last: int) -> bool:
-        """Tell whether every input of a range of positions has its row."""
+        """Return whether every input of a range of positions has its row."""
         with self._reading() as database:
             row = database.execute(
                 f"SELECT 1 FROM inputs WHERE position BETWEEN ? AND ? AND NOT ({IS_DONE}) LIMIT 1",
@@ -38,16 +38,9 @@ class Parts(Answers):
         with self._reading() as database:
             return database.execute("SELECT * FROM parts ORDER BY number").fetchall()
 
-    def add_part(
-        self, number: int, name: str, rows: int, size: int, sha256: str, *, as_of: str | None
-    ) -> None:
-        """Note a file that is on the disk, unless `late_words` is not `as_of` any more.
-
-        Then its rows have changed since they were read, and the file is written again.
-        """
+    def add_part(self, number: int, name: str, rows: int, size: int, sha256: str) -> None:
+        """Note a file that is on the disk."""
         with self._writing() as database:
-            if self._fact(database, LATE_WORDS) != as_of:
-                return
             database.execute(
                 "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)",
                 (number, name, rows, size, sha256),

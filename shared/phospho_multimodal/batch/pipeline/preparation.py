@@ -77,34 +77,36 @@ class Preparation:
     def make_ready(self, inputs: Sequence[tuple[int, Item]]) -> Ready:
         """Prepare inputs, and note in the journal what they are; for any number of threads."""
         ready = Ready()
-        images: list[tuple[int, list[Part]]] = []
+        images: list[tuple[int, list[Part], str | None]] = []
         failures: list[tuple[int, PhosphoError]] = []
         for position, item in inputs:
             parts = make_parts(item, self._settings, self._stopped)
             if not isinstance(parts, PhosphoError):
-                images.append((position, parts))
+                images.append((position, parts, item.prompt))
             elif not self._stopped():  # a fetch that was given up says nothing about its image
                 failures.append((position, parts))
         if failures:
             self._journal.fail(failures, ended=time.time())
             ready.done[State.FAILED] += len(failures)
-        keys = [_key_of(parts) for _, parts in images]
+        keys = [_key_of(parts, prompt) for _, parts, prompt in images]
         states = self._journal.take(
             (position, key, *_size_of_parts(parts))
-            for (position, parts), key in zip(images, keys, strict=True)
+            for (position, parts, _), key in zip(images, keys, strict=True)
         )
-        for (_, parts), key, state in zip(images, keys, states, strict=True):
+        for (_, parts, prompt), key, state in zip(images, keys, states, strict=True):
             if state is State.PENDING:
-                ready.questions.append(self._question(key, parts))
+                ready.questions.append(self._question(key, parts, prompt))
                 continue
             ready.duplicates += 1
             if state is not State.SENDING:
                 ready.done[state] += 1
         return ready
 
-    def _question(self, key: bytes, parts: Sequence[Part]) -> Question | TiledQuestion:
+    def _question(
+        self, key: bytes, parts: Sequence[Part], prompt: str | None
+    ) -> Question | TiledQuestion:
         if len(parts) == 1:
-            return Question(key, self._call(parts[0]))
+            return Question(key, self._call(parts[0], prompt))
         keys = [TILE + hashlib.sha256(b"%s %d" % (key, at)).digest() for at in range(len(parts))]
         states = self._journal.take(
             (None, tile, *size_of(part.image)) for tile, part in zip(keys, parts, strict=True)
@@ -113,11 +115,15 @@ class Preparation:
         return TiledQuestion(
             key,
             tuple((tile, part.name) for tile, part in zip(keys, parts, strict=True)),
-            [Question(t, self._call(part)) for t, part, state in tiles if state is State.PENDING],
+            [
+                Question(tile, self._call(part, prompt))
+                for tile, part, state in tiles
+                if state is State.PENDING
+            ],
         )
 
-    def _call(self, part: Part) -> RequestState:
-        text = f"{self._job.prompt}{part.note}"
+    def _call(self, part: Part, prompt: str | None) -> RequestState:
+        text = f"{self._job.prompt if prompt is None else prompt}{part.note}"
         return build_request(part.image, text, self._job.asking, self._settings)
 
     def _without_row(self, items: Iterator[Item]) -> Iterator[tuple[int, Item]]:
@@ -172,8 +178,8 @@ def make_parts(
         return error
 
 
-def _key_of(parts: Sequence[Part]) -> bytes:
-    keys = [picture_key(part.image) for part in parts]
+def _key_of(parts: Sequence[Part], prompt: str | None) -> bytes:
+    keys = [picture_key(part.image, prompt) for part in parts]
     return keys[0] if len(keys) == 1 else b"tiles:" + hashlib.sha256(b"".join(keys)).digest()
 
 

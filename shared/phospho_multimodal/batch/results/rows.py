@@ -9,19 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
-from phospho_multimodal.batch.job import DIGEST_BYTES, Job
+from phospho_multimodal.batch.job import Job, image_digest
 from phospho_multimodal.batch.journal.file import PART_ROWS, part_of, rows_of_part
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.batch.journal.steps import State
+from phospho_multimodal.batch.results.columns import COLUMNS
+from phospho_multimodal.batch.results.details import RowDetails
 from phospho_multimodal.batch.results.digests import digest_file
+from phospho_multimodal.batch.results.upload import Upload
 from phospho_multimodal.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["COLUMNS", "MANIFEST_NAME", "REPORT_NAME", "Results", "ResultsFormat", "check_format"]
 
@@ -31,29 +31,7 @@ REPORT_NAME = "_report.html"
 ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
 
-COLUMNS = {
-    "id": "string",
-    "source": "string",
-    "description": "string",
-    "status": "string",
-    "error_class": "string",
-    "error": "string",
-    "attempts": "int32",
-    "cost_usd": "float64",
-    "images_in_doubt": "int32",
-    "duplicate_of": "string",
-    "sha256": "string",
-    "width": "int32",
-    "height": "int32",
-    "seconds": "float64",
-    "prompt_id": "string",
-    "model": "string",
-    "time": "timestamp",
-    "removed": "bool_",
-}
-"""The columns of a row and their types, by their names in Arrow."""
-
-# What tells whether two runs came to the same: not when, how fast, or at which attempt.
+# The columns that are equal in two runs with equal results: not time, speed or attempts.
 _DIGESTED = (
     "id",
     "source",
@@ -76,16 +54,14 @@ class Results:
         job: Job,
         kind: ResultsFormat,
         usd_per_image: Decimal,
+        *,
+        details: RowDetails | None = None,
+        upload: Upload | None = None,
     ) -> None:
-        """Tell where and how results are written.
-
-        Args:
-            folder: Of the job.
-            journal: Where the rows come from.
-            job: What was asked.
-            kind: The format.
-            usd_per_image: Dollars for one image.
-        """
+        """Tell where and how results are written."""
+        self._details = details
+        self._upload = upload
+        self._columns = {**COLUMNS, **dict.fromkeys(details.columns if details else (), "string")}
         self._folder = folder
         self._journal = journal
         self._job = job
@@ -93,19 +69,13 @@ class Results:
         self._price = usd_per_image
 
     def check(self) -> list[str]:
-        """Look whether results can be written, and every part that was written is still whole.
+        """Check that results can be written, and that every written part is whole.
 
         A part that is missing, torn, changed, of another format or at another price is written
         again.
-
-        Returns:
-            The names of those.
-
-        Raises:
-            ConfigurationError: The results, the manifest or the report cannot be written.
         """
         self._check_outputs()
-        columns = " ".join(f"{name}:{kind}" for name, kind in COLUMNS.items())
+        columns = " ".join(f"{name}:{kind}" for name, kind in self._columns.items())
         self._journal.check_parts(str(self._price), columns)
         bad = []
         for number, name, _, size, sha256 in self._journal.parts():
@@ -122,28 +92,30 @@ class Results:
             left.unlink(missing_ok=True)
         return bad
 
+    def forget_parts(self) -> None:
+        """Have all parts written again, because their rows say something else now."""
+        for number, *_ in self._journal.parts():
+            self._journal.drop_part(number)
+
     def write_finished(self) -> None:
         """Write every part whose inputs all have their row, up to the first that has not.
 
-        In their order: which row the money of a picture stands beside is known only when all
-        inputs before it have been looked at.
+        In their order, because the first input that shows an image has its cost, and it is known
+        only when all inputs before it have been prepared.
         """
         there = {number for number, *_ in self._journal.parts()}
         for number in range(self._parts()):
             if number in there:
                 continue
-            as_of = self._journal.late_words
             if not self._journal.is_finished(*rows_of_part(number)):
-                return
+                break
             name, rows, size, sha256 = self._write(number)
-            self._journal.add_part(number, name, rows, size, sha256, as_of=as_of)
+            self._journal.add_part(number, name, rows, size, sha256)
+        if self._upload is not None:
+            self._upload.try_to_copy()
 
     def write_rest(self) -> list[dict[str, Any]]:
-        """Write what is done of the other parts, too; they are written anew when they are whole.
-
-        Returns:
-            Name, rows, bytes and sha256 of every part there is now.
-        """
+        """Write the finished rows of the other parts, which are written again when whole."""
         there = {number: part for number, *part in self._journal.parts()}
         names = {self._name(number) for number in range(self._parts())}
         for left in self._folder.glob(f"part-*.{self._kind}"):
@@ -199,12 +171,19 @@ class Results:
         for begin in range(first, last + 1, PART_ROWS):
             raw = self._journal.rows(begin, min(last, begin + PART_ROWS - 1))
             if raw:
-                yield [self._row(one) for one in raw]
+                yield self._with_details([self._row(one) for one in raw])
+
+    def _with_details(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._details is None:
+            return rows
+        nothing = dict.fromkeys(self._details.columns)
+        details = self._details.read([row["id"] for row in rows])
+        return [{**row, **details.get(row["id"], nothing)} for row in rows]
 
     def _row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         pays = raw["first_id"] == raw["id"]
         picture = raw["picture"]
-        sent = picture is not None and len(picture) == DIGEST_BYTES and raw["first_id"] is not None
+        is_sent = picture is not None and raw["first_id"] is not None
         ended = raw["ended"]
         return {
             "id": raw["id"],
@@ -217,7 +196,7 @@ class Results:
             "cost_usd": float(raw["images_billed"] * self._price) if pays else 0.0,
             "images_in_doubt": raw["images_in_doubt"] if pays else 0,
             "duplicate_of": None if pays else raw["first_id"],
-            "sha256": picture.hex() if sent else None,
+            "sha256": image_digest(picture) if is_sent else None,
             "width": raw["width"],
             "height": raw["height"],
             "seconds": raw["seconds"],
@@ -241,8 +220,9 @@ class Results:
         return name, count, size, sha256
 
     def _fill(self, path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
-        write = _write_parquet if self._kind == "parquet" else _write_jsonl
-        return write(path, chunks)
+        if self._kind == "parquet":
+            return _write_parquet(path, chunks, self._columns)
+        return _write_jsonl(path, chunks)
 
 
 @contextlib.contextmanager
@@ -257,15 +237,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def check_format(kind: str) -> None:
-    """Look whether results can be written in a format, before anything is paid.
-
-    Args:
-        kind: `parquet` or `jsonl`.
-
-    Raises:
-        ConfigurationError: It is another one.
-        ImportError: What it needs is not installed.
-    """
+    """Look whether results can be written in a format, before anything is paid."""
     if kind not in {"parquet", "jsonl"}:
         message = f"Results are written as 'parquet' or as 'jsonl', not as {kind!r}."
         raise ConfigurationError(message)
@@ -291,28 +263,37 @@ def _check_replaceable(path: Path) -> None:
         raise ConfigurationError(message)
 
 
-def _schema() -> pa.Schema:
+def _schema(columns: Mapping[str, str]) -> Any:
     pyarrow = _pyarrow()
     time = pyarrow.timestamp("us", tz="UTC")
     return pyarrow.schema(
         [
             (name, time if kind == "timestamp" else getattr(pyarrow, kind)())
-            for name, kind in COLUMNS.items()
+            for name, kind in columns.items()
         ]
     )
 
 
-def _write_parquet(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:
+def _write_parquet(
+    path: Path, chunks: Iterator[list[dict[str, Any]]], columns: Mapping[str, str]
+) -> int:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    schema = _schema()
+    schema = _schema(columns)
+    kept = columns.keys() - COLUMNS.keys()
     count = 0
     # pyarrow takes a path with a colon in it for a URL, so it gets an open file.
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-        for rows in chunks:
+        for chunk in chunks:
+            rows = [{**row, **{name: _to_text(row[name]) for name in kept}} for row in chunk]
             writer.write_table(_pyarrow().Table.from_pylist(rows, schema=schema))
             count += len(rows)
     return count
+
+
+def _to_text(value: object) -> str | None:
+    """Write a kept value as a text: all parts need one type, whatever their rows hold."""
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _write_jsonl(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> int:

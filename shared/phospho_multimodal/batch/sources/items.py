@@ -1,4 +1,4 @@
-"""One input of a batch: its id, its picture, and what tells that it changed."""
+"""One input of a batch: its id, its image, and what tells that the image changed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from typing import Any, Protocol
 
 import pybase64
 
+from phospho_multimodal.batch.sources.remote import (
+    AnyPath,
+    RemoteFile,
+    StorageOptions,
+    is_store_url,
+    is_url,
+    open_url,
+)
 from phospho_multimodal.errors import ConfigurationError, ImageError, PhosphoError
 from phospho_multimodal.images.inspect import sniff
 from phospho_multimodal.images.source import ImageInput, image_source
@@ -20,28 +28,28 @@ __all__ = [
     "Item",
     "NoInputsError",
     "Source",
+    "WrappedSource",
     "count_skipped",
     "describe_skipped",
     "file_item",
-    "is_picture",
+    "is_image",
     "make_item",
     "printable",
 ]
 
-# HEIC is there without its extra too: a row that says what to install is better than none.
+# HEIC is in the list without its extra too: a row that says what to install is better than none.
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp"),
     *(".tif", ".tiff", ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"),
 )
 
 _SHOWN = {"bytes": "bytes", "file": "file", "pil": "image"}
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64}")
 _URL_SAFE = str.maketrans("-_", "+/")
-_BASE64_OF_PICTURES = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"})
-_LONGEST_PATH = 4096
+_BASE64_FORMATS = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"})
+_MAX_PATH = 4096
 _REASONS_SHOWN = 6
-_MOST_REASONS = 50
+_MAX_REASONS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,15 @@ class Item:
     """One input.
 
     Attributes:
-        id: The same in every run, and one of its kind within its source.
-        source: What the results say: path or URL as given, `archive.tar::member`, or a word for
-            what came as data; never the data.
+        id: Unique within the source, and the same in every run.
+        source: What the results say: the path or URL as given, `archive.tar::member`, or a word
+            for data; never the data.
         image: A path, URL, bytes, or whatever else `image_source` takes; `None` with an error.
-        stamp: Changes when the content does, and is known without reading it; `None` for URLs
-            and bytes, and for a file that is not there.
-        error: Why this can be no picture.
+        stamp: Changes when the content does, and is known without reading it; `None` for URLs,
+            bytes and files that are missing.
+        error: Why this cannot be an image.
+        fields: The fields of the row that prompts and results use.
+        prompt: The prompt for this input; `None` for the job's.
     """
 
     id: str
@@ -63,10 +73,12 @@ class Item:
     image: ImageInput | None = field(repr=False)
     stamp: str | None
     error: PhosphoError | None = None
+    fields: Mapping[str, object] = field(default_factory=dict, repr=False)
+    prompt: str | None = field(default=None, repr=False)
 
     @property
     def file_size(self) -> int | None:
-        """Bytes of its file, where the stamp tells."""
+        """The size of the file in bytes, where the stamp says it."""
         size = self.stamp.partition("-")[0] if self.stamp else ""
         return int(size) if size.isdecimal() else None
 
@@ -74,18 +86,34 @@ class Item:
 class Source(Protocol):
     """Where inputs come from: iterated once to count them and once to work, lazily each time.
 
-    That no id comes twice is checked by the journal, not here.
+    The journal checks that each id is unique.
     """
 
     name: str
     """For messages: `folder photos`."""
 
-    skipped: Counter[str]
-    """What the last pass left out, and how often, by the reason: `.txt files`."""
+    @property
+    def skipped(self) -> Counter[str]:
+        """What the last pass left out, and how often, by the reason: `.txt files`."""
+        ...
 
     def __iter__(self) -> Iterator[Item]:
-        """Make the items anew, in the same order."""
+        """Yield the items, in the same order each time."""
         ...
+
+
+class WrappedSource:
+    """Inputs that are made from the inputs of another source."""
+
+    def __init__(self, source: Source, name: str | None = None) -> None:
+        """Wrap a source; nothing is read yet."""
+        self.name = name or source.name
+        self._source = source
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What the last pass left out."""
+        return self._source.skipped
 
 
 class NoInputsError(ConfigurationError):
@@ -93,70 +121,36 @@ class NoInputsError(ConfigurationError):
 
 
 def describe_skipped(skipped: Counter[str]) -> str:
-    """List what a source left out: `12 .txt files, 1 hidden file`.
-
-    Args:
-        skipped: The reasons, and how often each applies.
-
-    Returns:
-        The commonest ones; an empty text if nothing was left out.
-    """
-    told = [f"{count:,} {reason}" for reason, count in skipped.most_common(_REASONS_SHOWN)]
-    others = sum(skipped.values()) - sum(count for _, count in skipped.most_common(_REASONS_SHOWN))
-    return ", ".join([*told, f"{others:,} others"] if others else told)
+    """List what a source left out: `12 .txt files, 1 hidden file`."""
+    shown = skipped.most_common(_REASONS_SHOWN)
+    listed = [f"{count:,} {reason}" for reason, count in shown]
+    others = sum(skipped.values()) - sum(count for _, count in shown)
+    return ", ".join([*listed, f"{others:,} others"] if others else listed)
 
 
 def count_skipped(skipped: Counter[str], name: str) -> None:
-    """Count a file that is left out, by its suffix.
-
-    Args:
-        skipped: Where it is counted.
-        name: Of the file, or its path.
-    """
+    """Count a file that is left out, by its suffix."""
     suffix = PurePosixPath(name).suffix.lower()
     reason = "hidden files" if PurePosixPath(name).name.startswith(".") else f"{suffix} files"
     if not suffix and reason != "hidden files":
         reason = "files without a suffix"
-    if reason not in skipped and len(skipped) >= _MOST_REASONS:
+    if reason not in skipped and len(skipped) >= _MAX_REASONS:
         reason = "other files"
     skipped[reason] += 1
 
 
-def is_picture(name: str) -> bool:
-    """Tell by its suffix whether a file can be a picture.
-
-    Args:
-        name: Of the file, or its path.
-
-    Returns:
-        Whether the suffix is one of a supported type.
-    """
+def is_image(name: str) -> bool:
+    """Return whether a file's name has the suffix of a supported type."""
     return name.lower().endswith(_SUFFIXES)
 
 
 def printable(text: str) -> str:
-    r"""Make a text that every database and file takes.
-
-    Args:
-        text: From the file system or a table: what was no UTF-8 is a lone surrogate in it.
-
-    Returns:
-        The same, with each of those as `\udcXX`.
-    """
+    r"""Make a text that every database and file takes: a lone surrogate becomes `\udcXX`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def file_item(name: str, path: Path, shown: str) -> Item:
-    """Make the item of a file, which need not be there.
-
-    Args:
-        name: The id.
-        path: The file.
-        shown: The path as it was given.
-
-    Returns:
-        The item; what is wrong with the file is told when it is read.
-    """
+    """Make the item of a file. If the file is missing, the error comes when it is read."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # ValueError: a zero byte in the path
@@ -166,29 +160,28 @@ def file_item(name: str, path: Path, shown: str) -> Item:
     return Item(name, printable(shown), path, stamp)
 
 
-def make_item(name: str, value: object, root: Path | None = None) -> Item:
-    """Make an item of what stands in a table or a list.
+def make_item(
+    name: str,
+    value: object,
+    root: AnyPath | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Item:
+    """Make an item of a value in a table or a list.
 
-    A text is a path here, or an http(s) or data: URL: the user's own table is no message of an
-    agent, so it may name files.
-
-    Args:
-        name: The id.
-        value: Text, path, bytes, PIL image, or a mapping with `bytes` or `path`.
-        root: What paths are relative to; `None` for the working directory.
-
-    Returns:
-        The item, with an error if the value can be no picture.
+    A text is a path here, or a URL: the user's own table is not a message of an agent, so it may
+    name files.
     """
     source = ""
     if isinstance(value, Mapping):
         if not {"bytes", "path"} & value.keys():
-            return _failed(name, "", "There is no image: the mapping has neither bytes nor path.")
+            return _failed(
+                name, "", "The mapping has neither bytes nor path, so it holds no image."
+            )
         source, value = _unwrap(value)
     if isinstance(value, str):
-        return _text_item(name, value, root)
+        return _text_item(name, value, root, storage_options)
     if value is None or (isinstance(value, (bytes, bytearray)) and not value):
-        return _failed(name, source, "There is no picture: the value is empty.")
+        return _failed(name, source, "The value is empty, so it holds no image.")
     if isinstance(value, os.PathLike):
         return _path_item(name, os.fspath(value), root)
     try:
@@ -196,43 +189,53 @@ def make_item(name: str, value: object, root: Path | None = None) -> Item:
     except ImageError as error:
         return Item(name, source, None, None, error)
     image: Any = value
+    if isinstance(value, RemoteFile):
+        source = str(value)
     return Item(name, source or _SHOWN.get(found.form, "image"), image, None)
 
 
 def _unwrap(value: Mapping[Any, Any]) -> tuple[str, object]:
-    """Take the picture from `{bytes, path}`, the form of image datasets."""
+    """Return the source and the image of `{bytes, path}`, the form of image datasets."""
     data, path = value.get("bytes"), value.get("path")
     if not isinstance(data, (bytes, bytearray, memoryview)) or not data:
         return "", path
-    told = isinstance(path, str) and len(path) <= _LONGEST_PATH and not path.startswith("data:")
-    return printable(str(path)) if told else "", data
+    is_shown = isinstance(path, str) and len(path) <= _MAX_PATH and not path.startswith("data:")
+    return printable(str(path)) if is_shown else "", data
 
 
-def _text_item(name: str, text: str, root: Path | None) -> Item:
+def _text_item(
+    name: str, text: str, root: AnyPath | None, storage_options: StorageOptions | None
+) -> Item:
     if not text.strip():
-        return _failed(name, "", "There is no picture: the value is empty.")
+        return _failed(name, "", "The value is empty, so it holds no image.")
     if text[:5].lower() == "data:":
         return Item(name, "data: URL", text, None)
-    if _URL.match(text):
-        return _url_item(name, text)
+    if is_url(text[:_MAX_PATH]):
+        return _url_item(name, text, storage_options)
     if _is_base64(text):
         return Item(name, "base64", text, None)
-    if len(text) > _LONGEST_PATH:
-        message = f"A text of {len(text):,} characters is neither a path nor a URL of a picture."
+    if len(text) > _MAX_PATH:
+        message = f"A text of {len(text):,} characters is neither a path nor a URL of an image."
         return _failed(name, "text", message)
     return _path_item(name, text, root)
 
 
-def _url_item(name: str, url: str) -> Item:
+def _url_item(name: str, url: str, storage_options: StorageOptions | None) -> Item:
     try:
+        if is_store_url(url):
+            return make_item(name, open_url(url, storage_options))
         image_source(url)
     except ImageError as error:
         return Item(name, printable(url), None, None, error)
+    except (ConfigurationError, ImportError) as failure:
+        return _failed(name, printable(url), str(failure))
     return Item(name, url, url, None)
 
 
-def _path_item(name: str, given: str | bytes, root: Path | None) -> Item:
+def _path_item(name: str, given: str | bytes, root: AnyPath | None) -> Item:
     text = os.fsdecode(given)
+    if isinstance(root, RemoteFile):
+        return make_item(name, root / text)
     return file_item(name, Path(text) if root is None else root / text, text)
 
 
@@ -241,7 +244,7 @@ def _is_base64(text: str) -> bool:
     # has a dot before its suffix, which base64 has not.
     if not _BASE64.match(text) or "." in text:
         return False
-    return sniff(pybase64.b64decode(text[:64].translate(_URL_SAFE))) in _BASE64_OF_PICTURES
+    return sniff(pybase64.b64decode(text[:64].translate(_URL_SAFE))) in _BASE64_FORMATS
 
 
 def _failed(name: str, source: str, message: str) -> Item:

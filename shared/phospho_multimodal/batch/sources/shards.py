@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from phospho_multimodal.batch.sources.items import Item, Source
+from phospho_multimodal.batch.sources.items import Item, Source, WrappedSource
 from phospho_multimodal.errors import ConfigurationError
 
 __all__ = ["Shard", "ShardedSource"]
@@ -34,7 +34,7 @@ class Shard:
         return f"-shard-{self.number}-of-{self.count}"
 
     def holds(self, name: str) -> bool:
-        """Tell whether an input belongs to this shard, by its id."""
+        """Return whether an input belongs to this shard, by its id."""
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
 
@@ -43,13 +43,11 @@ class Shard:
         return (images + self.count - self.number) // self.count
 
 
-class ShardedSource:
+class ShardedSource(WrappedSource):
     """The inputs of one shard."""
 
     def __init__(self, source: Source, shard: Shard) -> None:
-        self.name = f"shard {shard.number} of {shard.count} of {source.name}"
-        self.skipped = source.skipped
-        self._source = source
+        super().__init__(source, f"shard {shard.number} of {shard.count} of {source.name}")
         self._shard = shard
 
     def __iter__(self) -> Iterator[Item]:

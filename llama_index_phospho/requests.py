@@ -1,4 +1,4 @@
-"""Requests without an image, which go to the `text_llm` of a model."""
+"""The requests of a model: to the endpoint, or without an image to its `text_llm`."""
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,52 @@ from llama_index_phospho.content import message_turns
 from llama_index_phospho.results import chat_response
 from llama_index_phospho.structured_output import record_prediction
 from phospho_multimodal import Prediction
+from phospho_multimodal.client.model_clients import ModelClients
 from phospho_multimodal.messages.conversation import Turn
 from phospho_multimodal.tools.parsing import read_answer
 from phospho_multimodal.tools.prompt import ToolProtocol
 
-__all__ = ["TextRequest", "calls_functions", "is_from_text_llm", "text_chat", "text_options"]
+__all__ = [
+    "EndpointRequest",
+    "TextRequest",
+    "calls_functions",
+    "is_from_text_llm",
+    "text_chat",
+    "text_options",
+]
 
 _POLICY = "text_llm"
 """The `image_policy` in the metadata of a response of the text LLM."""
 _IMAGE_OPTIONS = frozenset({"multi_image", "max_images", "default_image", "default_prompt"})
 
 _Response = TypeVar("_Response", ChatResponse, CompletionResponse)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRequest(Generic[_Response]):
+    """A request to the endpoint, and how to read its answer. A stream has one chunk."""
+
+    clients: Callable[[], ModelClients]
+    turns: Sequence[Turn]
+    options: dict[str, Any]
+    read: Callable[[Prediction, bool], _Response]
+
+    def send(self, *, streamed: bool = False) -> _Response:
+        """Return the response."""
+        return self.read(self.clients().sync.converse(self.turns, **self.options), streamed)
+
+    async def asend(self, *, streamed: bool = False) -> _Response:
+        """Return the response."""
+        client = self.clients().asynchronous
+        return self.read(await client.converse(self.turns, **self.options), streamed)
+
+    def stream(self) -> Generator[_Response, None, None]:
+        """Yield the response."""
+        yield self.send(streamed=True)
+
+    async def astream(self) -> AsyncGenerator[_Response, None]:
+        """Yield the response."""
+        yield await self.asend(streamed=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Asking about many images, about each distinct one once."""
+"""Describe many images, each distinct image once."""
 
 import asyncio
 import contextvars
@@ -14,86 +14,76 @@ from typing import Any, TypeAlias, TypeVar
 from llama_index.core.base.llms.types import BaseContentBlock, CompletionResponse, ImageBlock
 from llama_index.core.schema import BaseNode
 
-from llama_index_phospho.content import prompt_turns
+from llama_index_phospho.content import single_image
 from llama_index_phospho.description_cache import Description, DescriptionStore
 from llama_index_phospho.fields import PARAMETERS
 from llama_index_phospho.llms import Phospho
 from phospho_multimodal import ImageError, PhosphoError, UnexpectedReplyError
 from phospho_multimodal.batch.sources.signed_urls import without_signature
 from phospho_multimodal.contract import checked_parameters
-from phospho_multimodal.exchange import steps as steps_of_core
+from phospho_multimodal.exchange import steps as core_steps
 from phospho_multimodal.images.prepare import LinkedImage, SendableImage, prepare_source
 from phospho_multimodal.images.safe_fetch import fetch_image
 from phospho_multimodal.images.source import ImageSource
 
-__all__ = ["Ask", "PaidOnce", "Steps", "arun_all", "arun_steps", "run_all", "run_steps"]
+__all__ = ["Ask", "ImageDescriber", "Steps", "arun_all", "arun_steps", "run_all", "run_steps"]
 
 T = TypeVar("T")
 
-Pictured: TypeAlias = BaseNode | BaseContentBlock
-"""A node or block with an image."""
-
-_LOOK_AGAIN = 0.05  # seconds, while somebody else pays for the description that is wanted
+_WAIT = 0.05  # seconds, while another caller pays for the same description
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send a request."""
+    """Send a prompt about an image: a URL or a block, since LlamaIndex's events contain it."""
 
     llm: Phospho
     prompt: str
-    # What is prepared goes through the llm's own preparation as it is. A block or a string, since
-    # core's events hold the arguments, and have to be written down by who reads them.
     image: object
 
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """Wait a moment, while another pass asks about the same image."""
+    """Wait while another caller pays for the same description."""
 
 
 Step: TypeAlias = Callable[[], Any] | Ask | _Wait
-"""What only a driver can do: blocking work, a request, or a pause."""
+"""I/O that a driver performs: blocking work, a request, or a pause."""
 Steps: TypeAlias = Generator[Step, Any, T]
-"""Work that does no I/O: it yields steps, and a driver sends their results back."""
+"""Work without I/O: it yields steps, and a driver sends their results back."""
 Progress: TypeAlias = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Passes finished tasks on, and counts them."""
+"""Yields finished tasks, and counts them."""
 
 
 def run_steps(steps: Steps[T]) -> T:
-    """Do the steps in this thread."""
-    return steps_of_core.run_steps(steps, _perform)
+    """Run the steps in this thread."""
+    return core_steps.run_steps(steps, _perform)
 
 
 async def arun_steps(steps: Steps[T]) -> T:
-    """Do the steps with await."""
-    return await steps_of_core.run_steps_async(steps, _perform_async)
+    """Run the steps on this event loop."""
+    return await core_steps.run_steps_async(steps, _perform_async)
 
 
 def _perform(step: Step) -> Any:
     if isinstance(step, Ask):
         return step.llm.complete(step.prompt, image_documents=[step.image])
-    return time.sleep(_LOOK_AGAIN) if isinstance(step, _Wait) else step()
+    return time.sleep(_WAIT) if isinstance(step, _Wait) else step()
 
 
 async def _perform_async(step: Step) -> Any:
     if isinstance(step, Ask):
         return await step.llm.acomplete(step.prompt, image_documents=[step.image])
-    if isinstance(step, _Wait):
-        return await asyncio.sleep(_LOOK_AGAIN)
-    return await asyncio.to_thread(step)
+    return await (asyncio.sleep(_WAIT) if isinstance(step, _Wait) else asyncio.to_thread(step))
 
 
 @dataclass(slots=True)
-class PaidOnce:
-    """One pass over some images.
+class ImageDescriber:
+    """One run over the images of nodes or blocks.
 
     Attributes:
-        llm: The model that describes.
-        prompt: The prompt for each image.
-        store: Where descriptions are kept.
         keys: The key of each image that was prepared, by a digest of the unprepared image.
-        stopped_by: The error that ended the pass. Nothing is sent after it.
+        stopped_by: The error that ended the run. Nothing is sent after it.
     """
 
     llm: Phospho
@@ -108,47 +98,34 @@ class PaidOnce:
         if self.stopped_by is None:
             self.stopped_by = reason
 
-    def identify(self, node: Pictured) -> tuple[str, SendableImage | None]:
-        """Find the key under which the description of a node's image is kept.
+    def identify(self, owner: BaseNode | BaseContentBlock) -> tuple[str, SendableImage | None]:
+        """Return the key of an image, and the prepared image if it had to be prepared.
 
-        Args:
-            node: A node or block with an image.
-
-        Returns:
-            A digest of all that decides about the description: the image as it is sent, the prompt,
-            the model and its parameters. And the prepared image, if it had to be prepared.
-
-        Raises:
-            PhosphoError: The image cannot be read.
+        The key is a digest of the image that is sent, the prompt, the model and its parameters.
         """
-        source = _source(node)
-        given = self._digest_of_given(source)
-        # What a URL leads to can change: only fetching it tells.
+        source = single_image(owner)
+        given = self._digest_unprepared(source)
+        # The image behind a URL can change, so a URL is prepared again.
         if source.url is None and given in self.keys:
             return self.keys[given], None
-        image = self._prepared(source)
+        image = self._prepare(source)
         identity = (
             without_signature(image.to_wire()) if isinstance(image, LinkedImage) else image.sha256
         )
         self.keys[given] = key = self._digest(identity)
         return key, image
 
-    def known(self, node: Pictured) -> str | None:
-        """Return what a pass would find out about an image without a request.
+    def find_key(self, owner: BaseNode | BaseContentBlock) -> str | None:
+        """Return the key of a described image, or the error of an unreadable one.
 
-        Args:
-            node: A node or block with an image.
-
-        Returns:
-            The key of its description, or why the image cannot be read; `None` if it would be
-            asked about, or fetched for the first time.
+        Return `None` if a run would send a request, or download the image for the first time.
         """
         try:
-            source = _source(node)
+            source = single_image(owner)
             if source.url is not None and self.llm.url_mode == "fetch":
-                key = self.keys.get(self._digest_of_given(source))
+                key = self.keys.get(self._digest_unprepared(source))
             else:
-                key, _ = self.identify(node)
+                key, _ = self.identify(owner)
         except ImageError as error:
             return str(error)
         except PhosphoError:
@@ -156,22 +133,13 @@ class PaidOnce:
         return key if key is not None and self.store.find(key) is not None else None
 
     def describe(
-        self, node: Pictured, key: str, image: SendableImage | None
+        self, owner: BaseNode | BaseContentBlock, key: str, image: SendableImage | None
     ) -> Steps[Description | None]:
-        """Find the description, or wait for the one that is in progress, or pay for it.
+        """Find the description, wait for another caller to pay for it, or pay for it.
 
-        Args:
-            node: A node or block with an image.
-            key: The key of the image.
-            image: The prepared image, if there is one.
-
-        Returns:
-            The description; `None` if the pass has been stopped.
-
-        Raises:
-            PhosphoError: There is no description.
+        Return `None` if the run was stopped.
         """
-        # No step in between: what is cancelled there would leave a claim that nobody gives up.
+        # No step between claim and `try`: if a step were cancelled there, the claim would stay.
         while not self.store.claim(key):
             description = self.store.find(key)
             if description is not None or self.stopped_by is not None:
@@ -183,10 +151,10 @@ class PaidOnce:
             if self.stopped_by is not None:
                 return None
             if image is None:
-                image = yield partial(self._prepared, _source(node))
+                image = yield partial(self._prepare, single_image(owner))
             sent = image.url if isinstance(image, LinkedImage) else ImageBlock(image=image.data)
-            description = _described((yield Ask(self.llm, self.prompt, sent)))
-            self.store.keep(key, description)  # at once, without a step: it is paid for
+            description = _read((yield Ask(self.llm, self.prompt, sent)))
+            self.store.keep(key, description)  # no step before this: it is billed
         except PhosphoError as error:
             self._failures[key] = error
             raise
@@ -194,20 +162,19 @@ class PaidOnce:
             self.store.release(key)
         return description
 
-    def _prepared(self, source: ImageSource) -> SendableImage:
+    def _prepare(self, source: ImageSource) -> SendableImage:
         fetched = None
         if source.url is not None and self.llm.url_mode == "fetch":
             fetched = fetch_image(source.url, given_up=lambda: self.stopped_by is not None)
         return prepare_source(
             source,
             max_image_side=self.llm.max_image_side,
-            # The model makes tiles itself, of all the pixels that there are.
+            # The model makes tiles itself, from all pixels.
             prepare=self.llm.prepare and self.llm.detail == "auto",
             fetched=fetched,
         )
 
-    def _digest_of_given(self, source: ImageSource) -> str:
-        """Tell the image as it was given from others, before it is prepared."""
+    def _digest_unprepared(self, source: ImageSource) -> str:
         llm = self.llm
         if source.url is not None:
             return self._digest(without_signature(source.url), llm.url_mode)
@@ -217,10 +184,11 @@ class PaidOnce:
         digest = hashlib.sha256(content).hexdigest()
         return self._digest(digest, llm.max_image_side, llm.prepare)
 
-    def _digest(self, picture: str, *more: object) -> str:
+    def _digest(self, image: str, *more: object) -> str:
+        """Make a key; a digest, because URLs and prompts can contain secrets."""
         values = self.llm.call_values({})
-        told: dict[str, Any] = {
-            "picture": picture,
+        parts: dict[str, Any] = {
+            "picture": image,  # stored keys depend on these names
             "prompt": self.prompt,
             "model": values["model"],
             "base_url": self.llm.base_url,
@@ -229,37 +197,28 @@ class PaidOnce:
             **({} if self.llm.detail == "auto" else {"max_tiles": self.llm.max_tiles}),
         }
         if more:
-            told["more"] = more
-        # A digest, since a URL or a prompt can hold a secret.
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+            parts["more"] = more
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def run_all(work: Sequence[Steps[None]], run: PaidOnce, workers: int, progress: Progress) -> None:
-    """Do some work in threads, until it is done or the pass ends.
-
-    Args:
-        work: The work for each image.
-        run: The pass.
-        workers: How many threads.
-        progress: Counts finished tasks.
-
-    Raises:
-        PhosphoError: It ended the pass. Requests in progress have ended, too.
-    """
+def run_all(
+    work: Sequence[Steps[None]], run: ImageDescriber, workers: int, progress: Progress
+) -> None:
+    """Do the work in threads. If an error ends the run, raise it after the requests in progress."""
 
     def do(steps: Steps[None]) -> None:
         if run.stopped_by is None:
             try:
                 run_steps(steps)
-            except Exception as error:  # noqa: BLE001 - raised when those in progress have ended
+            except Exception as error:  # noqa: BLE001 - raised below
                 run.stop(error)
 
-    # Threads and not an event loop: one may be running already, as in a notebook.
+    # Threads, because an event loop may be running already, as in a notebook.
     with ThreadPoolExecutor(workers, "phospho-describe") as pool:
         tasks = [pool.submit(contextvars.copy_context().run, do, steps) for steps in work]
         try:
-            for ended in progress(as_completed(tasks), len(tasks)):
-                ended.result()
+            for finished in progress(as_completed(tasks), len(tasks)):
+                finished.result()
         except BaseException as interruption:
             run.stop(interruption)
             raise
@@ -268,9 +227,9 @@ def run_all(work: Sequence[Steps[None]], run: PaidOnce, workers: int, progress: 
 
 
 async def arun_all(
-    work: Sequence[Steps[None]], run: PaidOnce, workers: int, progress: Progress
+    work: Sequence[Steps[None]], run: ImageDescriber, workers: int, progress: Progress
 ) -> None:
-    """Do as `run_all`, with await."""
+    """Do the same as `run_all`, async."""
     slots = asyncio.Semaphore(workers)
 
     async def do(steps: Steps[None]) -> None:
@@ -278,14 +237,14 @@ async def arun_all(
             if run.stopped_by is None:
                 try:
                     await arun_steps(steps)
-                except Exception as error:  # noqa: BLE001 - as above
+                except Exception as error:  # noqa: BLE001 - raised below
                     run.stop(error)
 
-    # Core's run_jobs would leave them running, and paying, when this is cancelled.
+    # LlamaIndex's run_jobs would not cancel the tasks when it is cancelled, and they would pay.
     tasks = [asyncio.create_task(do(steps)) for steps in work]
     try:
-        for ended in progress(asyncio.as_completed(tasks), len(tasks)):
-            await ended
+        for finished in progress(asyncio.as_completed(tasks), len(tasks)):
+            await finished
     finally:
         for task in tasks:
             task.cancel()
@@ -294,16 +253,10 @@ async def arun_all(
         raise run.stopped_by
 
 
-def _source(node: Pictured) -> ImageSource:
-    (turn,) = prompt_turns("", formatted=None, image_documents=[node])
-    (source,) = turn.images
-    return source
-
-
-def _described(response: CompletionResponse) -> Description:
+def _read(response: CompletionResponse) -> Description:
     if not response.text.strip():
-        message = "The description is empty; it was billed. Ask another prompt, or ask again."
+        message = "The description is empty. It was billed. Change the prompt, or try again."
         raise UnexpectedReplyError(message)
     raw: Any = response.raw
-    (shown,) = raw["images"]
-    return Description(response.text, raw["model_name"], shown.get("sha256"))
+    (image,) = raw["images"]
+    return Description(response.text, raw["model_name"], image.get("sha256"))
