@@ -68,7 +68,7 @@ def test_yes_goes_on_without_asking(endpoint, command, tmp_path):
         "6 inputs: 6 described, 0 failed, 0 in doubt",
         "5 images billed, $0.05",
         "$0.00 to $0.08, $0.05 if every file is an image",
-        "saved by asking once about the same picture: 1 images, $0.01",
+        "saved by sending equal images once: 1 images, $0.01",
     ):
         assert part in said
     assert [row["description"] for row in read_rows(tmp_path / "out")][-1] == answer_to(2)

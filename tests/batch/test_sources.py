@@ -730,6 +730,15 @@ def test_a_long_table_takes_no_memory(tmp_path: Path):
 
 
 @pytest.mark.long
+def test_a_folder_of_many_files_takes_no_memory(tmp_path: Path):
+    for number in range(MANY):
+        (tmp_path / f"{number:06d}.png").touch()
+    count, peak = peak_of(open_source(tmp_path))
+    assert count == MANY
+    assert peak < 500_000
+
+
+@pytest.mark.long
 def test_a_long_archive_takes_no_memory(tmp_path: Path):
     members = {f"{number}.jpg": b"x" * 600 for number in range(5000)}
     count, peak = peak_of(open_source(write_tar(tmp_path / "x.tar", members)))

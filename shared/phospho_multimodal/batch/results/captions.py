@@ -1,4 +1,4 @@
-"""Captions beside the images: a `.txt` for each, or one `metadata.jsonl` for a folder."""
+"""Captions next to the images: a `.txt` for each, or one `metadata.jsonl` for a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Captions", "Sidecar"]
 logger = logging.getLogger("phospho_multimodal")
 
 Sidecar = Literal["txt", "metadata"]
-"""Which files with captions are written beside the images."""
+"""Which caption files are written next to the images."""
 
 _METADATA = "metadata.jsonl"
 _PROBE = ".phospho-multimodal"
@@ -36,25 +36,14 @@ class Captions:
     def __init__(
         self, source: Source, kind: Sidecar, journal: Journal, *, overwrite: bool = False
     ) -> None:
-        """Look at nothing yet.
-
-        Args:
-            source: The inputs, as they were opened.
-            kind: `txt` or `metadata`.
-            journal: The job's.
-            overwrite: Whether files that exist are replaced.
-        """
+        """Look at nothing yet."""
         self._source = source
         self._kind = kind
         self._journal = journal
         self._overwrite = overwrite
 
     def check(self) -> None:
-        """Write beside the images once before anything is paid.
-
-        Raises:
-            ConfigurationError: The images are not files, or files cannot be written there.
-        """
+        """Write a file next to the images once before anything is paid."""
         if self._kind == "metadata":
             path = self._metadata_path()
             ours = self._journal.fact(_WRITTEN)
@@ -68,7 +57,7 @@ class Captions:
             first = next((path for path in paths if path is not None), None)
             if first is None:
                 message = (
-                    "sidecar='txt' writes a file beside each image, and the images of this source"
+                    "sidecar='txt' writes a file next to each image, and the images of this source"
                     " are not files. Nothing was sent."
                 )
                 raise ConfigurationError(message)
@@ -84,11 +73,7 @@ class Captions:
             raise ConfigurationError(message) from None
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the captions of all images that have a description.
-
-        Args:
-            rows: The rows of the results.
-        """
+        """Write the captions of all images that have a description."""
         described = (r for r in rows if r["status"] == "described" and not r["removed"])
         try:
             if self._kind == "metadata":

@@ -29,14 +29,7 @@ class RowDetails:
     """
 
     def __init__(self, folder: Path, keep: Sequence[str], *, prompts: bool) -> None:
-        """Open the file.
-
-        Args:
-            folder: The job's.
-            keep: The fields of the source that the rows keep. A field whose name the results use
-                themselves gets `input_` before it.
-            prompts: Whether each row says its prompt.
-        """
+        """Open the file."""
         taken = {*COLUMNS, PROMPT}
         self._names = {name: f"input_{name}" if name in taken else name for name in keep}
         self._prompts = prompts
@@ -48,12 +41,7 @@ class RowDetails:
         self._database.close()
 
     def record(self, source: Source, changed: Callable[[], None]) -> _Recorded:
-        """Wrap a source, so that its first pass fills the file.
-
-        Args:
-            source: The inputs.
-            changed: Called before a row that was known gets other details.
-        """
+        """Wrap a source, so that its first pass fills the file."""
         return _Recorded(source, self._row, lambda rows: self._add(rows, changed))
 
     def read(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -14,12 +14,6 @@ def digest_file(file: IO[bytes]) -> tuple[int, str]:
     """Digest the rest of a file.
 
     (`hashlib.file_digest` does it from Python 3.11 on.)
-
-    Args:
-        file: Open for reading.
-
-    Returns:
-        What was read, in bytes, and its SHA-256 in hexadecimal.
     """
     digest = hashlib.sha256()
     size = 0

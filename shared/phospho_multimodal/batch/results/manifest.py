@@ -1,4 +1,4 @@
-"""The manifest: what a job came to, counted, paid and digested, in one file beside its results."""
+"""The manifest: the counts, the cost and the digest of a job, in one file with its results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LISTED = 100  # ids in doubt that the manifest names; the results have them all
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job has come to, over all of its runs.
+    """The counts, the cost and the files of a job, over all of its runs.
 
     Attributes:
         folder: Where the results, the journal and the manifest are.
@@ -53,7 +53,7 @@ class Summary:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read what a job had come to when it last ended, by an error for one.
+        """Read the summary of a job that ended, for example with an error.
 
         Args:
             folder: Of the job, inside the folder for results.
@@ -103,17 +103,17 @@ class Summary:
 
     @property
     def images_billed(self) -> int:
-        """What was paid."""
+        """The images that were billed."""
         return int(self.manifest["images_billed"])
 
     @property
     def images_in_doubt(self) -> int:
-        """What may have been paid, without an answer."""
+        """The images that may have been billed without an answer."""
         return int(self.manifest["images_in_doubt"])
 
     @property
     def cost_usd(self) -> float:
-        """Dollars for what was billed, by the list price."""
+        """The price of the billed images in dollars."""
         return float(self.manifest["cost_usd"])
 
     @property
@@ -130,7 +130,7 @@ class Summary:
             f" {self.in_doubt:,} in doubt{rest}\n"
             f"{self.images_billed:,} images billed, ${told['cost_usd']:,.2f};"
             f" {self.images_in_doubt:,} in doubt, ${told['cost_in_doubt_usd']:,.2f};"
-            f" saved by asking once about the same picture: {told['duplicates']:,} images,"
+            f" saved by sending equal images once: {told['duplicates']:,} images,"
             f" ${told['saved_by_deduplication_usd']:,.2f}\n"
             f"{gone}Results in {self.url or self.folder}"
         )
@@ -146,23 +146,7 @@ def write_manifest(
     kind: str,
     seconds: float,
 ) -> Summary:
-    """Write what a job has come to.
-
-    Args:
-        folder: Of the job.
-        job: What was asked.
-        journal: What is known of it.
-        results: Its rows; those of unfinished parts are written, too.
-        spending: For the price.
-        kind: What the results are written as.
-        seconds: What all runs took together.
-
-    Returns:
-        The same, for the caller.
-
-    Raises:
-        ConfigurationError: Something cannot be written.
-    """
+    """Write the manifest of a job."""
     journal.keep_replaced()
     parts = results.write_rest()
     tally = journal.tally()

@@ -1,4 +1,4 @@
-"""How the command ends: what it prints last, and the exit code that says the same."""
+"""How the command ends: its last lines, and the exit code that says the same."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code_of(result: Summary | BaseException) -> ExitCode:
-    """Tell the exit code of a job.
-
-    Args:
-        result: What it came to, or the error that ended it.
-
-    Returns:
-        The code.
-    """
+    """Return the exit code of a job."""
     if isinstance(result, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     if isinstance(result, BaseException):
@@ -48,17 +41,10 @@ def exit_code_of(result: Summary | BaseException) -> ExitCode:
 
 
 def last_line(result: Summary | BaseException) -> str:
-    """Say how the job ended, with the exit code.
-
-    Args:
-        result: What it came to, or the error that ended it.
-
-    Returns:
-        One line.
-    """
+    """Say how the job ended, with the exit code."""
     code = exit_code_of(result)
     if isinstance(result, KeyboardInterrupt):
-        words = "Interrupted. What was done is kept; the same command goes on from there."
+        words = "Interrupted. All answers are kept. The same command continues the job."
     elif isinstance(result, BaseException):
         words = str(result)
     elif code is ExitCode.ALL_DESCRIBED:
@@ -76,14 +62,7 @@ def last_line(result: Summary | BaseException) -> str:
 
 
 def describe_outcome(summary: Summary) -> str:
-    """Say what a job came to, and what can be done about the rest.
-
-    Args:
-        summary: Of the job.
-
-    Returns:
-        Some lines.
-    """
+    """Describe the outcome of a job, and how to send the rest again."""
     lines = [str(summary)]
     ids = summary.manifest["in_doubt"]
     if ids:
@@ -98,17 +77,7 @@ def describe_outcome(summary: Summary) -> str:
 
 
 def as_json(result: Summary | BaseException, code: int, folder: Path | None) -> str:
-    """Write for a program what a job came to.
-
-    Args:
-        result: What it came to, or the error that ended it.
-        code: The exit code.
-        folder: Of the job, where it is known.
-
-    Returns:
-        One JSON object on one line: the exit code, the folder, the manifest if there is one, and
-        the error if there was one.
-    """
+    """Write the outcome of a job for a program."""
     manifest: Mapping[str, Any] | None = None
     if isinstance(result, Summary):
         folder, manifest = result.folder, result.manifest

@@ -27,15 +27,7 @@ class Outputs:
         target: RemoteFile | None,
         options: Mapping[str, Any],
     ) -> None:
-        """Open what the options ask for.
-
-        Args:
-            journal: The job's.
-            inputs: The inputs.
-            source: The source of the inputs as it was opened.
-            target: The remote folder for results.
-            options: The options of the job.
-        """
+        """Open what the options ask for."""
         folder = journal.path.parent
         self.details = self.upload = self._captions = None
         if inputs.keep or inputs.own_prompts:
@@ -55,14 +47,7 @@ class Outputs:
             self.upload.check()
 
     def finish(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write what is written at the end.
-
-        Args:
-            rows: The rows of the results.
-
-        Raises:
-            ConfigurationError: It cannot be written.
-        """
+        """Write the captions, and copy the files that are left."""
         if self._captions is not None:
             self._captions.write(rows)
         if self.upload is not None:

@@ -31,7 +31,7 @@ REPORT_NAME = "_report.html"
 ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
 
-# What tells whether two runs came to the same: not when, how fast, or at which attempt.
+# The columns that are equal in two runs with equal results: not time, speed or attempts.
 _DIGESTED = (
     "id",
     "source",
@@ -58,17 +58,7 @@ class Results:
         details: RowDetails | None = None,
         upload: Upload | None = None,
     ) -> None:
-        """Tell where and how results are written.
-
-        Args:
-            folder: Of the job.
-            journal: Where the rows come from.
-            job: What was asked.
-            kind: The format.
-            usd_per_image: Dollars for one image.
-            details: What rows say besides the answer.
-            upload: Where finished files are copied.
-        """
+        """Tell where and how results are written."""
         self._details = details
         self._upload = upload
         self._columns = {**COLUMNS, **dict.fromkeys(details.columns if details else (), "string")}
@@ -79,16 +69,10 @@ class Results:
         self._price = usd_per_image
 
     def check(self) -> list[str]:
-        """Look whether results can be written, and every part that was written is still whole.
+        """Check that results can be written, and that every written part is whole.
 
         A part that is missing, torn, changed, of another format or at another price is written
         again.
-
-        Returns:
-            The names of those.
-
-        Raises:
-            ConfigurationError: The results, the manifest or the report cannot be written.
         """
         self._check_outputs()
         columns = " ".join(f"{name}:{kind}" for name, kind in self._columns.items())
@@ -116,8 +100,8 @@ class Results:
     def write_finished(self) -> None:
         """Write every part whose inputs all have their row, up to the first that has not.
 
-        In their order: which row the money of a picture stands beside is known only when all
-        inputs before it have been looked at.
+        In their order, because the first input that shows an image has its cost, and it is known
+        only when all inputs before it have been prepared.
         """
         there = {number for number, *_ in self._journal.parts()}
         for number in range(self._parts()):
@@ -131,11 +115,7 @@ class Results:
             self._upload.try_to_copy()
 
     def write_rest(self) -> list[dict[str, Any]]:
-        """Write what is done of the other parts, too; they are written anew when they are whole.
-
-        Returns:
-            Name, rows, bytes and sha256 of every part there is now.
-        """
+        """Write the finished rows of the other parts, which are written again when whole."""
         there = {number: part for number, *part in self._journal.parts()}
         names = {self._name(number) for number in range(self._parts())}
         for left in self._folder.glob(f"part-*.{self._kind}"):
@@ -257,15 +237,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def check_format(kind: str) -> None:
-    """Look whether results can be written in a format, before anything is paid.
-
-    Args:
-        kind: `parquet` or `jsonl`.
-
-    Raises:
-        ConfigurationError: It is another one.
-        ImportError: What it needs is not installed.
-    """
+    """Look whether results can be written in a format, before anything is paid."""
     if kind not in {"parquet", "jsonl"}:
         message = f"Results are written as 'parquet' or as 'jsonl', not as {kind!r}."
         raise ConfigurationError(message)

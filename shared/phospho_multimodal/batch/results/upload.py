@@ -1,4 +1,4 @@
-"""Results in a remote store: a job works in a local folder, and copies what is finished."""
+"""Results in a remote store: a job works in a local folder, and copies its finished files."""
 
 from __future__ import annotations
 
@@ -37,20 +37,7 @@ def open_output(
     journal: str | os.PathLike[str] | None,
     storage_options: StorageOptions | None,
 ) -> tuple[Path, RemoteFile | None]:
-    """Find out where a job works, and where its results go.
-
-    Args:
-        out: A folder or the URL of one.
-        journal: The local folder for the journals of jobs whose output is a URL.
-        storage_options: Options of the file systems, by protocol.
-
-    Returns:
-        The local folder, and the remote one if `out` is a URL.
-
-    Raises:
-        ConfigurationError: They do not fit together.
-        ImportError: The package for this kind of store is not installed.
-    """
+    """Find out where a job works, and where its results go."""
     text = os.fspath(out)
     if is_url(text):
         name = hashlib.sha256(text.rstrip("/").encode()).hexdigest()[:16]
@@ -78,24 +65,14 @@ class Upload:
     """Copies the finished files of a job to a remote folder, which one journal owns."""
 
     def __init__(self, target: RemoteFile, folder: Path, journal: Journal) -> None:
-        """Look at nothing yet.
-
-        Args:
-            target: The remote folder.
-            folder: The job's local folder.
-            journal: The job's; it knows what was copied.
-        """
+        """Look at nothing yet."""
         self.target = target
         self._folder = folder
         self._journal = journal
         self._uploaded: dict[str, str] = json.loads(journal.fact(_UPLOADED) or "{}")
 
     def check(self) -> None:
-        """Write to the remote folder once before anything is paid.
-
-        Raises:
-            ConfigurationError: It cannot be written, or holds the results of another journal.
-        """
+        """Write to the remote folder once before anything is paid."""
         mine = self._journal.fact(_OWNER) or f"{socket.gethostname()}:{self._folder}:{uuid.uuid4()}"
         owner = self.target / OWNER_NAME
         try:
@@ -121,18 +98,14 @@ class Upload:
         self._uploaded = {name: key for name, key in self._uploaded.items() if name in names}
 
     def try_to_copy(self) -> None:
-        """Copy what is finished; a failure is logged, and the next call tries again."""
+        """Copy the finished files; a failure is logged, and the next call tries again."""
         try:
             self._copy()
         except OSError as failure:
             logger.warning("Copying to %s failed: %s", self.target, failure_reason(failure))
 
     def finish(self) -> None:
-        """Copy all that is left.
-
-        Raises:
-            ConfigurationError: It cannot be copied.
-        """
+        """Copy all that is left."""
         try:
             self._copy()
         except OSError as failure:

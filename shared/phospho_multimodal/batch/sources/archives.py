@@ -60,17 +60,7 @@ class Archives:
         name: str,
         fields: Sequence[str] = (),
     ) -> None:
-        """Check the fields against the first sample; nothing else is read yet.
-
-        Args:
-            shards: Each archive with the prefix of its ids. After a prefix, ids are the keys of
-                webdataset: names up to the first dot. With `None`, ids are whole names.
-            name: For messages.
-            fields: Fields to read from the `.json` member of the same key, and `txt`.
-
-        Raises:
-            ConfigurationError: The first sample does not have these fields.
-        """
+        """Check the fields against the first sample; nothing else is read yet."""
         self.name = name
         self.skipped: Counter[str] = Counter()
         self._shards = shards
@@ -227,5 +217,5 @@ def _rest(prefix: str | None, path: AnyPath, last: str, failure: Exception) -> I
     """Make the item for the unknown number of members that cannot be read."""
     source = f"{printable(str(path))}::"
     after = f" after {printable(last)}" if last else ""
-    message = f"The archive {path} is broken{after}: {failure}. What follows there is missing."
+    message = f"The archive {path} is broken{after}: {failure}. The members after that are missing."
     return Item(f"{prefix or path.name}/", source, None, None, ImageError(message))

@@ -30,12 +30,7 @@ class Limited(WrappedSource):
     """The first inputs of a source, to try a prompt on."""
 
     def __init__(self, source: Source, limit: int) -> None:
-        """Wrap a source.
-
-        Args:
-            source: The inputs.
-            limit: How many of them at most.
-        """
+        """Wrap a source."""
         super().__init__(source, f"the first {limit:,} of {source.name}")
         self._limit = limit
 
@@ -50,12 +45,7 @@ class LongerThan(WrappedSource):
     """
 
     def __init__(self, source: Source, min_size: int) -> None:
-        """Wrap a source.
-
-        Args:
-            source: The inputs.
-            min_size: The shorter side in pixels.
-        """
+        """Wrap a source."""
         super().__init__(source)
         self._min_size = min_size
         self._left_out = 0

@@ -1,4 +1,4 @@
-"""The images in a folder, on a local disk or in a store: all of them, or those of a pattern."""
+"""The images in a folder, local or in a store: all, or the ones that match a pattern."""
 
 from __future__ import annotations
 
@@ -68,19 +68,7 @@ class Files:
         exclude: Sequence[str] = (),
         follow_links: bool = False,
     ) -> None:
-        """Compile the patterns; nothing is listed yet.
-
-        Args:
-            base: The folder.
-            patterns: Relative to the folder. A pattern that names no suffix means images.
-            name: For messages.
-            exclude: Patterns of names, or of paths below the folder, to leave out, in addition to
-                `EXCLUDED`.
-            follow_links: Whether `**` enters folders that are links.
-
-        Raises:
-            ConfigurationError: A pattern has `**` inside a name.
-        """
+        """Compile the patterns; nothing is listed yet."""
         from fsspec.utils import glob_translate  # noqa: PLC0415 - an extra
 
         self.name = name
@@ -117,7 +105,7 @@ class Files:
         return (relative for relative, *_ in _sorted(self._walk()))
 
     def is_empty(self) -> bool:
-        """Tell whether no file matches; the listing ends at the first one that does."""
+        """Return whether no file matches; the listing ends at the first match."""
         return next(self._walk(), None) is None
 
     def _walk(self) -> Iterator[_File]:
@@ -174,7 +162,7 @@ class Files:
         return False
 
     def _is_followed(self, relative: str) -> bool:
-        """Tell whether a link is entered; one that leads to a folder above it would never end."""
+        """Return whether a link is entered; a link to a folder above it would never end."""
         link = self.base / relative
         if self._is_bounded or isinstance(link, RemoteFile):
             return True
@@ -241,22 +229,12 @@ def _sorted(files: Iterator[_File]) -> Iterator[_File]:
 
 
 def has_wildcard(text: str) -> bool:
-    """Tell whether a text has one of `*`, `?`, `[`."""
+    """Return whether a text has one of `*`, `?`, `[`."""
     return _WILDCARD.search(text) is not None
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand `{000..012}`, as shards are named, and `{train,test}`.
-
-    Args:
-        pattern: A text with any number of them.
-
-    Returns:
-        Every text that the pattern stands for, in order. Other braces stay.
-
-    Raises:
-        ConfigurationError: There are more than 100,000.
-    """
+    """Expand `{000..012}`, as shards are named, and `{train,test}`."""
     expanded = list(islice(_expand(pattern), _MAX_PATTERNS + 1))
     if len(expanded) > _MAX_PATTERNS:
         message = f"The pattern stands for more than {_MAX_PATTERNS:,} files. Use a `*`."

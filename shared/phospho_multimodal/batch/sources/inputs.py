@@ -1,4 +1,4 @@
-"""The inputs of a job as its options describe them: the source, its prompts, what is left out."""
+"""The inputs of a job as its options describe them: the source, its prompts, its limits."""
 
 from __future__ import annotations
 
@@ -25,16 +25,7 @@ class Inputs:
     def __init__(
         self, source: Any, prompt: str | Sequence[str], options: Mapping[str, Any]
     ) -> None:
-        """Check the options; the source is not opened yet.
-
-        Args:
-            source: What `open_source` takes.
-            prompt: One prompt or several.
-            options: The options of the job.
-
-        Raises:
-            ConfigurationError: An option is wrong, or two do not fit together.
-        """
+        """Check the options; the source is not opened yet."""
         column = options.get("prompt_column")
         keep = options.get("keep") or ()
         self._prompts = parse_prompts(prompt, column)
@@ -65,20 +56,12 @@ class Inputs:
 
     @property
     def own_prompts(self) -> tuple[str, ...]:
-        """The templates, if the rows have prompts of their own."""
+        """The templates, if each row has its own prompt."""
         is_own = len(self._prompts) > 1 or any(prompt.fields for prompt in self._prompts)
         return tuple(prompt.text for prompt in self._prompts) if is_own else ()
 
     def open(self) -> tuple[Source, Source]:
-        """Open the source.
-
-        Returns:
-            The source itself, and the inputs that are made from it.
-
-        Raises:
-            ConfigurationError: As in `open_source`.
-            ImportError: As in `open_source`.
-        """
+        """Open the source."""
         options = self._options
         fields = [field for prompt in self._prompts for field in prompt.fields]
         opened: Source = open_source(

@@ -103,7 +103,7 @@ class Source(Protocol):
 
 
 class WrappedSource:
-    """Inputs that are made from those of another source."""
+    """Inputs that are made from the inputs of another source."""
 
     def __init__(self, source: Source, name: str | None = None) -> None:
         """Wrap a source; nothing is read yet."""
@@ -121,14 +121,7 @@ class NoInputsError(ConfigurationError):
 
 
 def describe_skipped(skipped: Counter[str]) -> str:
-    """List what a source left out: `12 .txt files, 1 hidden file`.
-
-    Args:
-        skipped: The reasons, and how often each applies.
-
-    Returns:
-        The commonest ones; an empty text if nothing was left out.
-    """
+    """List what a source left out: `12 .txt files, 1 hidden file`."""
     shown = skipped.most_common(_REASONS_SHOWN)
     listed = [f"{count:,} {reason}" for reason, count in shown]
     others = sum(skipped.values()) - sum(count for _, count in shown)
@@ -136,12 +129,7 @@ def describe_skipped(skipped: Counter[str]) -> str:
 
 
 def count_skipped(skipped: Counter[str], name: str) -> None:
-    """Count a file that is left out, by its suffix.
-
-    Args:
-        skipped: Where it is counted.
-        name: The file's name or path.
-    """
+    """Count a file that is left out, by its suffix."""
     suffix = PurePosixPath(name).suffix.lower()
     reason = "hidden files" if PurePosixPath(name).name.startswith(".") else f"{suffix} files"
     if not suffix and reason != "hidden files":
@@ -152,7 +140,7 @@ def count_skipped(skipped: Counter[str], name: str) -> None:
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file's name has the suffix of a supported type."""
+    """Return whether a file's name has the suffix of a supported type."""
     return name.lower().endswith(_SUFFIXES)
 
 
@@ -162,16 +150,7 @@ def printable(text: str) -> str:
 
 
 def file_item(name: str, path: Path, shown: str) -> Item:
-    """Make the item of a file. If the file is missing, the error comes when it is read.
-
-    Args:
-        name: The id.
-        path: The file.
-        shown: The path as it was given.
-
-    Returns:
-        The item.
-    """
+    """Make the item of a file. If the file is missing, the error comes when it is read."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # ValueError: a zero byte in the path
@@ -191,25 +170,18 @@ def make_item(
 
     A text is a path here, or a URL: the user's own table is not a message of an agent, so it may
     name files.
-
-    Args:
-        name: The id.
-        value: Text, path, bytes, PIL image, or a mapping with `bytes` or `path`.
-        root: What paths are relative to; `None` for the working directory.
-        storage_options: For the URLs of stores; see `open_url`.
-
-    Returns:
-        The item, with an error if the value cannot be an image.
     """
     source = ""
     if isinstance(value, Mapping):
         if not {"bytes", "path"} & value.keys():
-            return _failed(name, "", "There is no image: the mapping has neither bytes nor path.")
+            return _failed(
+                name, "", "The mapping has neither bytes nor path, so it holds no image."
+            )
         source, value = _unwrap(value)
     if isinstance(value, str):
         return _text_item(name, value, root, storage_options)
     if value is None or (isinstance(value, (bytes, bytearray)) and not value):
-        return _failed(name, source, "There is no image: the value is empty.")
+        return _failed(name, source, "The value is empty, so it holds no image.")
     if isinstance(value, os.PathLike):
         return _path_item(name, os.fspath(value), root)
     try:
@@ -235,7 +207,7 @@ def _text_item(
     name: str, text: str, root: AnyPath | None, storage_options: StorageOptions | None
 ) -> Item:
     if not text.strip():
-        return _failed(name, "", "There is no image: the value is empty.")
+        return _failed(name, "", "The value is empty, so it holds no image.")
     if text[:5].lower() == "data:":
         return Item(name, "data: URL", text, None)
     if is_url(text[:_MAX_PATH]):

@@ -21,15 +21,7 @@ class Listed:
     """Images, or (id, image) pairs, of a collection that the caller keeps."""
 
     def __init__(self, images: Iterable[Any], options: ReadOptions) -> None:
-        """Check that the collection can be iterated several times in the same order.
-
-        Args:
-            images: The images.
-            options: What relative paths are relative to.
-
-        Raises:
-            ConfigurationError: It cannot.
-        """
+        """Check that the collection can be iterated several times in the same order."""
         what = type(images).__name__
         message = ""
         if isinstance(images, (bytes, bytearray, memoryview)) or not hasattr(images, "__iter__"):
@@ -68,12 +60,7 @@ class Lines:
     """A path or URL a line, kept in a file without a name: standard input can be read once."""
 
     def __init__(self, stdin: TextIO, options: ReadOptions) -> None:
-        """Read all lines.
-
-        Args:
-            stdin: Where the lines come from.
-            options: What relative paths are relative to.
-        """
+        """Read all lines."""
         self.name = "standard input"
         self.skipped: Counter[str] = Counter()
         self._options = options

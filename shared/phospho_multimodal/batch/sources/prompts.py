@@ -1,4 +1,4 @@
-"""Prompts of their own for the rows of a source: templates over fields, and several prompts."""
+"""A prompt for each row of a source: templates over fields, and several prompts."""
 
 from __future__ import annotations
 
@@ -52,18 +52,7 @@ class PromptTemplate:
 
 
 def parse_prompts(prompt: str | Sequence[str], column: str | None) -> list[PromptTemplate]:
-    """Read which prompts a job has.
-
-    Args:
-        prompt: A prompt or several, in which `{name}` stands for a field.
-        column: The field that holds each row's prompt, instead of a prompt.
-
-    Returns:
-        The prompts; one without a field for a job whose rows have no prompts of their own.
-
-    Raises:
-        ConfigurationError: There is no prompt, or one comes twice.
-    """
+    """Read which prompts a job has."""
     if column is not None:
         return [PromptTemplate(f"{{{column}}}", column)]
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -77,12 +66,7 @@ class PromptedSource(WrappedSource):
     """Gives each input of another source its prompt; with several prompts, one input for each."""
 
     def __init__(self, source: Source, prompts: Sequence[PromptTemplate]) -> None:
-        """Wrap a source.
-
-        Args:
-            source: The inputs, with the fields that the prompts use.
-            prompts: The prompts.
-        """
+        """Wrap a source."""
         several = f"{source.name}, with {len(prompts)} prompts"
         super().__init__(source, several if len(prompts) > 1 else None)
         self._prompts = prompts

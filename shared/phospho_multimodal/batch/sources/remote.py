@@ -64,7 +64,7 @@ class RemoteFile:
         return RemoteFile(self.filesystem, self.path.rstrip("/").rpartition("/")[0])
 
     def with_suffix(self, suffix: str) -> RemoteFile:
-        """Return the file beside this one with another suffix."""
+        """Return the file with another suffix in the same folder."""
         return self.parent / str(PurePosixPath(self.name).with_suffix(suffix))
 
     def open(self, mode: str = "rb") -> IO[bytes]:
@@ -89,7 +89,7 @@ class RemoteFile:
         self._call("put_file", str(file), self.path)
 
     def exists(self) -> bool:
-        """Tell whether there is such a file."""
+        """Return whether there is such a file."""
         self.filesystem.invalidate_cache()
         return bool(self._call("exists", self.path))
 
@@ -104,7 +104,7 @@ class RemoteFile:
         return [dict(info) for info in self._call("ls", self.path, detail=True)]
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call the file system; each has errors of its own, and some are no `OSError`."""
+        """Call the file system, and raise all of its errors as `OSError`."""
         try:
             return getattr(self.filesystem, name)(*arguments, **options)
         except OSError:
@@ -122,31 +122,18 @@ AnyPath: TypeAlias = "Path | RemoteFile"
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a text names a place on another machine, and not a path."""
+    """Return whether a text names a place on another machine, and not a path."""
     return _URL.match(text) is not None
 
 
 def is_store_url(text: str) -> bool:
-    """Tell whether a text is the URL of an object in a store, which fsspec downloads."""
+    """Return whether a text is the URL of an object in a store, which fsspec downloads."""
     found = _URL.match(text)
     return found is not None and found[1].lower() in _STORES
 
 
 def open_url(url: str, storage_options: StorageOptions | None = None) -> RemoteFile:
-    """Find the file system of a URL; nothing is read yet.
-
-    Args:
-        url: Any URL that fsspec knows.
-        storage_options: Options of the file systems, by protocol. Without them, each file system
-            looks for credentials in its usual places.
-
-    Returns:
-        The file or folder.
-
-    Raises:
-        ImportError: The package for this kind of store is not installed.
-        ConfigurationError: fsspec knows no such store, or it does not take the options.
-    """
+    """Find the file system of a URL; nothing is read yet."""
     import fsspec  # noqa: PLC0415 - an extra
 
     protocol = url.partition("://")[0].lower()

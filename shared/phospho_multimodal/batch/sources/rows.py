@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -101,7 +102,7 @@ class _Csv:
     def _begin(self, text: IO[str]) -> tuple[Any, list[str]]:
         """Read the header; Excel writes semicolons where a comma is the decimal separator."""
         # The module's limit is one for the process and too low for a data: URL. It is raised and
-        # never lowered, so that nobody else's table breaks.
+        # never lowered, so that other code's tables still work.
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
         header = text.readline(_MAX_HEADER).removeprefix("\ufeff")
         excel = _EXCEL_SEPARATOR.fullmatch(header)
@@ -111,23 +112,8 @@ class _Csv:
         separator = others[0] if others and "," not in header else ","
         if excel is not None or self._has_tabs:
             separator = "\t" if excel is None else excel[1]
-        reader = csv.reader(_Chain(header, text), delimiter=separator)
+        reader = csv.reader(chain([header], text), delimiter=separator)
         return reader, [name.strip() for name in next(reader, [])]
-
-
-class _Chain:
-    """A line, and the lines of a text after it; `csv` still counts the lines."""
-
-    def __init__(self, first: str, text: IO[str]) -> None:
-        self._first: str | None = first
-        self._text = text
-
-    def __iter__(self) -> _Chain:
-        return self
-
-    def __next__(self) -> str:
-        first, self._first = self._first, None
-        return first or next(self._text)
 
 
 class _JsonLines:
@@ -176,7 +162,7 @@ class _JsonLines:
 class _Arrow:
     """A Parquet file, or an Arrow file of a saved dataset. Needs the extra `batch`.
 
-    Parquet is read page by page. `pyarrow.dataset` would decode a group of rows at once, which can
+    Parquet is read page by page. `pyarrow.dataset` would decode a whole group of rows, which can
     be a thousand images.
     """
 

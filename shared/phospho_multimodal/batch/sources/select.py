@@ -46,14 +46,13 @@ def open_source(
     stdin: TextIO | None = None,
     **read_options: Any,
 ) -> Source:
-    """Find out what was passed as the source, and open it.
+    """Recognize the kind of a source, and open it.
 
     Args:
-        source: A folder; an image; a table (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, also with `.gz`,
-            or `.parquet`); a tar archive; a text that is a pattern of any of these, with `*`, `?`,
-            `[…]`, `**`, `{000..012}` or `{a,b}`; the URL of any of these; `-` for standard input,
-            with a path or URL a line; or a list of images or of (id, image) pairs, where a text is
-            a path or URL.
+        source: A folder, an image, a table (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, also with `.gz`,
+            or `.parquet`), a tar archive, or the URL of any of these. A text may be a pattern, with
+            `*`, `?`, `[…]`, `**`, `{000..012}` or `{a,b}`. `-` is standard input, with a path or
+            URL a line. A list has images or (id, image) pairs, and its texts are paths or URLs.
         recursive: Whether to look into the folders of a folder.
         exclude: Patterns of file and folder names that a folder or a pattern leaves out.
         follow_links: Whether to look into folders that are links.
@@ -100,7 +99,7 @@ def open_source(
 
 
 def _collection(source: Any, options: ReadOptions) -> Source:
-    """Open a collection in memory; reject what could only fail in every row."""
+    """Open a collection in memory; reject one whose every row would fail."""
     what = type(source).__name__
     if column_names(source) is not None:
         return open_collection(source, options)
@@ -117,8 +116,8 @@ def _collection(source: Any, options: ReadOptions) -> Source:
         raise _array_error(what)
     if column_names(first) is not None or is_record(first):
         message = (
-            f"The {what} holds a {type(first).__name__}, which is no image. Nothing was sent. Rows"
-            " with fields are a list of mappings or a data frame, with column=."
+            f"The {what} holds a {type(first).__name__}, which is not an image. Nothing was sent."
+            " Rows with fields are a list of mappings or a data frame, with column=."
         )
         raise ConfigurationError(message)
     _reject(options, "column", "id_column", "fields")
@@ -131,13 +130,13 @@ def _is_array(value: object) -> bool:
 
 def _array_error(what: str) -> ConfigurationError:
     return ConfigurationError(
-        f"A {what} is no list of images. Nothing was sent. Pass a list of PIL images:"
+        f"A {what} is not a list of images. Nothing was sent. Pass a list of PIL images:"
         " PIL.Image.fromarray(array)."
     )
 
 
 def _holds_objects(values: Any) -> bool:
-    """Tell whether an array or a series holds one path or object after another, not numbers."""
+    """Return whether an array or a series holds one path or object after another, not numbers."""
     if len(values.shape) != 1:
         return False
     first = next(iter(values), None)
@@ -168,7 +167,7 @@ def _folder_source(
     if files.is_empty():
         for pattern in _SHARDS if recursive else ():
             if not Files(folder, [pattern], name, **walk).is_empty():
-                return _shard_source([(folder, pattern)], name, options, walk)
+                return _shard_source([(folder, pattern)], f"{pattern} in {name}", options, walk)
     if options.fields:  # a folder of the imagefolder layout
         for table in _IMAGEFOLDER:
             if not Files(folder, [table], name).is_empty():
@@ -220,7 +219,7 @@ def _pattern_source(
 
 
 def _common_folder(patterns: Sequence[str], options: ReadOptions) -> tuple[AnyPath, list[str]]:
-    """Split patterns into the folder that they share, and what is to match below that folder."""
+    """Split patterns into the folder that they share, and the patterns below that folder."""
     scheme, found, _ = patterns[0].partition("://")
     start = scheme + found if is_url(patterns[0]) else ""
     texts = [text.removeprefix(start) for text in patterns]
@@ -260,16 +259,16 @@ def _shard_source(
     if _kind(patterns[0][1]) == "archive":
         _reject(options, "column", "id_column", "root")
         cut = [(_without(ARCHIVE_SUFFIXES, shard), path) for shard, path in shards]
-        return Archives(cut, f"{len(cut)} archives of {name}", options.fields)
+        return Archives(cut, f"{len(cut)} archives {name}", options.fields)
     tables = [
         open_table(path, options, prefix=_without(TABLE_SUFFIXES, shard) + "/")
         for shard, path in shards
     ]
-    return _Tables(tables, f"{len(shards)} tables of {name}")
+    return _Tables(tables, f"{len(shards)} tables {name}")
 
 
 def _find(base: AnyPath, pattern: str, walk: Mapping[str, Any]) -> Iterator[str]:
-    """Find the files of a pattern; what is named without a wildcard must be there."""
+    """Find the files of a pattern; a name without a wildcard must exist."""
     if any(has_wildcard(part) for part in pattern.split("/")):
         yield from Files(base, [pattern], f"pattern {pattern}", **walk).paths()
     elif isinstance(base, RemoteFile) or (base / pattern).is_file():

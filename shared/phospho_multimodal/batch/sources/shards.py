@@ -34,7 +34,7 @@ class Shard:
         return f"-shard-{self.number}-of-{self.count}"
 
     def holds(self, name: str) -> bool:
-        """Tell whether an input belongs to this shard, by its id."""
+        """Return whether an input belongs to this shard, by its id."""
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
 

@@ -1,11 +1,11 @@
-"""URLs that carry a signature: another one every hour, and the same picture behind it."""
+"""URLs that carry a signature: it changes every hour, and the image stays the same."""
 
 from __future__ import annotations
 
 __all__ = ["without_signature"]
 
 # Each way of signing: the parameters that show it, and all that come with it. What only begins like
-# them may choose the picture (`x-oss-process`), and so may a short name without the others beside
+# them may choose the image (`x-oss-process`), and so may a short name without the others beside
 # it. From the documentation of Amazon S3 and CloudFront, Google Cloud Storage, Alibaba OSS, and
 # Azure's shared access signatures.
 _AZURE = (
@@ -53,15 +53,7 @@ _WAYS = (
 
 
 def without_signature(url: str) -> str:
-    """Take away from a URL what only says who may read it, and until when.
-
-    Args:
-        url: As it was given.
-
-    Returns:
-        The rest: two URLs of the same picture, signed at two times, have the same. A URL without a
-        signature is left as it is, and so is any other text.
-    """
+    """Take away from a URL what only says who may read it, and until when."""
     if not url[:8].lower().startswith(("http://", "https://")):
         return url
     place, _, query = url.partition("#")[0].partition("?")

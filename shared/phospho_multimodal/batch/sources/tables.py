@@ -45,17 +45,7 @@ class Table:
     """Rows with columns: each row is an item, with an error where the row is broken."""
 
     def __init__(self, rows: Rows, name: str, options: ReadOptions, prefix: str = "") -> None:
-        """Find the columns.
-
-        Args:
-            rows: The rows.
-            name: For messages.
-            options: Which columns to read.
-            prefix: Stands before the numbers that are ids.
-
-        Raises:
-            ConfigurationError: The rows cannot be read, or have no such column.
-        """
+        """Find the columns."""
         self.name = name
         self.skipped: Counter[str] = Counter()
         self._rows = rows
@@ -111,20 +101,7 @@ class Table:
 
 
 def open_table(path: AnyPath, options: ReadOptions, prefix: str = "") -> Table:
-    """Open a table; its relative paths are relative to its folder unless `root` says otherwise.
-
-    Args:
-        path: The file.
-        options: Which columns to read.
-        prefix: Stands before the numbers that are ids.
-
-    Returns:
-        The table.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or has no such column.
-        ImportError: Parquet without pyarrow.
-    """
+    """Open a table; its relative paths are relative to its folder unless `root` says otherwise."""
     if options.root is None:
         options = replace(options, root=path.parent)
     try:
@@ -136,14 +113,7 @@ def open_table(path: AnyPath, options: ReadOptions, prefix: str = "") -> Table:
 
 
 def column_names(collection: Any) -> list[str] | None:
-    """Name the columns of a collection of pandas, polars, PyArrow or Hugging Face datasets.
-
-    Args:
-        collection: Any object.
-
-    Returns:
-        The names; `None` for any other collection.
-    """
+    """Name the columns of a collection of pandas, polars, PyArrow or Hugging Face datasets."""
     if isinstance(collection, Mapping):
         return None
     names = getattr(collection, "column_names", None)  # of a dataset or an Arrow table
@@ -155,23 +125,12 @@ def column_names(collection: Any) -> list[str] | None:
 
 
 def is_record(entry: object) -> bool:
-    """Tell whether an entry of a list is a row with fields, and not `{bytes, path}`, an image."""
+    """Return whether an entry of a list is a row with fields, and not `{bytes, path}`, an image."""
     return isinstance(entry, Mapping) and not ({"bytes", "path"} & entry.keys())
 
 
 def open_collection(rows: Any, options: ReadOptions) -> Table:
-    """Open a collection whose entries have fields; `column` must be given.
-
-    Args:
-        rows: A data frame, a dataset, an Arrow table or a list of mappings.
-        options: Which fields to read.
-
-    Returns:
-        The table.
-
-    Raises:
-        ConfigurationError: There is no such field, or `column` is missing.
-    """
+    """Open a collection whose entries have fields; `column` must be given."""
     what = type(rows).__name__
     if hasattr(rows, "collect"):  # Spark, and a polars frame that is not computed yet
         message = f"A {what} holds no rows yet. Nothing was sent. Collect them first."
