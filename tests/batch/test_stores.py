@@ -233,12 +233,23 @@ def test_a_missing_driver_is_named(endpoint, tmp_path, monkeypatch, driver, plac
     if place == "cell":
         describe_many([f"{url}.png"], tmp_path / "out", **options)
         (row,) = read_rows(tmp_path / "out")
-        assert f"pip install {package}" in row["error"]
+        assert f"nstall {package}" in row["error"]
     else:
         source, out = (url, tmp_path / "out") if place == "source" else ([numbered(1)], url)
-        with pytest.raises(ImportError, match=f"Nothing was sent.*pip install {package}"):
+        with pytest.raises(ImportError, match=f"nstall {package}.*Nothing was sent"):
             describe_many(source, out, **options)
     assert server.questions == []
+
+
+@pytest.mark.parametrize("source", ["folder", "s3://bucket/a"])
+def test_a_missing_extra_is_named(endpoint, tmp_path, monkeypatch, source):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    photos, server = fill(tmp_path / "photos", 1), endpoint()
+    with pytest.raises(ImportError, match=r'needs .fsspec.*pip install "phospho-multimodal\[batch'):
+        describe_many(
+            photos if source == "folder" else source, tmp_path / "out", base_url=server.base_url
+        )
+    assert server.requests == []
 
 
 def test_storage_options_are_passed_to_the_store(endpoint, tmp_path, s3_server, bucket, s3):
@@ -306,7 +317,7 @@ def test_the_listing_of_a_web_server_is_a_source(endpoint, batch, tmp_path, web)
     assert set(statuses(read_rows(summary)).values()) == {"described"}
 
 
-@pytest.mark.parametrize("name", ["t.csv", "x.tar", "p.parquet", "a.png"])
+@pytest.mark.parametrize("name", ["t.csv", "x.tar", "p.parquet", "a.png", "a.png?width=9/8"])
 def test_a_file_of_a_web_server_is_a_source(web, name):
     folder, url = web
     (folder / "t.csv").write_text("image\na.png\n")
