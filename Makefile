@@ -76,7 +76,7 @@ test-browser: $(STAMP)  ## Test the server's page in the system's Chromium
 .PHONY: test-engines
 test-engines: $(STAMP)  ## Test the engine that runs a model, with PyTorch and a tiny one
 	@$(INSTALL) --group engines
-	@TEST_ENGINES=1 $(TEST_ALL) tests/engines tests/server/test_held_questions.py -k transformers
+	@TEST_ENGINES=1 $(TEST_ALL) tests/engines tests/server/test_both_frameworks.py -k transformers
 
 .PHONY: test-ray
 test-ray: $(STAMP)  ## Test the batch over a Ray cluster: three nodes on this machine, one killed

@@ -4,7 +4,7 @@ The core's table of block kinds reads the blocks as they are in a message. LangC
 leave out forms that occur in practice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from langchain_core.messages import (
     AIMessage,
@@ -66,17 +66,13 @@ def read_messages(messages: Sequence[BaseMessage]) -> list[Turn]:
                 ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls
             )
             called.update((call.id, call.name) for call in calls)
-        name = _name(message, called)
+        name = message.name
+        if name is None and isinstance(message, ToolMessage):
+            name = called.get(message.tool_call_id, message.tool_call_id)
         is_older = index < older
         parts = read_content(message.content, is_older=is_older) if message.content else ()
         turns.append(make_turn(role, parts, name, calls, is_older=is_older))
     return turns
-
-
-def _name(message: BaseMessage, called: Mapping[str | None, str]) -> str | None:
-    if message.name is None and isinstance(message, ToolMessage):
-        return called.get(message.tool_call_id, message.tool_call_id)
-    return message.name
 
 
 def _role(message: BaseMessage) -> Role:

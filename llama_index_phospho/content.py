@@ -125,7 +125,7 @@ def prompt_turns(prompt: str, formatted: object, image_documents: object) -> lis
     if not isinstance(formatted, bool):
         if image_documents is not None and formatted is not None:
             message = (
-                "Images were passed as the second argument and as image_documents=."
+                "Images were passed twice: as the second argument and as image_documents=."
                 " Nothing was sent. Pass them once."
             )
             raise ConfigurationError(message)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,30 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    """A quoted message is a part of a text in the source."""
+    source = []
+    for package in ("phospho_multimodal", "langchain_phospho", "llama_index_phospho"):
+        for file in Path(str(resources.files(package))).rglob("*.py"):
+            source += texts_of(ast.parse(file.read_text(encoding="utf-8")))
+    everything = "\n".join(source)
+    page = (COOKBOOK / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(quoted) >= 15
+    ours = [text for text in quoted if "Input should" not in text]  # pydantic's words
+    assert [text for text in ours if text not in everything] == []
+
+
+def texts_of(tree: ast.AST) -> list[str]:
+    """Return the texts of a module; the values inside of an f-string become a mark."""
+    return [
+        "".join(
+            part.value if isinstance(part, ast.Constant) else "…"
+            for part in (node.values if isinstance(node, ast.JoinedStr) else [node])
+        )
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    ]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from collections import Counter
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from describing_many import Batch, described, fill, read_rows
+from describing_many import Batch, Endpoint, described, fill, read_rows, slow
 from fault_server import reset, status
 from phospho_multimodal import ConfigurationError, SpendingLimitError
+from phospho_multimodal.batch import describe_many
 
 TILES = {"detail": "tiles", "max_image_side": 64}
 
@@ -21,6 +26,11 @@ def screenshot(path: Path) -> Path:
     """An image that needs three columns and two rows of tiles of 64 pixels; all of them differ."""
     Image.linear_gradient("L").resize((160, 90)).rotate(1, expand=False).save(path)
     return path
+
+
+def counted(server: Endpoint) -> Counter[bytes]:
+    """How often each tile was sent."""
+    return Counter(request.image for request in server.questions)
 
 
 HEADINGS = [
@@ -146,3 +156,38 @@ def test_another_number_of_tiles_is_another_job(endpoint, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 2
     with pytest.raises(ConfigurationError, match="max_tiles"):
         ask(photos, tmp_path / "out", base_url=server.base_url, max_tiles=0, **TILES)
+
+
+def test_after_a_kill_between_tiles_the_answered_tiles_are_not_paid_again(endpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    screenshot(photos / "a.png")
+    server = endpoint(slow(0.05))
+    flags = f"--base-url {server.base_url} --detail tiles --max-image-side 64 --concurrency 1"
+    flags += " --format jsonl --yes"
+    code = "from phospho_multimodal.cli.main import main; main()"
+    command = ["batch", str(photos), "--out", str(tmp_path / "out"), *flags.split()]
+    with subprocess.Popen([sys.executable, "-c", code, *command]) as process:  # noqa: S603 - ours
+        try:
+            server.wait_for_requests(5)  # two about the endpoint, and three tiles
+        finally:
+            process.kill()
+    resume = partial(
+        describe_many,
+        photos,
+        tmp_path / "out",
+        base_url=server.base_url,
+        results="jsonl",
+        **TILES,
+    )
+
+    doubtful = resume()
+    assert (doubtful.described, doubtful.in_doubt) == (0, 1)
+    assert set(counted(server).values()) == {1}
+    summary = resume(retry_in_doubt=True)
+
+    assert summary.described == 1
+    assert len(counted(server)) == 6
+    assert sum(counted(server).values()) == 7
+    assert summary.images_billed == 6
+    assert summary.images_in_doubt == 1

@@ -51,7 +51,7 @@ def context(browser: Browser, base_url: str) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, base_url: str) -> Iterator[Page]:
-    """The page, which in the end has asked this server alone, and complained of nothing."""
+    """The page, which must have sent requests to this server only, and logged no error."""
     page = context.new_page()
     asked: list[str] = []
     complaints: list[str] = []
@@ -73,7 +73,7 @@ def receipt(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_in(tmp_path: Path):
-    """Run a program where the picture is."""
+    """Run a program in the folder of the image."""
 
     def run(*command: str) -> str:
         done = subprocess.run(  # noqa: S603 - our own page's code, on our own server

@@ -112,7 +112,7 @@ def test_a_question_of_quotes_and_newlines_stays_one_in_every_language(page, rec
     assert not (receipt.parent / "gone").exists()
 
 
-def test_what_is_no_picture_is_said_in_the_servers_words(page, tmp_path):
+def test_what_is_no_image_is_said_in_the_servers_words(page, tmp_path):
     file = tmp_path / "no.png"
     file.write_bytes(b"%PDF-1.7 not a picture")
     page.locator("#picture").set_input_files(file)
@@ -121,7 +121,7 @@ def test_what_is_no_picture_is_said_in_the_servers_words(page, tmp_path):
     expect(page.locator("#price")).to_contain_text("$0.00")
 
 
-def test_asking_without_a_picture_sends_nothing(page):
+def test_asking_without_an_image_sends_nothing(page):
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#status")).to_have_text("Choose a picture first.")
 

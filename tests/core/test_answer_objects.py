@@ -8,71 +8,19 @@ from typing import Any
 import pytest
 
 from phospho_multimodal.tools.answer_objects import find_answer
+from structured_replies import FULL, READABLE, UNREADABLE, Receipt
 
-OPTIONAL = {
-    "type": "object",
-    "properties": {
-        "shop": {"type": "string"},
-        "total": {"anyOf": [{"type": "number"}, {"type": "null"}]},
-        "vat_rate": {"type": "string"},
-    },
-}
-FULL = {"shop": "Café", "total": 12.5}
-WRITTEN = '{"shop": "Café", "total": 12.5}'
+OPTIONAL = Receipt.model_json_schema()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        WRITTEN,
-        f"Sure! ```json\n{WRITTEN}\n``` I hope that {{helps}}.",
-        "{'shop': 'Café', 'total': 12.50,}",
-        '{{"shop": "Café", "total": 12.5}}',
-        f"[{WRITTEN}]",
-        f"{'A long word before it. ' * 20}{WRITTEN}{' A long word after it.' * 20}",
-        f'{{"receipt": {WRITTEN}}}',
-        f'{{"properties": {WRITTEN}}}',
-        f'{{"type": "object", "properties": {WRITTEN}}}',
-        f'{{"title": "Receipt", "type": "object", "data": {WRITTEN}}}',
-        f'{{"name": "Receipt", "arguments": {WRITTEN}}}',
-        f'{{"note": "I read the receipt."}}\n{WRITTEN}',
-        f'<think>{{"shop": "Bar"}}</think>{WRITTEN}',
-        f'{{"type": "object", "properties": {{"shop": {{"type": "string"}}}}}}\n{WRITTEN}',
-        f'{{"shop": {{"type": "string"}}, "total": {{"type": "number"}}}}\n{WRITTEN}',
-        f'{{"shop": "Bar"}}\n{WRITTEN}',
-        f'{WRITTEN}\n{{"shop": "Bar", "total": 1}}',
-        f'{{"shop": Bar, "total": 1}}\n{WRITTEN}',
-    ],
-)
+@pytest.mark.parametrize("text", READABLE)
 def test_the_object_with_most_keys_of_the_schema_is_taken(text: str) -> None:
-    assert find_answer(text, OPTIONAL, "Receipt") == FULL
+    assert find_answer(text, OPTIONAL) == FULL
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "The picture is too dark.",
-        "{}",
-        '{"error": "The picture is too dark."}',
-        '{"error": {"message": "The picture is too dark."}}',
-        '{"Shop": "Café", "Total": 12.5}',
-        '{"Shop": "Café", "total": 12.5}',
-        '{"shop": "Café", "vatRate": "7"}',
-        '{"shop": "Café", "VAT rate": "7"}',
-        '{"type": "object", "properties": {"shop": {"type": "string"}}}',
-        '{"shop": {"type": "string"}, "total": {"anyOf": [{"type": "number"}]}}',
-        '{"first": {"shop": "A"}, "second": {"shop": "B"}}',
-        '{"name": "Invoice", "arguments": {"shop": "Café"}}',
-        '{"outer": {"inner": {"shop": "Café"}}}',
-        '{"shop": "Ca',
-        '{"shop": Café}',
-        '{"shop": "Café", "shop": "Bar"}',
-        f"<think>{WRITTEN}</think>",
-    ],
-)
+@pytest.mark.parametrize("text", UNREADABLE)
 def test_an_object_without_a_key_of_the_schema_is_not_an_empty_answer(text: str) -> None:
-    assert find_answer(text, OPTIONAL, "Receipt") is None
+    assert find_answer(text, OPTIONAL) is None
 
 
 def test_a_name_around_an_object_is_not_the_name_in_it() -> None:

@@ -203,6 +203,11 @@ BMP_SIZES = struct.pack("<iiHH", 8, 8, 1, 32)
             "JPEG",
             id="lossless JPEG",
         ),
+        pytest.param(
+            encoded(draw(64, 48)).replace(b"\0\x11\x08\0\x30", b"\0\x11\x08\0\0", 1),
+            "JPEG",
+            id="JPEG whose height follows its pixels",
+        ),
     ],
 )
 def test_a_valid_file_of_an_unusual_variant_is_not_called_broken(file: bytes, kind: str):
@@ -250,6 +255,25 @@ PHOTO = encoded(photo())
 def test_a_jpeg_without_all_of_its_pixels_is_an_error(damage, size):
     with pytest.raises(ImageError):
         prepare_image(damage(encoded(photo(*size))))
+
+
+def test_a_palette_png_without_its_palette_is_an_error():
+    with pytest.raises(ImageError, match="palette is missing"):
+        prepare_image(png(bytes(8), colors=3))
+
+
+def test_a_data_url_without_data_is_called_empty():
+    with pytest.raises(ImageError, match="empty: 0 bytes"):
+        prepare_image("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("brand", "kind"), [(b"miaf", "HEIF"), (b"MiHE", "HEIF"), (b"isom", "a video")]
+)
+def test_a_heic_is_known_by_any_of_its_brands(brand: bytes, kind: str):
+    others = b"mif1heic" if kind == "HEIF" else b"isomiso2"
+
+    assert sniff(b"\0\0\0\x20ftyp" + brand + bytes(4) + others) == kind
 
 
 @pytest.mark.parametrize("part", [0.2, 0.3, 0.5])

@@ -155,7 +155,7 @@ async def test_no_answer_is_longer_than_the_cap(tiny, generated):
     assert call["answer"].shape[1] - call["input_ids"].shape[1] <= 250
 
 
-async def test_the_picture_changes_the_answer(tiny):
+async def test_the_image_changes_the_answer(tiny):
     async with ready(TransformersEngine(model=str(tiny))) as engine:
         answers = [await ask(engine, "What is this ?", colour) for colour in COLOURS]
     assert len(set(answers)) == len(COLOURS)

@@ -29,7 +29,7 @@ _SIDE, _PATCH, _WIDTH = 28, 14, 64  # vLLM: 32 for each of two heads
 
 
 def save_tiny_llava(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:
-    """Make the model from a configuration, and save it as a folder like those of the hub."""
+    """Make the model from a configuration, and save it as a folder like a model of the hub."""
     vocabulary = SPECIAL + WORDS + [f"word{number}" for number in range(100)]
     bare = Tokenizer(
         models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token=SPECIAL[0])

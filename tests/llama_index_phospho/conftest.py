@@ -11,7 +11,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 
 from fault_server import FaultServer
-from llama_index_phospho import Phospho, PhosphoMultiModal
+from llama_index_phospho import Phospho
 from pictures import encoded
 
 KEY = "sk-secret-0123456789"
@@ -94,9 +94,10 @@ def ask(method: str) -> Ask:
     return ASK[method]
 
 
-@pytest.fixture(params=[Phospho, PhosphoMultiModal])
-def kind(request: pytest.FixtureRequest) -> type[Phospho]:
-    return request.param
+@pytest.fixture
+def kind() -> type[Phospho]:
+    """The class of the models; some files test both classes."""
+    return Phospho
 
 
 @pytest.fixture

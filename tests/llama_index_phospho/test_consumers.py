@@ -39,6 +39,11 @@ from pictures import draw, encoded
 Ask = Callable[..., list[Any]]
 
 
+@pytest.fixture(params=[Phospho, PhosphoMultiModal])
+def kind(request: pytest.FixtureRequest) -> type[Phospho]:
+    return request.param
+
+
 @pytest.fixture
 def image_node(tmp_path: Path, picture: bytes) -> ImageNode:
     path = tmp_path / "picture.jpg"

@@ -18,16 +18,9 @@ from llama_index.core.base.llms.types import (
 )
 
 from fault_server import FaultServer
-from llama_index_phospho import Phospho
 from pictures import draw, encoded
 
 PICTURE = encoded()
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 def sent(server: FaultServer) -> bytes | str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -18,7 +17,6 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
-from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
@@ -27,7 +25,6 @@ from phospho_multimodal import (
     ConfigurationError,
     MissingImageError,
     NoToolCallError,
-    PhosphoError,
     UnsupportedContentError,
 )
 from pictures import draw, encoded
@@ -385,92 +382,3 @@ def test_an_agent_without_a_picture_says_so(agent_of: Any, llm: Any, script: Any
     script()
     with pytest.raises(MissingImageError):
         run(agent_of(llm, [zoom]), ChatMessage("What is it?"))
-
-
-# Structured output.
-
-
-def prompt() -> PromptTemplate:
-    """Make one: LlamaIndex's text mode leaves its schema in the prompt that it was given."""
-    return PromptTemplate("Which animal?")
-
-
-def _predict(llm: Any) -> Any:
-    return llm.structured_predict(Animal, prompt())
-
-
-def _apredict(llm: Any) -> Any:
-    return asyncio.run(llm.astructured_predict(Animal, prompt()))
-
-
-def _stream_predict(llm: Any) -> Any:
-    return list(llm.stream_structured_predict(Animal, prompt()))[-1]
-
-
-def _astream_predict(llm: Any) -> Any:
-    async def collect() -> list[Any]:
-        return [item async for item in await llm.astream_structured_predict(Animal, prompt())]
-
-    return asyncio.run(collect())[-1]
-
-
-def _structured_llm(llm: Any) -> Any:
-    message = question(encoded(), "Which animal?")
-    return llm.as_structured_llm(Animal).chat([message]).raw
-
-
-def _program(llm: Any) -> Any:
-    return FunctionCallingProgram.from_defaults(Animal, prompt=prompt(), llm=llm)()
-
-
-@pytest.mark.parametrize(
-    "predict", [_predict, _apredict, _stream_predict, _astream_predict, _structured_llm, _program]
-)
-class TestStructuredOutput:
-    @pytest.mark.parametrize(
-        "reply",
-        [CAT, f"Sure:\n```json\n{CAT}\n```", '{"name": "cat"}', "{'name': 'cat', 'legs': 4}"],
-    )
-    def test_an_object_comes(
-        self,
-        predict: Any,
-        make: Any,
-        *,
-        server: FaultServer,
-        script: Any,
-        picture: bytes,
-        reply: str,
-    ) -> None:
-        script(reply)
-        llm = make(is_function_calling_model=True, default_image=picture)
-        assert predict(llm) == Animal(name="cat")
-        text = server.requests[0].item["text"]
-        assert "Call one of the tools now." in text
-        assert text.endswith("User: Which animal?")
-
-    @pytest.mark.parametrize("reply", ["It is a cat.", CAT[:-5], '{"legs": 4}'])
-    def test_anything_else_is_an_error_of_ours(
-        self, predict: Any, make: Any, script: Any, picture: bytes, reply: str
-    ) -> None:
-        """Core takes a ValueError for an empty answer, and makes an empty object of prose."""
-        script(reply)
-        llm = make(is_function_calling_model=True, default_image=picture)
-        with pytest.raises(PhosphoError) as raised:
-            predict(llm)
-        assert type(raised.value) is NoToolCallError
-
-
-@pytest.mark.parametrize("predict", [_predict, _apredict, _stream_predict, _astream_predict])
-class TestStructuredOutputByTextAlone:
-    """The same with `is_function_calling_model=False`."""
-
-    def test_an_object_comes(self, predict: Any, make: Any, script: Any, picture: bytes) -> None:
-        script('{"name": "cat", "legs": 4}')
-        assert predict(make(default_image=picture)) == Animal(name="cat")
-
-    def test_prose_is_an_error_of_ours(
-        self, predict: Any, make: Any, script: Any, picture: bytes
-    ) -> None:
-        script("It is a cat.")
-        with pytest.raises(NoToolCallError):
-            predict(make(default_image=picture))

@@ -15,19 +15,13 @@ from llama_index.core.schema import ImageNode
 
 from consumers import FixedRetriever
 from fault_server import FaultServer, answer
-from llama_index_phospho import ImageMemoryBlock, Phospho
+from llama_index_phospho import ImageMemoryBlock
 from phospho_multimodal import MissingImageError
 from pictures import draw, encoded
 
 Make = Callable[..., Any]
 LONG = "lorem ipsum dolor sit amet " * 30
 TURNS = 30
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 def shown(picture: bytes, text: str = "What is this?") -> ChatMessage:

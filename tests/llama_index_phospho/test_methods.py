@@ -30,6 +30,11 @@ from phospho_multimodal import (
 Ask = Callable[..., list[Any]]
 
 
+@pytest.fixture(params=[Phospho, PhosphoMultiModal])
+def kind(request: pytest.FixtureRequest) -> type[Phospho]:
+    return request.param
+
+
 class Callbacks(BaseCallbackHandler):
     """Keeps every event of the callback manager."""
 

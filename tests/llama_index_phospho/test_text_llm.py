@@ -38,12 +38,6 @@ Ask = Callable[..., list[Any]]
 Make = Callable[..., Any]
 
 
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
-
-
 @pytest.fixture(autouse=True)
 def _loop() -> Iterator[None]:
     """Have the loop that core's synchronous methods take, and close it, which they do not."""

@@ -15,7 +15,7 @@ from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.schema import ImageNode
 
 from fault_server import FaultServer, answer, reset, status
-from llama_index_phospho import Phospho, PhosphoToolSpec
+from llama_index_phospho import PhosphoToolSpec
 from phospho_multimodal import (
     AuthenticationError,
     ConfigurationError,
@@ -36,12 +36,6 @@ HOSTS = ["images.example.com", "127.0.0.1:9"]
 URL = "https://images.example.com/a%20b.png?sig=x"
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -6,7 +6,6 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ImageBlock,
@@ -17,17 +16,10 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.schema import ImageDocument
 
 from fault_server import FaultServer
-from llama_index_phospho import Phospho
 from pictures import draw, encoded
 
 PICTURE = encoded()
 BASE64 = base64.b64encode(PICTURE).decode()
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 def test_a_picture_of_additional_kwargs_counts_once(llm: Any, server: FaultServer) -> None:

@@ -21,7 +21,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
 
 from fault_server import FaultServer, answer, status
-from llama_index_phospho import Phospho, VisionLLM
+from llama_index_phospho import VisionLLM
 from phospho_multimodal import (
     AuthenticationError,
     ConfigurationError,
@@ -37,12 +37,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 @pytest.fixture(autouse=True)

@@ -127,7 +127,7 @@ def test_the_image_arrives_byte_for_byte(echo_client, picture):
 
 
 class BrokenEngine:
-    """Fails, and quotes what it was given while at it."""
+    """Fails, and quotes the prompt in its error."""
 
     name = "broken"
 
@@ -140,7 +140,7 @@ class BrokenEngine:
 
 
 class TalkativeEngine:
-    """Answers with something that is no text."""
+    """Answers with a value that is not a string."""
 
     name = "talkative"
 

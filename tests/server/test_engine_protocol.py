@@ -28,7 +28,7 @@ from phospho_multimodal.server.engines import (
 
 @dataclass
 class PlainEngine:
-    """Fails as it is told to."""
+    """Raises the given exception."""
 
     failure: Exception
     name = "plain"
@@ -132,7 +132,7 @@ def test_an_async_engine_is_given_as_many_questions_as_it_says(picture):
         assert [a.result().status_code for a in asked] == [200] * 5
 
 
-def test_while_an_async_engine_waits_nobody_else_holds_its_picture(picture):
+def test_while_an_async_engine_waits_nobody_else_holds_its_image(picture):
     engine = AsyncEngine()
     with serve(create_app(engine)) as base_url, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, base_url, picture)

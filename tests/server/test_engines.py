@@ -1,4 +1,4 @@
-"""The engines: what they say, and that they say the same again."""
+"""The answers of the engines, which are the same for the same request."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TestOcr:
         assert "no objects are recognised" in limits
         assert "question is not interpreted" in limits
 
-    def test_it_answers_over_http_from_the_picture(self, ocr, picture):
+    def test_it_answers_over_http_from_the_image(self, ocr, picture):
         with serve(create_app(ocr)) as base_url:
             response = httpx.post(base_url + PREDICT_PATH, json=picture.request(), timeout=60)
         description = response.json()["predictions"][0]["description"]
@@ -115,7 +115,7 @@ class TestOcr:
     @pytest.mark.parametrize(
         "size", [(1, 1), (3000, 1), (1, 3000), (40, 2000), (5000, 3000)], ids=str
     )
-    def test_no_shape_of_picture_makes_it_fail_or_hang(self, ocr, size):
+    def test_no_shape_of_image_makes_it_fail_or_hang(self, ocr, size):
         started = time.process_time()
         answer = ocr.describe(picture_of(Image.new("RGB", size)), question())
         assert "black (100 %)" in answer

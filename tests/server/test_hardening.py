@@ -78,7 +78,7 @@ def post(base_url: str, content: bytes, **headers: str) -> httpx.Response:
             body(INPUT, more=b',"x":' + b'{"a":' * MANY + b"1" + b"}" * MANY),
             422,
             "json_invalid",
-            id="nested objects where nobody looks",
+            id="nested objects in an unknown field",
         ),
         pytest.param(
             item(b'"max_new_tokens":' + b"9" * 1_000_000), 422, "json_invalid", id="a long number"
@@ -121,7 +121,7 @@ def post(base_url: str, content: bytes, **headers: str) -> httpx.Response:
             body(INPUT, more=b',"x":' + b"[0,[0,[0]]]," * 500_000),
             422,
             "too_many_values",
-            id="a million values where nobody looks",
+            id="a million values in an unknown field",
         ),
     ],
 )
@@ -231,8 +231,8 @@ def test_a_key_of_100_kb_is_refused_by_whoever_meets_it_first(server, dial):
             client.send("Content-Length: 0", key="x" * 100_000)
             return client.reply()
 
-    # Who closes on what was not read resets the line, and a reset may overtake the answer: one of a
-    # hundred is asked again for that.
+    # A server that closes a connection with unread bytes resets it, and a reset may overtake the
+    # response. So the request is sent up to twenty times.
     replies = (asked() for _ in range(20))
     reply = next(reply for reply in replies if reply is not None)
     # Up to 64 kB of an unfinished head are kept; one that comes whole is looked at.
@@ -267,7 +267,7 @@ def test_of_two_authorizations_none_counts(server, dial, keys):
     "header",
     [
         pytest.param("Content-Length: -1", id="a negative length"),
-        pytest.param("Content-Length: 1e3", id="a length that is no number"),
+        pytest.param("Content-Length: 1e3", id="a length that is not a number"),
         pytest.param("Content-Length: " + "9" * 30, id="a length of 30 digits"),
         pytest.param("Content-Length: 5\r\nContent-Length: 6", id="two lengths"),
         pytest.param("Content-Length: 5, 6", id="two lengths in one"),
@@ -404,7 +404,7 @@ def test_the_documents_example_is_answered(open_server):
 
 @pytest.mark.long
 def test_every_answer_is_one_that_the_openapi_document_declares():
-    # In a process of its own: the fuzzer's own warnings are not ours to answer for.
+    # In another process, because warnings of the fuzzer would fail this one.
     command = [sys.executable, str(FUZZER), "--examples", "50"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(  # noqa: S603 - our own code

@@ -100,7 +100,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(picture):
 
 @contextlib.contextmanager
 def asking(app, picture):
-    """Yield a function that asks in the background, each time on a connection of its own."""
+    """Yield a function that sends a request in the background, on a new connection."""
     with serve(app) as base_url, ThreadPoolExecutor(8) as threads:
 
         def ask(text, timeout=PATIENCE):
@@ -180,7 +180,7 @@ class Observed:
 
 
 def is_refused(base_url, picture) -> bool:
-    """Tell whether one more would find no place; whoever finds one gives it up again."""
+    """Check whether another request is rejected; one that waits gives up again."""
     try:
         answer = httpx.post(base_url + PREDICT_PATH, json=picture.request("probe"), timeout=0.2)
     except httpx.ReadTimeout:

@@ -31,7 +31,7 @@ PENALTY = {name: case.penalty for name, case in CASES.items()}
 
 
 def asked_once(upstream: ScriptedUpstream, image: bytes | str | None = None, **parameters):
-    """Ask through a door of its own, and give what the upstream was asked."""
+    """Send a request through a new gateway, and return the request that the upstream got."""
     with gateway(upstream.url, allow_urls=True) as client:
         response = ask(client, image, **parameters)
     assert response.status_code == 200, response.text
@@ -138,7 +138,7 @@ class TestThePicture:
 
 class TestWhatTheUpstreamRefuses:
     def failed(self, upstream, caplog, **options) -> str:
-        """Ask, expect the contract's 500, and give what was logged."""
+        """Send a request, expect the 500, and return the log."""
         with gateway(upstream.url, **options) as client:
             response = ask(client)
         assert response.status_code == 500
@@ -240,10 +240,10 @@ class TestWhatWillPass:
                 assert time.monotonic() - begun < 5
             server.wait_until_idle()
 
-    def test_the_door_gives_up_before_the_contracts_minute_is_over(self):
+    def test_the_gateway_gives_up_before_the_contracts_minute_is_over(self):
         assert openai.ANSWER_SECONDS < 60
 
-    def test_a_door_that_is_up_first_says_loading_and_waits(self, monkeypatch):
+    def test_a_gateway_that_is_up_first_says_loading_and_waits(self, monkeypatch):
         monkeypatch.setattr(monitor, "_INTERVAL", 0.05)
         with scripted("llama.cpp", loading=True) as upstream, gateway(upstream.url) as client:
             health = client.get("/health")
@@ -258,7 +258,7 @@ class TestWhatWillPass:
             assert ask(client).status_code == 200
             assert "repeat_penalty" in upstream.asked[0].body
 
-    def test_a_door_whose_upstream_never_came_can_be_closed(self, monkeypatch):
+    def test_a_gateway_whose_upstream_never_came_can_be_closed(self, monkeypatch):
         monkeypatch.setattr(monitor, "_INTERVAL", 0.01)
         with scripted(loading=True) as upstream, gateway(upstream.url) as client:
             assert client.get("/health").status_code == 503

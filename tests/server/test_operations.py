@@ -105,7 +105,7 @@ def test_the_json_log_has_a_line_a_request_and_nothing_that_was_in_it(picture, c
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_several_processes_answer_add_up_their_counts_and_stop_in_order(picture):
     with command("--workers", "2", "--access-log", "json") as (url, process):
-        for _ in range(20):  # each on a connection of its own, so that both processes get some
+        for _ in range(20):  # each on a new connection, so that both processes get some
             answer = httpx.post(url + PREDICT_PATH, json=picture.request(), timeout=PATIENCE)
             assert answer.status_code == 200
         page = httpx.get(f"{url}/metrics", timeout=PATIENCE).text

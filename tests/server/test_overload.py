@@ -1,4 +1,4 @@
-"""Clients that are slow, many or gone, and a server that is told to stop while they ask."""
+"""Clients that are slow, many or gone, and a server that stops during requests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class UnhurriedEngine:
 
 
 def drip(client, seconds: float = 5.0) -> float:
-    """Send a byte every 50 ms; tell how long the server put up with it."""
+    """Send a byte every 50 ms; return how long the server accepts them."""
     started = time.monotonic()
     client.socket.settimeout(0.05)
     while time.monotonic() - started < seconds:
@@ -166,7 +166,7 @@ def test_an_answer_does_not_wait_for_its_head_to_be_acknowledged(picture):
             client.post(PREDICT_PATH, json=picture.request()).elapsed.total_seconds()
             for _ in range(25)
         ]
-    # The first answers are acknowledged at once; each later one would take 40 ms at least.
+    # The first responses are acknowledged immediately. Each later one would take 40 ms or more.
     assert min(waits[15:]) < 0.03
 
 

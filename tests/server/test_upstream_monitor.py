@@ -1,4 +1,4 @@
-"""The gateway knows within seconds whether its upstream is there, and what it is."""
+"""The gateway knows within seconds whether its upstream is available, and its dialect."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class TestTheVendorsCurlCommand:
         assert '"format": "PNG"' in body["predictions"][0]["description"]
 
 
-def test_told_to_it_fetches_a_public_picture(opening, online, picture):
+def test_told_to_it_fetches_a_public_image(opening, online, picture):
     internet = online(redirect("https://other.example/b.png"), file_of(picture.data))
     response = asked(opening, URL, headers={"Authorization": "Bearer a-key", "Cookie": "a=b"})
     seen = json.loads(response.json()["predictions"][0]["description"])
@@ -160,7 +160,7 @@ def test_a_redirect_inside_is_a_422(location, opening, online):
         pytest.param(b"\x89PNG\r\n\x1a\n", "image_unreadable", id="a file that is cut off"),
     ],
 )
-def test_what_is_no_picture_is_a_422_that_tells_nothing_of_the_path(body, kind, opening, online):
+def test_what_is_no_image_is_a_422_that_tells_nothing_of_the_path(body, kind, opening, online):
     online(file_of(body))
     found, words = refusal(asked(opening, URL))
     assert found == kind

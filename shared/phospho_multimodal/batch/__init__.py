@@ -1,4 +1,4 @@
-"""Describing many pictures: any number of inputs, one row each, whatever happens on the way."""
+"""Describe any number of images, with one row for each, across stops and kills."""
 
 from __future__ import annotations
 

@@ -78,10 +78,9 @@ async def adescribe_many(
         The counts, the cost and the files of the job.
 
     Raises:
-        PhosphoError: An error that would end every further request in the same way (a rejected
-            key, no billing method, no such endpoint, the spending limit), an outage that is longer
-            than `max_outage`, or the last of 50 failures without one answer. What was done until
-            then is kept, and `Summary.read` returns it.
+        PhosphoError: The key is rejected, there is no billing method or no such endpoint, the
+            spending limit is reached, an outage is longer than `max_outage`, or 50 images in a row
+            had no answer. Finished rows are kept, and `Summary.read` returns their counts.
         ImportError: An extra is missing.
     """
     return await BatchRun(source, out, prompt, options).run()

@@ -52,7 +52,7 @@ def count_inputs(
             return
     if not found:  # all inputs of an earlier run would count as removed
         raise _nothing_found(source)
-    if not is_limited:  # what follows the limit was not removed
+    if not is_limited:  # inputs after the limit were not removed
         journal.end_counting()
     _digest_files(source, journal, stopped)
 
@@ -107,7 +107,7 @@ def _count_tiles(item: Item, settings: Settings) -> int:
         size = (open_image(content) if isinstance(content, bytes) else content).size
     except ConfigurationError:
         raise
-    except PhosphoError:  # its row reports what is wrong
+    except PhosphoError:  # its row has the error
         return 1
     grid = plan_grid(size, max_side=settings.max_image_side, max_tiles=settings.max_tiles)
     return grid.columns * grid.rows
@@ -136,7 +136,7 @@ def _digest_held(image: ImageInput | None) -> bytes | None:
         facts = (content.mode, content.size, content.getpalette(), content.info.get("transparency"))
         digest = hashlib.sha256(repr(facts).encode())
         digest.update(content.tobytes())
-    except Exception:  # noqa: BLE001 - an object of the user's; its row reports what is wrong
+    except Exception:  # noqa: BLE001 - an object of the user's; its row has the error
         return None
     return digest.digest()
 
@@ -165,7 +165,7 @@ def _files(source: Source) -> Iterator[tuple[str, tuple[os.PathLike[str], str | 
 
 
 def _digest(path: os.PathLike[str]) -> bytes | None:
-    """Digest a file, unless it cannot be read or is no image, which its row reports."""
+    """Digest a file, unless it cannot be read or is not an image; its row has the error."""
     try:
         check_file(Path(path))  # a pipe has the size of every empty file
         with open(path, "rb") as file:  # noqa: PTH123 - any path

@@ -1,6 +1,6 @@
 """Running a job on a thread while the caller's thread answers `confirm` and takes Ctrl-C.
 
-The caller may have an event loop already, as a notebook has, so the job gets a thread of its own.
+The caller may have an event loop already, as a notebook has, so the job gets its own thread.
 Python delivers signals to the main thread only, and a prompt on the terminal has to be there too.
 """
 

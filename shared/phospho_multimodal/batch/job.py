@@ -21,7 +21,7 @@ DIGEST_BYTES = 32
 """The length of the key of an image. Keys of URLs and of tiled images are longer."""
 
 _PROMPT_BYTES = 16
-_NAME_LENGTH = 12  # hexadecimal digits: enough to tell the prompts of one folder apart
+_NAME_LENGTH = 12  # hexadecimal digits: enough for the prompts of one folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Job:
 
 
 def picture_key(image: SendableImage, prompt: str | None = None) -> bytes:
-    """Return the key of an image: the digest of what is sent.
+    """Return the key of an image: the digest of the sent bytes.
 
     The key of a URL that is passed on is the digest of the URL without its signature, with a mark.
     A prompt of the row's own adds its digest.

@@ -15,13 +15,6 @@ def is_allowed(url: str, hosts: Collection[str]) -> bool:
 
     What two readers of URLs could take for different hosts is not: a user name, a backslash, odd
     characters, a dot at the end.
-
-    Args:
-        url: As a model wrote it.
-        hosts: `"example.com"` for its usual ports, `"example.com:8443"` for that port.
-
-    Returns:
-        Whether it may be looked at.
     """
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         return False

@@ -79,19 +79,7 @@ class Flattening:
     def of(
         cls, image: Image.Image, raw_mode: object = None, profile: bytes | None = None
     ) -> Flattening:
-        """Look at an image as a whole, before it is done in parts.
-
-        Args:
-            image: The image.
-            raw_mode: How its file stores pixels, in Pillow's words.
-            profile: Its colour space, if that is not sRGB.
-
-        Returns:
-            What to do with each part.
-
-        Raises:
-            ImageError: It holds values that are not numbers.
-        """
+        """Look at an image as a whole, before it is done in parts."""
         flattening = cls(image.mode, image.info)
         key = image.info.get("transparency")
         if isinstance(key, int) and image.mode in _SIXTEEN_BIT_MODES | {"1", "L"}:
@@ -165,15 +153,7 @@ class Flattening:
         return self.mode in _FLAT_MODES and opaque
 
     def flat(self, part: Image.Image, top: int = 0) -> Image.Image:
-        """Flatten a part of the image, or all of it.
-
-        Args:
-            part: A part of the image, in its own mode and width.
-            top: The row at which the part begins.
-
-        Returns:
-            The part in mode L, RGB or CMYK.
-        """
+        """Flatten a part of the image, or all of it."""
         flat = self._opaque(part)
         return flat if self.frame is None else self._only_frame(flat, top)
 
@@ -246,15 +226,7 @@ class Flattening:
 
 
 def strips(image: Image.Image, *, rows: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Cut an image into strips of a few million pixels.
-
-    Args:
-        image: The image.
-        rows: The height of each strip is a multiple of this.
-
-    Yields:
-        The row at which a strip begins, and the strip.
-    """
+    """Cut an image into strips of a few million pixels."""
     height = rows * max(1, _STRIP_PIXELS // (image.width * rows))
     for top in range(0, image.height, height):
         yield top, image.crop((0, top, image.width, min(image.height, top + height)))
@@ -300,16 +272,7 @@ def _sample(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> Image.Image:
-    """Convert the colours of a profile to sRGB, and CMYK to RGB.
-
-    Args:
-        image: An image of mode L, RGB, RGBA or CMYK.
-        profile: An ICC profile, if the image had one.
-        changes: Takes a word for each thing that was done.
-
-    Returns:
-        The image in mode L, RGB or RGBA.
-    """
+    """Convert the colours of a profile to sRGB, and CMYK to RGB."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -65,15 +65,7 @@ _D50: Vector = (0.9642, 1.0, 0.8249)
 
 
 def numbered_profile(primaries: int, transfer: int) -> bytes | None:
-    """Make an ICC profile of two numbers of ITU-T H.273.
-
-    Args:
-        primaries: The colour primaries, for example 12 for Display P3.
-        transfer: The transfer function, for example 13 for that of sRGB.
-
-    Returns:
-        The profile; `None` if the numbers mean sRGB or nothing that is known.
-    """
+    """Make an ICC profile of two numbers of ITU-T H.273."""
     chromaticities = _PRIMARIES.get(primaries)
     curve = _curve(transfer)
     if chromaticities is None or curve is None:
@@ -84,15 +76,7 @@ def numbered_profile(primaries: int, transfer: int) -> bytes | None:
 
 
 def gamma_profile(gamma: float | None, chromaticities: Sequence[float] | None) -> bytes | None:
-    """Make an ICC profile of a PNG's gAMA and cHRM chunks.
-
-    Args:
-        gamma: The exponent with which the samples were made of light.
-        chromaticities: The x and y of white, red, green and blue.
-
-    Returns:
-        The profile; `None` if the chunks mean sRGB, or nothing at all.
-    """
+    """Make an ICC profile of a PNG's gAMA and cHRM chunks."""
     if not gamma or gamma <= 0:
         return None
     primaries = _SRGB

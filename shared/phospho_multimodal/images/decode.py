@@ -61,21 +61,7 @@ def to_rgb(
     changes: list[str] | None = None,
     borrowed: bool = False,
 ) -> Image.Image:
-    """Make a picture upright, sRGB, opaque and small enough.
-
-    Args:
-        image: An opened image; of an animation the first frame is taken.
-        max_side: Longest side to shrink to, in pixels; `None` keeps the size.
-        changes: Takes a word for each thing that was done.
-        borrowed: Whether the image is the caller's own, and has to stay as it is; its present
-            frame is taken.
-
-    Returns:
-        A picture of mode RGB or L, without any metadata.
-
-    Raises:
-        ImageError: It cannot be decoded.
-    """
+    """Make a picture upright, sRGB, opaque and small enough."""
     noted = [] if changes is None else changes
     try:
         return _convert(image, max_side, noted, borrowed=borrowed)
@@ -88,15 +74,7 @@ def to_rgb(
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
-    """Write a picture as it is sent.
-
-    Args:
-        image: Of mode RGB or L.
-        lossless: Whether the source was; then PNG is tried first.
-
-    Returns:
-        The file and its format: PNG below 1 MB for a lossless source, else JPEG at quality 90.
-    """
+    """Write a picture as it is sent."""
     if lossless:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")

@@ -119,32 +119,20 @@ class PassthroughImage:
 
 
 def sniff(data: bytes) -> str | None:
-    """Tell a file's type from its first bytes.
-
-    Args:
-        data: The file, or its first 4 kB.
-
-    Returns:
-        The format as Pillow names it, words for something that is no such image, or `None`.
-    """
+    """Tell a file's type from its first bytes."""
     for offset, magic, name in _MAGIC:
         if data.startswith(magic, offset):
-            return "AVIF" if name == "HEIF" and b"avif" in data[16:64] else name
+            brands = data[8:64] if magic == b"ftyp" or name == "HEIF" else b""
+            if b"avif" in brands:
+                return "AVIF"
+            return "HEIF" if b"mif1" in brands or b"heic" in brands else name
     if _SVG.match(data[:4096]):
         return "an SVG drawing"
     return "text" if _TEXT.fullmatch(data[:512]) else None
 
 
 def find_passthrough(data: bytes, max_side: int) -> PassthroughImage | None:
-    """Tell whether a file can be sent byte for byte.
-
-    Args:
-        data: The file.
-        max_side: Its longest side may have so many pixels.
-
-    Returns:
-        Its format and size in pixels, or `None` if it has to be looked at with Pillow.
-    """
+    """Tell whether a file can be sent byte for byte."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _plain_jpeg(data, max_side)

@@ -83,7 +83,7 @@ class JpegStructure:
     def is_supported(self) -> bool:
         """Whether Pillow has a decoder for this kind of frame."""
         usual = self.frame in _DECODABLE and self.precision == _EIGHT_BITS
-        return usual and len(self.sampling) in {1, 3, 4}
+        return usual and len(self.sampling) in {1, 3, 4} and self.height > 0
 
     @property
     def is_complete(self) -> bool:

@@ -16,15 +16,7 @@ _LEAST_SIDE = 400
 
 
 def shrinking_warnings(before: tuple[int, int], after: tuple[int, int]) -> list[str]:
-    """Return a warning if an image was shrunk so far that small text is lost, and log it once.
-
-    Args:
-        before: Width and height of the source image, in pixels.
-        after: Width and height of the prepared image, in pixels.
-
-    Returns:
-        A list with one entry for `changes`, or an empty list.
-    """
+    """Return a warning if an image was shrunk so far that small text is lost, and log it once."""
     factor = max(before) / max(after)
     if factor <= _MOST_SHRINKING and not (factor > 1 and min(after) < _LEAST_SIDE):
         return []

@@ -39,16 +39,7 @@ _WEBP_FILE_COPIES = 3
 
 
 def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXELS) -> None:
-    """Refuse an image with too many pixels.
-
-    Args:
-        width: In pixels.
-        height: In pixels.
-        max_megapixels: Millions of pixels that may be decoded.
-
-    Raises:
-        ImageError: There are more.
-    """
+    """Refuse an image with too many pixels."""
     if width * height > max_megapixels * 1_000_000:
         message = (
             f"The image's header says {width} × {height} pixels; at most {max_megapixels} million"
@@ -58,16 +49,7 @@ def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXEL
 
 
 def check_memory(image: Image.Image, data: bytes, jpeg: JpegStructure | None) -> None:
-    """Refuse an image that needs too much memory, or far more than its file could be worth.
-
-    Args:
-        image: The opened image; nothing is decoded yet.
-        data: The file.
-        jpeg: The structure of a JPEG.
-
-    Raises:
-        ImageError: It needs too much.
-    """
+    """Refuse an image that needs too much memory, or far more than its file could be worth."""
     pixels = image.width * image.height
     needed = jpeg.coefficient_bytes if jpeg is not None else round(pixels * _per_pixel(image, data))
     copies = _WEBP_FILE_COPIES if image.format == "WEBP" else 1

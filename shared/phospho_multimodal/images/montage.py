@@ -94,19 +94,7 @@ class _Layout:
 
 
 def montage(pictures: Sequence[PreparedImage], *, max_side: int, first: int = 1) -> PreparedImage:
-    """Put pictures on one sheet, each under a strip with its number, in their order.
-
-    Args:
-        pictures: Two or more, prepared.
-        max_side: Longest side of the sheet, in pixels.
-        first: The number of the first picture.
-
-    Returns:
-        The sheet; PNG if all pictures are and it stays under 1 MB, else JPEG.
-
-    Raises:
-        UnsupportedContentError: The sheet is too small for that many.
-    """
+    """Put pictures on one sheet, each under a strip with its number, in their order."""
     tiles, size = lay_out([(picture.width, picture.height) for picture in pictures], max_side)
     label = _label(max_side)
     sheet = Image.new("RGB", size, "white")
@@ -124,15 +112,7 @@ def montage(pictures: Sequence[PreparedImage], *, max_side: int, first: int = 1)
 
 
 def too_small(pictures: Sequence[PreparedImage], *, max_side: int) -> str | None:
-    """Tell whether the tiles of a montage are too small to read.
-
-    Args:
-        pictures: What the montage is made of.
-        max_side: Longest side of the sheet, in pixels.
-
-    Returns:
-        What is too small, and what to do; `None` if everything can be read.
-    """
+    """Tell whether the tiles of a montage are too small to read."""
     advice = "Choose multi_image='each' or 'auto' for a request for each image."
     tiles, _ = lay_out([(picture.width, picture.height) for picture in pictures], max_side)
     longest = [
@@ -162,16 +142,6 @@ def lay_out(sizes: Sequence[tuple[int, int]], max_side: int) -> tuple[list[Tile]
 
     Of all ways to break them into rows the one is taken in which the picture that is shrunk most
     is shrunk least, since that one is the hardest to read.
-
-    Args:
-        sizes: Width and height of each picture, in pixels.
-        max_side: Longest side of the sheet, in pixels.
-
-    Returns:
-        A tile for each picture, and the size of the sheet.
-
-    Raises:
-        UnsupportedContentError: The sheet is too small for that many.
     """
     label = _label(max_side)
     layouts = [_Layout(sizes, rows, label) for rows in _breaks(sizes)]

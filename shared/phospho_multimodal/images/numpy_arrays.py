@@ -19,18 +19,7 @@ NPY_MAGIC = b"\x93NUMPY"
 
 
 def image_from_npy(data: bytes) -> Image:
-    """Make a picture of an array.
-
-    Args:
-        data: What `numpy.save` wrote: rows of grey, grey and alpha, RGB or RGBA in bytes, or of
-            booleans.
-
-    Returns:
-        The picture.
-
-    Raises:
-        ImageError: It is no such array, or there is no numpy.
-    """
+    """Make a picture of an array."""
     try:
         import numpy as np  # noqa: PLC0415 - not needed for anything else here
     except ModuleNotFoundError:
@@ -44,18 +33,7 @@ def image_from_npy(data: bytes) -> Image:
 
 
 def image_from_array(array: Any) -> Image:
-    """Make a picture of an array in memory.
-
-    Args:
-        array: Rows of grey, grey and alpha, RGB or RGBA in bytes, or of booleans; a grey one may
-            have an axis before it, as where colours have their channels first.
-
-    Returns:
-        The picture.
-
-    Raises:
-        ImageError: It is no such array.
-    """
+    """Make a picture of an array in memory."""
     if array.ndim == 3 and array.shape[0] == 1 and array.shape[2] not in _CHANNELS:  # noqa: PLR2004
         array = array[0]
     try:

@@ -66,7 +66,7 @@ def _open_jpeg(data: bytes) -> Image.Image:
     if structure.frame and not structure.is_supported:
         variant = (
             f"{len(structure.sampling)} components of {structure.precision} bits, frame type"
-            f" {structure.frame - 0xC0}"
+            f" {structure.frame - 0xC0}, height {structure.height}"
         )
         raise unsupported(variant, "JPEG")
     if structure.frame and (structure.is_empty or not structure.is_complete):
@@ -81,6 +81,9 @@ def _open_jpeg(data: bytes) -> Image.Image:
 def _open_png(data: bytes) -> Image.Image:
     content = read_chunks(data)
     image = PngImagePlugin.PngImageFile(io.BytesIO(content.data))
+    if image.mode == "P" and image.palette is None:
+        message = "The PNG file is broken: its palette is missing."
+        raise ImageError(message)
     image.info[ANIMATION] = content.is_animation
     if content.numbers is not None:  # the PNG specification puts cICP before iCCP
         image.info.pop("icc_profile", None)

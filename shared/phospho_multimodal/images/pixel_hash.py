@@ -14,15 +14,6 @@ def fingerprint(image: SendableImage) -> str:
 
     The same pixels are the same picture: what else is in the file, and whether it had to be written
     anew, makes no difference.
-
-    Args:
-        image: A picture as it is sent.
-
-    Returns:
-        A digest of its pixels; for a URL, which is not opened, of its string.
-
-    Raises:
-        ImageError: It cannot be decoded.
     """
     if isinstance(image, LinkedImage):
         return f"url:{hashlib.sha256(image.url.encode()).hexdigest()}"

@@ -145,20 +145,7 @@ def prepare_source(
     prepare: bool = True,
     fetched: bytes | None = None,
 ) -> SendableImage:
-    """Make of a source what is sent; a URL is passed on, unless it was fetched.
-
-    Args:
-        source: What was handed over.
-        max_image_side: Longest side, in pixels.
-        prepare: `False` only checks type and limits, and sends the file as it is.
-        fetched: The file behind the URL that the source is.
-
-    Returns:
-        The picture, or the link.
-
-    Raises:
-        ImageError: It cannot be read, is of an unsupported type, or over a limit.
-    """
+    """Make of a source what is sent; a URL is passed on, unless it was fetched."""
     if source.url is None:
         return prepare_content(source.read(), source.form, max_image_side, prepare=prepare)
     origin = source.url_origin or ""
@@ -169,35 +156,12 @@ def prepare_source(
 
 
 def passthrough_source(source: ImageSource, *, max_image_side: int) -> PreparedImage | None:
-    """Take a source as it is, if that is what would be sent anyway.
-
-    Args:
-        source: What was handed over.
-        max_image_side: Longest side, in pixels.
-
-    Returns:
-        The picture; `None` if it has to be prepared.
-
-    Raises:
-        ImageError: It is a URL, cannot be read, is empty or too large.
-    """
+    """Take a source as it is, if that is what would be sent anyway."""
     return _clean(source.read(), source.form, max_image_side)
 
 
 def image_to_string(image: object, *, max_image_side: int, prepare: bool) -> str:
-    """Make of an image a string that a model can keep, be written down with, and compare.
-
-    Args:
-        image: Any form of an image.
-        max_image_side: Longest side, in pixels.
-        prepare: `False` only checks type and limits.
-
-    Returns:
-        The URL, or base64.
-
-    Raises:
-        ImageError: It cannot be read, is of an unsupported type, or over a limit.
-    """
+    """Make of an image a string that a model can keep, be written down with, and compare."""
     source = image_source(image)
     return prepare_source(source, max_image_side=max_image_side, prepare=prepare).to_wire()
 
@@ -205,20 +169,7 @@ def image_to_string(image: object, *, max_image_side: int, prepare: bool) -> str
 def prepare_content(
     content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool = True
 ) -> PreparedImage:
-    """Make of a file or a PIL image what is sent.
-
-    Args:
-        content: The file or the image.
-        form: How it was passed.
-        max_image_side: Longest side, in pixels.
-        prepare: `False` only checks type and limits.
-
-    Returns:
-        The image as it is sent.
-
-    Raises:
-        ImageError: It cannot be read, is of an unsupported type, or over a limit.
-    """
+    """Make of a file or a PIL image what is sent."""
     clean = _clean(content, form, max_image_side)
     if clean is not None:
         return clean
@@ -241,18 +192,7 @@ def prepare_content(
 def decode_image(
     content: bytes | Image, longest: Callable[[tuple[int, int]], int]
 ) -> tuple[Image, bool, list[str]]:
-    """Decode a file or a PIL image, and shrink it.
-
-    Args:
-        content: The file or the image.
-        longest: Asked for the longest side that is wanted, by the size that the image has.
-
-    Returns:
-        The pixels, whether the source is lossless, and what was changed.
-
-    Raises:
-        ImageError: It cannot be read, is of an unsupported type, or over a limit.
-    """
+    """Decode a file or a PIL image, and shrink it."""
     from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
     changes: list[str] = []
@@ -275,17 +215,7 @@ def decode_image(
 def encode_image(
     picture: Image, form: SourceForm, changes: Sequence[str], *, lossless: bool
 ) -> PreparedImage:
-    """Write pixels as they are sent.
-
-    Args:
-        picture: The pixels.
-        form: How the image was passed.
-        changes: What was changed so far.
-        lossless: Whether the source was.
-
-    Returns:
-        The image as it is sent.
-    """
+    """Write pixels as they are sent."""
     from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
 
     data, kind = decode.encode(picture, lossless=lossless)

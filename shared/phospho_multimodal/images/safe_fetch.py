@@ -86,12 +86,7 @@ class Fetcher:
     def __init__(
         self, *, resolve: Resolver | None = None, network: httpcore.NetworkBackend | None = None
     ) -> None:
-        """Take what a test puts in the place of the real network; no setting leads here.
-
-        Args:
-            resolve: Looks up names; the system's resolver unless given.
-            network: Opens connections to addresses; with plain sockets unless given.
-        """
+        """Take what a test puts in the place of the real network; no setting leads here."""
         self._resolve = resolve or _look_up
         self._network = network or httpcore.SyncBackend()
 

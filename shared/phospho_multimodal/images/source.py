@@ -70,14 +70,7 @@ class ImageSource:
         return f"{parts.scheme}://{parts.hostname}{port}"
 
     def read(self) -> bytes | Image:
-        """Get the bytes of the file, or the PIL image itself.
-
-        Returns:
-            At most 50 MB, not yet looked into.
-
-        Raises:
-            ImageError: There is nothing to read, it is too large, or it is a URL.
-        """
+        """Get the bytes of the file, or the PIL image itself."""
         if self.form == "bytes":
             return _checked_size(self.value)
         if self.form == "pil":
@@ -96,18 +89,7 @@ class ImageSource:
 
 
 def image_source(image: object) -> ImageSource:
-    """Tell what was handed over as an image.
-
-    Args:
-        image: A `pathlib.Path`, bytes, a binary file object, a PIL image, or a string that is an
-            http(s) URL, a `data:` URL or base64.
-
-    Returns:
-        Its source; nothing was opened.
-
-    Raises:
-        ImageError: It is none of these.
-    """
+    """Tell what was handed over as an image."""
     if isinstance(image, ImageSource):
         return image
     if isinstance(image, str):
@@ -130,15 +112,7 @@ def image_source(image: object) -> ImageSource:
 
 
 def check_file(path: Path) -> None:
-    """Look whether a file may be read as an image, without opening it.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ImageError: It is no regular file, or over 50 MB.
-        OSError: There is no such file, or it cannot be looked at.
-    """
+    """Look whether a file may be read as an image, without opening it."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
         message = f"{path} is not a file."
@@ -231,7 +205,7 @@ def _read_data_url(url: str) -> bytes:
         message = "The data: URL has no comma, so it holds no data."
         raise ImageError(message)
     payload = payload.partition("#")[0]  # a fragment, which is not part of the data
-    if not _BASE64_HEADER.search(header):
+    if not payload or not _BASE64_HEADER.search(header):
         return _checked_size(unquote_to_bytes(payload))
     return _decode_base64(unquote(payload) if "%" in payload else payload)
 

@@ -60,16 +60,7 @@ class Grid:
 
 
 def plan_grid(size: tuple[int, int], *, max_side: int, max_tiles: int) -> Grid:
-    """Find the grid that shrinks an image least; of equal ones, the one of fewest tiles.
-
-    Args:
-        size: Width and height of the image, in pixels.
-        max_side: Longest side of a tile, in pixels.
-        max_tiles: The most tiles.
-
-    Returns:
-        The grid; of one tile if the image is small enough as it is.
-    """
+    """Find the grid that shrinks an image least; of equal ones, the one of fewest tiles."""
     overlap = min(max_side - 1, max(1, max_side // _OVERLAP))
     best, best_scale = Grid(*size, 1, 1, overlap), 0.0
     for columns in range(1, max_tiles + 1):
@@ -122,21 +113,7 @@ def prepare_tiles(
 def tiles_of(
     source: ImageSource, *, max_side: int, max_tiles: int, fetched: bytes | None = None
 ) -> list[PreparedImage]:
-    """Cut a source into tiles.
-
-    Args:
-        source: The image as it was passed.
-        max_side: Longest side of a tile, in pixels.
-        max_tiles: The most tiles.
-        fetched: The file behind the URL that the source is.
-
-    Returns:
-        The tiles in reading order; one, as from `prepare_image`, if the image is small enough.
-
-    Raises:
-        ImageError: The image cannot be read.
-        UnsupportedContentError: The source is a URL that was not fetched.
-    """
+    """Cut a source into tiles."""
     if source.url is not None and fetched is None:
         message = (
             f"detail='tiles' has to open the image, and it is a URL at {source.url_origin} that is"

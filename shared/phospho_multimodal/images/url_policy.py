@@ -82,17 +82,7 @@ class Place:
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """Read a URL.
-
-        Args:
-            url: Whoever wrote it.
-
-        Returns:
-            Its parts.
-
-        Raises:
-            ImageError: It is none that may be opened.
-        """
+        """Read a URL."""
         parts = _URL.fullmatch(url) if len(url) <= _LONGEST_URL and _is_plain(url) else None
         host = None if parts is None else _canonical_host(parts["host"])
         if parts is None or host is None:
@@ -127,17 +117,7 @@ class Place:
         return f"{self.scheme}://{self.authority}"
 
     def redirected(self, location: bytes) -> Place:
-        """Tell where a redirect leads, by the rules that hold for any URL.
-
-        Args:
-            location: The header as it came.
-
-        Returns:
-            The next place.
-
-        Raises:
-            ImageError: It is none that may be opened, or it gives up https.
-        """
+        """Tell where a redirect leads, by the rules that hold for any URL."""
         try:
             written = location.decode()
             # Joining only writes a URL; what that one means is read below, as of any other.
@@ -154,14 +134,7 @@ class Place:
         return place
 
     def refused(self, reason: str) -> ImageError:
-        """Make the error that says why there is no image from here, and what to do.
-
-        Args:
-            reason: Without a full stop.
-
-        Returns:
-            The error.
-        """
+        """Make the error that says why there is no image from here, and what to do."""
         return ImageError(
             f"The image at {self.origin} cannot be fetched: {reason}. Hand over the image itself"
             " instead of its URL."
@@ -181,12 +154,6 @@ def is_public(address: str) -> bool:
     """Tell whether an IP address is one that anybody on the internet may dial.
 
     The table is our own, since the one in Python's library changes with its version.
-
-    Args:
-        address: As `socket.getaddrinfo` writes it; with a zone it is never public.
-
-    Returns:
-        Whether it is.
     """
     if "%" in address:
         return False

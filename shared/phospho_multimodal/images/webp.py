@@ -21,11 +21,7 @@ class LeanWebP(WebPImagePlugin.WebPImageFile):
     """A WebP file whose frame is not copied once more after it was decoded."""
 
     def __init__(self, data: bytes) -> None:
-        """Read the header; libwebp's canvases take no memory before a frame is decoded.
-
-        Args:
-            data: The file.
-        """
+        """Read the header; libwebp's canvases take no memory before a frame is decoded."""
         self._data = data
         super().__init__(io.BytesIO(data))
 
@@ -37,11 +33,7 @@ class LeanWebP(WebPImagePlugin.WebPImageFile):
         super().load_prepare()
 
     def decoded(self) -> Image.Image:
-        """Decode the first frame with a reader of its own, whose canvases end with it.
-
-        Returns:
-            An image of mode RGBX or RGBA that uses the decoder's own bytes.
-        """
+        """Decode the first frame with a reader of its own, whose canvases end with it."""
         try:
             LeanWebP(self._data).load()
         except _FrameError as frame:

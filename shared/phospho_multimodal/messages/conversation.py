@@ -143,10 +143,11 @@ def plan_conversation(turns: Sequence[Turn], policy: ImagePolicy) -> Conversatio
         if turn.images:
             deciding = index
             images += len(turn.images)
-        if len(turn.images) < len(turn.parts):
-            omitted = [part for part in turn.parts if isinstance(part, OmittedPart)]
-            unreadable += [part for part in omitted if part.is_image]
-            content_omitted += sum(not part.is_image for part in omitted)
+        for part in turn.parts:
+            if isinstance(part, OmittedPart) and part.is_image:
+                unreadable.append(part)
+            elif isinstance(part, OmittedPart):
+                content_omitted += 1
     if deciding >= 0:
         sent, name = _choose(turns[deciding].images, policy)
         images -= len(sent)

@@ -1,7 +1,7 @@
-"""What a tool gave back as text: a picture must not hide in it.
+"""Find image files in the text of a tool result, where the model cannot see them.
 
-A framework makes text of what a tool returns in a form that it does not know, a single block or
-bytes for one. The picture is then never seen, and a megabyte of base64 is the prompt.
+A framework converts to text what a tool returns in an unknown form, such as a single block or
+bytes. The image would never be seen, and the prompt would have a megabyte of base64.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ __all__ = [
 ]
 
 LONGEST_RUN = 4096
-"""Characters of a file that a tool's text may hold.
+"""Characters of a file that raise an error in a tool's text.
 
-In 175 MB of documentation, source code and configuration the longest run of base64's symbols that
-is no file in base64 is a certificate of 2,665 characters.
+In 175 MB of documentation, source code and configuration, the longest run of base64 symbols that
+is not a file is a certificate of 2,665 characters.
 """
 
-# Digits in any base up to 32, genes, proteins and rules of dashes have fewer than base64's 64.
+# Base64 has 64 symbols. Digits in a base up to 32, genes, proteins and dashes have fewer than 40.
 _FEWEST_SYMBOLS = 40
 _SAMPLE = 16_384
 _HEAD = 60
 
 _SYMBOL = r"[A-Za-z0-9+/_-]"
-_BREAK = r"(?:\r?\n|(?:\\r)?\\n)"  # plain, or as JSON spells it
+_BREAK = r"(?:\r?\n|(?:\\r)?\\n)"  # plain, or as JSON escapes it
 _LINE_BREAK = re.compile(_BREAK)
 
-# Nothing has to follow a match, so that the search takes linear time.
+# Nothing must follow a match, so that the search takes linear time.
 _BASE64_RUN = re.compile(rf"(?:{_SYMBOL}{{60,}}{_BREAK}?)+")
-# Bytes as Python shows them: as many of them as settle it.
+# The repr of bytes that begin like an image.
 _SHOWN_BYTES = re.compile(
     r"\bb(['\"])(?=\\x89PNG|\\xff\\xd8\\xff|GIF8|RIFF|II\*|MM\\x00|BM)"
     rf"(?:[^\\'\"]|\\.|(?!\1).){{,{LONGEST_RUN}}}"
 )
 
-# What belongs to a file beside its run: what names its type, its short last line, its padding.
+# The parts of a file around its run: the data: prefix, a short last line, the padding.
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,\Z", re.IGNORECASE)
 _LONGEST_DATA_URL = 60
 _LAST_LINE = re.compile(rf"{_SYMBOL}{{0,59}}=(?:{_BREAK}?=)?|{_SYMBOL}{{1,59}}(?=[\r\n\\\"']|\Z)")
@@ -61,45 +61,27 @@ _LONGEST_WRAPPED_LINE = 998  # RFC 5322; base64 has 64 or 76
 
 
 def check_tool_text(text: object, name: str | None = None) -> None:
-    """Refuse a text with a file in it.
-
-    Args:
-        text: A part of what a tool gave back; what is no text passes.
-        name: The tool's.
-
-    Raises:
-        UnsupportedContentError: It holds `LONGEST_RUN` characters or more of a file: in base64, or
-            as Python shows the bytes of an image.
-    """
+    """Raise `UnsupportedContentError` if a tool's text holds a file as base64 or shown bytes."""
     if not isinstance(text, str) or len(text) < LONGEST_RUN:
         return
     if _holds_a_file(text):
         message = (
-            f"The result of {f'the tool {name[:40]!r}' if name else 'a tool'} is text, with"
-            f" {LONGEST_RUN:,} characters or more of a file in it that the model cannot see there."
-            " Nothing was sent. Let the tool return a list of content blocks, with the picture in"
-            " an image block: a single block, bytes, and blocks that a framework does not know are"
-            " made into text."
+            f"The result of {f'the tool {name[:40]!r}' if name else 'a tool'} is text with a file"
+            f" of {LONGEST_RUN:,} characters or more, which the model cannot see. Nothing was sent."
+            " Return a list of content blocks from the tool, with the image in an image block."
+            " Frameworks convert a single block, bytes and unknown blocks to text."
         )
         raise UnsupportedContentError(message)
 
 
 def mark_files(text: str, mark: str) -> str:
-    """Replace every file in a text that `check_tool_text` would refuse.
-
-    Args:
-        text: What a tool gave back.
-        mark: The words that replace a file.
-
-    Returns:
-        The text without files.
-    """
+    """Replace each file in a tool's text with a mark."""
     if len(text) < LONGEST_RUN:
         return text
     spans = [(start, _end_of_file(text, start, end)) for start, end in _base64_runs(text)]
     for start, _ in _shown_bytes(text):
         end = _end_of_literal(text, start)
-        # A literal that is cut off has no end: the rest of the text is the file.
+        # A truncated literal has no end, so the rest of the text is the file.
         spans.append((start, end if end > start else len(text)))
     kept: list[str] = []
     done = 0
@@ -111,37 +93,32 @@ def mark_files(text: str, mark: str) -> str:
 
 
 def split_embedded_images(text: str) -> list[str | ImageSource]:
-    """Take the pictures out of a tool's text, for who can look at them.
+    """Split a tool's text into its texts and the images in it, in their order.
 
-    Args:
-        text: What a tool gave back.
-
-    Returns:
-        Its texts and pictures, in their order; the text alone if there is no picture in it. A file
-        of another kind, and a picture of less than `LONGEST_RUN` characters, stays text.
+    A file of another type, and an image with less than `LONGEST_RUN` characters, stays text.
     """
     if len(text) < LONGEST_RUN:
         return [text]
     parts: list[str | ImageSource] = []
     done = 0
-    for start, end, picture in sorted(_pictures(text), key=lambda found: found[:2]):
+    for start, end, image in sorted(_images(text), key=lambda found: found[:2]):
         if start >= done:
-            parts += [text[done:start], picture]
+            parts += [text[done:start], image]
             done = end
     parts.append(text[done:])
     return [part for part in parts if part] if done else [text]
 
 
-def _pictures(text: str) -> Iterator[tuple[int, int, ImageSource]]:
+def _images(text: str) -> Iterator[tuple[int, int, ImageSource]]:
     for run in _base64_runs(text):
         for start, end in _files(text, *run):
-            if _is_picture(text, start):
+            if _is_image(text, start):
                 named = _DATA_URL.search(text, max(0, start - _LONGEST_DATA_URL), start)
-                picture = ImageSource("base64", _LINE_BREAK.sub("", text[start:end]))
-                yield named.start() if named else start, end, picture
+                image = ImageSource("base64", _LINE_BREAK.sub("", text[start:end]))
+                yield named.start() if named else start, end, image
     for start, _ in _shown_bytes(text):
         end = _end_of_literal(text, start)
-        # Cut off, or no bytes after all: a hostile text can look like any beginning.
+        # The literal can be truncated, or a hostile text that only begins like one.
         with contextlib.suppress(SyntaxError, ValueError, MemoryError):
             data: bytes = ast.literal_eval(text[start:end])
             if is_image_file(data):
@@ -149,7 +126,7 @@ def _pictures(text: str) -> Iterator[tuple[int, int, ImageSource]]:
 
 
 def _files(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Part a run where another picture begins: two on lines of their own can look like one."""
+    """Split a run where another image begins: two images on adjacent lines look like one run."""
     lines = []
     at = start
     for line_break in _LINE_BREAK.finditer(text, start, end):
@@ -164,21 +141,21 @@ def _files(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
             or line_end - line > _LONGEST_WRAPPED_LINE
             or decode_base64(text[before_end - _TAIL : before_end]).endswith(_ENDS_OF_FILES)
         )
-        if is_new and _is_picture(text, line):
+        if is_new and _is_image(text, line):
             yield start, before_end
             start, width = line, line_end - line
     yield start, _end_of_file(text, start, end)
 
 
 def _end_of_file(text: str, start: int, end: int) -> int:
-    """Find where a file ends whose last line is shorter than those of its run."""
+    """Return the end of a file, whose last line is shorter than the lines of its run."""
     last = _LAST_LINE.match(text, end)
     if last is not None:
         lines = _LINE_BREAK.split(text[start:end])
-        is_one_of_many = len(lines) > 2  # noqa: PLR2004 - behind its own break there is nothing
+        is_one_of_many = len(lines) > 2  # noqa: PLR2004 - after a single break there is nothing
         is_whole = not (sum(map(len, lines)) + len(last[0])) % 4
         if "=" in last[0] or (is_one_of_many and is_whole):
-            return last.end()  # and no word that happens to stand there
+            return last.end()  # otherwise it is a word after the file
     return start + len(text[start:end].rstrip("\r\n"))
 
 
@@ -189,7 +166,7 @@ def _holds_a_file(text: str) -> bool:
 def _base64_runs(text: str) -> Iterator[tuple[int, int]]:
     for run in _BASE64_RUN.finditer(text):
         start, end = run.span()
-        if text[start - 1 : start] == "\\":  # its first letter is the end of an escaped line break
+        if text[start - 1 : start] == "\\":  # the run begins with the "n" of an escaped line break
             start += 1
         if end - start >= LONGEST_RUN and _is_file(text, start, end):
             yield start, end
@@ -204,14 +181,14 @@ def _shown_bytes(text: str) -> Iterator[tuple[int, int]]:
 def _is_file(text: str, start: int, end: int) -> bool:
     if len(set(text[start : min(end, start + _SAMPLE)])) >= _FEWEST_SYMBOLS:
         return True
-    # A blank sheet without compression has few symbols, and says what it is.
+    # An uncompressed blank image has few symbols, but a known header.
     return sniff(_head(text, start)) not in {None, "text"}
 
 
 def _end_of_literal(text: str, start: int) -> int:
-    """Find the end of bytes as Python shows them; where they are cut off, that is their beginning.
+    """Return the end of a bytes literal, or its start if it is truncated.
 
-    A regular expression for all of it would keep every step of millions in memory.
+    A regular expression would keep millions of steps in memory.
     """
     quote, at = text[start + 1], start + 2
     while (at := text.find(quote, at)) >= 0:
@@ -224,7 +201,7 @@ def _end_of_literal(text: str, start: int) -> int:
     return start
 
 
-def _is_picture(text: str, start: int) -> bool:
+def _is_image(text: str, start: int) -> bool:
     return is_image_file(_head(text, start))
 
 

@@ -51,20 +51,7 @@ class Part:
 
 
 def parts_of(plan: ConversationPlan, passed: Sequence[Passed], settings: Settings) -> list[Part]:
-    """Prepare one part for each request, in reading order.
-
-    Args:
-        plan: The prompt, and what to do with several images.
-        passed: The images.
-        settings: Of the client.
-
-    Returns:
-        A part for each request.
-
-    Raises:
-        ImageError: An image cannot be read.
-        UnsupportedContentError: An image has to be opened and is a URL that is passed on.
-    """
+    """Prepare one part for each request, in reading order."""
     if settings.detail == "auto":
         images = [ready(image, settings) for image in passed]
         return [Part(image, f"Image {number}") for number, image in enumerate(images, start=1)]
@@ -118,18 +105,7 @@ def _montages(passed: Sequence[Passed], settings: Settings) -> list[Part]:
 
 
 def ready(image: Passed, settings: Settings) -> SendableImage:
-    """Prepare one image.
-
-    Args:
-        image: The image.
-        settings: Of the client.
-
-    Returns:
-        What is sent.
-
-    Raises:
-        ImageError: It cannot be read.
-    """
+    """Prepare one image."""
     return prepare_source(
         image.source,
         max_image_side=settings.max_image_side,
@@ -141,20 +117,7 @@ def ready(image: Passed, settings: Settings) -> SendableImage:
 def make_montage(
     images: Sequence[Passed], settings: Settings, *, first: int = 1
 ) -> tuple[SendableImage, list[SendableImage], list[str]]:
-    """Make one montage of several images.
-
-    Args:
-        images: The images.
-        settings: Of the client.
-        first: The number of the first one.
-
-    Returns:
-        The montage, its source images, and warnings if its tiles are too small to read.
-
-    Raises:
-        ImageError: An image cannot be read.
-        UnsupportedContentError: One image is a URL that is passed on, or the montage is too small.
-    """
+    """Make one montage of several images."""
     from phospho_multimodal.images.montage import montage, too_small  # noqa: PLC0415 - loads Pillow
 
     pictures = _opened(images, settings)
@@ -165,19 +128,7 @@ def make_montage(
 
 
 def montage_warnings(images: Sequence[Passed], settings: Settings) -> list[str]:
-    """Tell why the tiles of a montage would be too small to read.
-
-    Args:
-        images: The images.
-        settings: Of the client.
-
-    Returns:
-        What the answer's metadata would say; nothing if the tiles can be read.
-
-    Raises:
-        ImageError: An image cannot be read.
-        UnsupportedContentError: One is a URL that is passed on.
-    """
+    """Tell why the tiles of a montage would be too small to read."""
     from phospho_multimodal.images.montage import too_small  # noqa: PLC0415 - loads Pillow
 
     warning = too_small(_opened(images, settings), max_side=settings.max_image_side)
@@ -185,15 +136,7 @@ def montage_warnings(images: Sequence[Passed], settings: Settings) -> list[str]:
 
 
 def legend(tiles: int, *, first: int = 1) -> str:
-    """Name the tiles of a montage in one sentence.
-
-    Args:
-        tiles: How many there are.
-        first: The number of the first one.
-
-    Returns:
-        The sentence.
-    """
+    """Name the tiles of a montage in one sentence."""
     numbers = range(first, first + tiles)
     named = [f'"Image {number}" is the tile marked {number}' for number in numbers]
     return f"The picture is a sheet of {tiles} images: {', '.join(named)}."

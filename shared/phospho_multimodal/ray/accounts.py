@@ -72,7 +72,7 @@ class Accounts:
         """Return the state of the job.
 
         Returns:
-            What was billed, what is in doubt, what was done, and the error that stopped the job.
+            The images billed and in doubt, the rows, and the error that stopped the job.
 
         Raises:
             ConfigurationError: The job is closed.
@@ -147,7 +147,7 @@ def open_accounts(
     Raises:
         ConfigurationError: A setting is wrong, the folder cannot be written, or another process
             works on this job.
-        MissingKeyError: There is no key.
+        MissingKeyError: The key is missing.
     """
     given: dict[str, Any] = dict(options)
     if "max_concurrency" in given:
@@ -213,7 +213,7 @@ def start(
 def end(actor: Any) -> None:
     """End a coordinator, as soon as no request is in progress."""
     try:
-        with contextlib.suppress(ray.exceptions.RayError):  # the journal has what it knew
+        with contextlib.suppress(ray.exceptions.RayError):  # the journal has all results
             ray.get(actor.close.remote(), timeout=_PATIENCE)
     finally:
         ray.kill(actor)
@@ -236,12 +236,13 @@ async def call_coordinator(method: Any, *arguments: Any) -> Any:
 
 
 def to_phospho_error(failure: Exception) -> PhosphoError:
-    """Return the error of ours that Ray's error wraps, or one that says what happened."""
+    """Return the `PhosphoError` that Ray's error wraps, or one that describes the failure."""
     cause = getattr(failure, "cause", None)
     if isinstance(cause, PhosphoError):
         return cause
+    words = str(failure).strip().rpartition("\n")[2][:300]
     message = (
-        f"The coordinator of the job does not answer ({type(failure).__name__}): the job is closed,"
-        " or its node is lost. The journal keeps every answer. The same job continues from there."
+        f"The Ray job is closed or has failed ({type(failure).__name__}: {words}). Every answer is"
+        " kept. The same job continues from there."
     )
     return ConfigurationError(message)

@@ -1,8 +1,8 @@
 """A batch over a Ray cluster: its inputs go out in datasets, one after the other.
 
 Each dataset is small enough for Ray to hold, and so large that the start of its workers does not
-matter. The coordinator writes the results into the job's own journal, so results, resuming and the
-manifest are those of a batch on one machine.
+matter. The coordinator writes the results into the job's own journal. So the rows, the manifest and
+the resuming are the same as on one machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from phospho_multimodal.ray.accounts import (
     start,
     to_phospho_error,
 )
-from phospho_multimodal.ray.describe_images import pool, rows_per_call
+from phospho_multimodal.ray.describe_images import map_with_workers
 from phospho_multimodal.ray.worker import Worker, WorkItem
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending.budget import Spending
@@ -78,7 +78,7 @@ def connect(address: str) -> Callable[[], None]:
             ray.init(address=address, logging_level=logging.CRITICAL, **quiet)
     except (OSError, RuntimeError, ValueError) as failure:
         disconnect()
-        message = f"There is no Ray cluster at {address!r}: {failure} Nothing was sent."
+        message = f"There is no Ray cluster at {address!r}: {failure}. Nothing was sent."
         raise ConfigurationError(message) from None
     return disconnect
 
@@ -86,7 +86,7 @@ def connect(address: str) -> Callable[[], None]:
 def _check_reachable(address: str) -> None:
     """Open a connection, because Ray itself would wait for minutes."""
     if address.startswith("ray://"):
-        message = "a batch runs on a node of the cluster (for example as a Ray job)."
+        message = "run the batch on a node of the cluster, for example as a Ray job"
         raise ValueError(message)
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
@@ -151,7 +151,7 @@ class BatchDriver:
         state = await asyncio.to_thread(accounts.snapshot)
         if state.stopped_by is not None:
             self._stop.because(state.stopped_by)
-        self._reporter.follow(state.done, state.duplicates, state.answers, state.money)
+        self._reporter.follow(state.done, state.duplicates, state.money)
         most = AUTO_CEILING if self._concurrency == "auto" else self._concurrency
         self._reporter.show(
             state.money.images_reserved,
@@ -164,22 +164,15 @@ class BatchDriver:
 
     def _describe_all(self, accounts: Accounts) -> None:
         while not self._is_stopped() and (window := self._next_window()):
-            described = ray.data.from_arrow_refs(window).map_batches(
-                _DescribeInputs,
-                fn_constructor_kwargs={"accounts": accounts, "concurrency": self._concurrency},
-                batch_format="pyarrow",
-                batch_size=rows_per_call(self._concurrency),
-                compute=pool(None),
-                num_cpus=0,
-                udf_modifying_row_count=False,
-            )
+            arguments = {"accounts": accounts, "concurrency": self._concurrency}
+            inputs = ray.data.from_arrow_refs(window)
+            described = map_with_workers(inputs, _DescribeInputs, arguments)
             described.context.enable_progress_bars = False
-            described.context.raise_original_map_exception = True  # keeps the class of our errors
             try:
                 for _ in described.iter_batches(batch_size=None, batch_format="pyarrow"):
                     pass  # the journal has their rows
             except ray.exceptions.RayError as failure:
-                raise _ended_by(failure) from None
+                raise to_phospho_error(failure) from None
 
     def _next_window(self) -> list[Any]:
         """Put the next inputs without a row into Ray's object store, in blocks."""
@@ -233,14 +226,3 @@ def _portable(item: Item) -> Item:
         except PhosphoError as error:
             return replace(item, image=None, error=error)
     return replace(item, image=image)
-
-
-def _ended_by(failure: ray.exceptions.RayError) -> PhosphoError:
-    if isinstance(getattr(failure, "cause", None), PhosphoError):
-        return to_phospho_error(failure)
-    words = str(failure).strip().rpartition("\n")[2][:300]
-    message = (
-        f"The Ray job failed ({type(failure).__name__}: {words}). Every answer is kept. The same"
-        " call continues from there."
-    )
-    return ConfigurationError(message)

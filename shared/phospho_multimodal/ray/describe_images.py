@@ -21,7 +21,7 @@ from phospho_multimodal.images.numpy_arrays import image_from_array
 from phospho_multimodal.ray.accounts import Accounts
 from phospho_multimodal.ray.worker import PROMPT_MARK, Outcome, Worker, WorkItem
 
-__all__ = ["ADDED", "DescribeImages", "check_concurrency", "pool", "rows_per_call"]
+__all__ = ["ADDED", "DescribeImages", "map_with_workers"]
 
 ADDED = {
     "description": pa.string(),
@@ -94,7 +94,7 @@ class DescribeImages:
         Raises:
             ConfigurationError: A value is out of range, or the job is closed.
         """
-        check_concurrency(concurrency)
+        _check_concurrency(concurrency)
         self._orders = accounts.orders
         self._price = accounts.orders.limits["usd_per_image"]
         self._column = column
@@ -139,30 +139,17 @@ class DescribeImages:
         Raises:
             ConfigurationError: A value is out of range.
         """
-        check_concurrency(concurrency)
-        given = {
-            "batch_format": "pyarrow",
-            "batch_size": rows_per_call(concurrency) if batch_size is None else batch_size,
-            "num_cpus": 0,
-            "udf_modifying_row_count": False,
-            **options,
+        _check_concurrency(concurrency)
+        arguments = {
+            "accounts": accounts,
+            "column": column,
+            "concurrency": concurrency,
+            "prefix": prefix,
+            "prompt_column": prompt_column,
         }
-        if "compute" not in given:
-            given["compute"] = pool(workers)
-        described = dataset.map_batches(
-            cls,
-            fn_constructor_kwargs={
-                "accounts": accounts,
-                "column": column,
-                "concurrency": concurrency,
-                "prefix": prefix,
-                "prompt_column": prompt_column,
-            },
-            **given,
-        )
-        # The error that ends the job keeps its class.
-        described.context.raise_original_map_exception = True
-        return described
+        if batch_size is not None:
+            options["batch_size"] = batch_size
+        return map_with_workers(dataset, cls, arguments, workers, **options)
 
     def __call__(self, batch: Any) -> Any:
         """Describe a batch.
@@ -198,7 +185,7 @@ class DescribeImages:
         return _with_columns(batch, columns)
 
     def _added_names(self, names: Sequence[str]) -> dict[str, str]:
-        """Check the columns of the dataset, and name those that are added."""
+        """Check the columns of the dataset, and return the names of the added columns."""
         for column, what in ((self._column, "images"), (self._prompt_column, "prompts")):
             if column is not None and column not in names:
                 listed = ", ".join(map(repr, names[:30]))
@@ -228,14 +215,9 @@ class DescribeImages:
         prompts: list[str | None] = []
         for cell in _cells(batch, self._prompt_column):
             value = cell.as_py() if isinstance(cell, pa.Scalar) else cell
-            is_empty = value is None or value is pd.NA or value == "" or value != value  # noqa: PLR0124 - NaN
-            prompts.append(
-                self._orders.job.prompt
-                if is_empty
-                else str(value)
-                if isinstance(value, str)
-                else None
-            )
+            is_missing = pd.api.types.is_scalar(value) and pd.isna(value)
+            text = str(value) if isinstance(value, str) else None
+            prompts.append(self._orders.job.prompt if is_missing or text == "" else text)
         return prompts
 
     def _row(self, prompt: str, outcome: Outcome) -> dict[str, Any]:
@@ -262,20 +244,21 @@ class DescribeImages:
         }
 
 
-def check_concurrency(concurrency: Any) -> None:
-    """Reject what is not a number of requests."""
+def _check_concurrency(concurrency: Any) -> None:
+    """Reject a wrong number of requests."""
     if concurrency != "auto" and not (isinstance(concurrency, int) and concurrency >= 1):
         message = f"concurrency must be 'auto' or 1 or greater, got {concurrency!r}."
         raise ConfigurationError(message)
 
 
-def rows_per_call(concurrency: int | Literal["auto"]) -> int:
-    """Return how many rows a worker takes in one call; two such calls keep it busy."""
-    return _BATCH_ROWS if concurrency == "auto" else max(_BATCH_ROWS, concurrency)
-
-
-def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:
-    """Return Ray's description of the workers, each with two calls in progress.
+def map_with_workers(
+    dataset: ray.data.Dataset,
+    worker_class: type,
+    arguments: Mapping[str, Any],
+    workers: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> ray.data.Dataset:
+    """Map the batches of a dataset, with two calls in progress in each worker.
 
     With one call, each batch would wait for the slowest answer of the batch before.
     """
@@ -285,12 +268,23 @@ def pool(workers: int | tuple[int, int] | None) -> ray.data.ActorPoolStrategy:
     if not 1 <= few <= many:
         message = f"workers must be 1 or greater, or the fewest and the most, got {workers!r}."
         raise ConfigurationError(message)
-    return ray.data.ActorPoolStrategy(
-        min_size=few,
-        max_size=many,
-        max_concurrent_calls_per_actor=2,
-        enable_true_multi_threading=True,
-    )
+    concurrency = arguments["concurrency"]
+    given = {
+        "batch_format": "pyarrow",
+        "batch_size": _BATCH_ROWS if concurrency == "auto" else max(_BATCH_ROWS, concurrency),
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=few,
+            max_size=many,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        "num_cpus": 0,
+        "udf_modifying_row_count": False,
+        **options,
+    }
+    mapped = dataset.map_batches(worker_class, fn_constructor_kwargs=arguments, **given)
+    mapped.context.raise_original_map_exception = True  # keeps the class of our errors
+    return mapped
 
 
 def _cells(batch: Any, column: str) -> Sequence[Any]:

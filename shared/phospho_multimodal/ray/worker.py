@@ -1,7 +1,7 @@
-"""A worker of a Ray job: it prepares images, and sends those that the coordinator lets it send.
+"""A worker of a Ray job: it prepares images, and sends an image when the coordinator permits it.
 
-The worker runs an event loop on a thread of its own, so that the calls of Ray, which come on other
-threads, share one client and its connections.
+The worker runs an event loop on its own thread. So the calls of Ray, which come on several threads,
+share one client and its connections.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from phospho_multimodal.ray.answered_pixels import hash_pixels
 __all__ = ["PROMPT_MARK", "Outcome", "WorkItem", "Worker"]
 
 PROMPT_MARK = b"prompt:"
-"""The journal's key of an image with a prompt of its own begins so."""
+"""The journal's key of an image begins with this if the row has another prompt than the job."""
 
 _FETCHING = 16  # threads that wait for other servers
 _MOST_REFUSALS = 10  # of one question (503), while the endpoint answers other ones
@@ -60,7 +60,7 @@ class Outcome:
     """The result for one image.
 
     Attributes:
-        error: Why there is no answer, if nothing was sent for it.
+        error: The reason, if the row failed before a request.
         answer: What the journal knows of the image.
         pays: Whether this image's request was sent for this row, so that the row has its cost.
     """
@@ -106,7 +106,7 @@ class Worker:
         self._watching = asyncio.run_coroutine_threadsafe(self._wait_for_stop(), self._loop)
 
     def describe(self, items: Sequence[WorkItem]) -> list[Outcome]:
-        """Describe some images; those that the end of the job left out are `PENDING`."""
+        """Describe some images. If the job stops, the rest is `PENDING`."""
         return asyncio.run_coroutine_threadsafe(self._describe_all(items), self._loop).result()
 
     def wait_until_quiet(self) -> None:
@@ -150,7 +150,7 @@ class Worker:
             return Outcome()
         image, pixels = await self._loop.run_in_executor(self._threads, self._prepare, work)
         if isinstance(image, PhosphoError):
-            if self._is_stopped():  # a URL that was given up says nothing about its image
+            if self._is_stopped():  # a fetch that was abandoned says nothing about its image
                 return Outcome()
             if work.position is not None:
                 await call_coordinator(self.coordinator.note_broken, work.position, image)
@@ -212,7 +212,7 @@ class _Request:
                 await runner.fail(question, error)
 
     def _stopping(self) -> PhosphoError | None:
-        """Return why there is no further attempt; an attempt that is permitted is made."""
+        """Return the reason to make no further attempt; a permitted attempt is made."""
         return None if self._is_permitted else self._worker.stopped_by
 
     # --- the event log of `RequestRunner` ------------------------------------------------------
@@ -231,12 +231,12 @@ class _Request:
         return 0
 
     def note_at_last(self, step: Step) -> None:
-        """Report a result that nobody waits for."""
+        """Report a result without waiting."""
         self._last = asyncio.ensure_future(self.note(step))
 
 
 def _question_key(image: SendableImage, own_prompt: str | None) -> bytes:
-    """Return the journal's key of an image, or of an image with a prompt of its own."""
+    """Return the journal's key of an image, which differs for each prompt."""
     key = picture_key(image)
     if own_prompt is None:
         return key

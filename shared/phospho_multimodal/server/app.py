@@ -5,6 +5,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -165,47 +166,40 @@ def create_app(
     return app
 
 
+@dataclass(frozen=True)
 class _Predictions:
     """Answers requests with one engine, within the limits."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        reader: BodyReader,
-        queue: WorkQueue,
-        read: Callable[[str], InputImage],
-        metrics: Metrics,
-    ) -> None:
-        self._metrics = metrics
-        self._engine = engine
-        self._reader = reader
-        self._queue = queue
-        self._read = read
+    engine: Engine
+    reader: BodyReader
+    queue: WorkQueue
+    read_image: Callable[[str], InputImage]
+    metrics: Metrics
 
     async def answer(self, request: Request) -> Response:
         """Answer a request whose key was checked."""
         check_media_type(request)
         try:
-            with self._reader.open() as read:
+            with self.reader.open() as read:
                 body = await read(request)
                 wanted, model = await run_in_threadpool(read_request, body)
                 del body  # as large as the image, which `wanted` holds too
-                with self._metrics.queued() as begin:
+                with self.metrics.queued() as begin:
                     work = functools.partial(self._work, wanted, model, begin)
-                    answer = await self._queue.run(request, work)
+                    answer = await self.queue.run(request, work)
         except (ClientDisconnect, ClientDisconnectedError):
             return Response(status_code=_CLIENT_DISCONNECTED)
-        self._metrics.images.inc()
+        self.metrics.images.inc()
         return Response(answer, media_type="application/json")
 
     async def _work(
         self, wanted: PredictInput, model: str, begin: Callable[[], None], workers: Workers
     ) -> bytes:
-        engine = self._engine
+        engine = self.engine
 
         def read() -> InputImage:
             begin()  # this request has got a worker
-            return self._read(wanted.image_url)
+            return self.read_image(wanted.image_url)
 
         parameters = GenerationParameters(**wanted.model_dump(exclude={"text", "image_url"}))
         question = Question(text=wanted.text, model=model, parameters=parameters)

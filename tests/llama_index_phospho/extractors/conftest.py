@@ -8,16 +8,10 @@ import pytest
 
 from describing import describe
 from fault_server import FaultServer
-from llama_index_phospho import ImageDescriptionExtractor, Phospho
+from llama_index_phospho import ImageDescriptionExtractor
 from pictures import draw
 
 COLOURS = ["teal", "red", "gold", "navy", "plum", "pink", "tan", "lime"]
-
-
-@pytest.fixture
-def kind() -> type[Phospho]:
-    """One class will do: both share this code."""
-    return Phospho
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ class Answers(JournalFile):
     def take(
         self, pictures: Iterable[tuple[int | None, bytes, int | None, int | None]]
     ) -> list[State]:
-        """Note which images inputs are, and take those that nobody has sent.
+        """Note which images the inputs are, and take the images that were not sent yet.
 
         Args:
             pictures: Position (`None` for a tile), key, and width and height in pixels, if known.
@@ -53,7 +53,7 @@ class Answers(JournalFile):
             self._taken.difference_update(pictures)
 
     def fail(self, failures: Iterable[tuple[int, PhosphoError]], *, ended: float) -> None:
-        """Note inputs, by position, that are no images."""
+        """Note inputs, by position, that are not images."""
         with self._writing() as database:
             database.executemany(
                 "UPDATE inputs SET picture = NULL, error_class = ?, error = ?, ended = ?"
@@ -92,7 +92,7 @@ class Answers(JournalFile):
     def ask_again(self, *states: State) -> int:
         """Make answers of these states pending again, and return how many inputs that concerns.
 
-        What was in doubt stays counted as that.
+        Images in doubt stay counted as in doubt.
         """
         with self._writing() as database:
             picked = ", ".join(str(int(state)) for state in states)

@@ -38,7 +38,7 @@ _KILLED = "The job was killed while this request was in progress. It may have be
 class JournalFile:
     """One SQLite file, written by one process at a time. Any thread may use it.
 
-    The owner can lend it to another process of the same machine, for as long as it is open.
+    While it is open, its owner can lend it to another process of the same machine.
     """
 
     def __init__(

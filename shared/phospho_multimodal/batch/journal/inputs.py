@@ -53,7 +53,7 @@ class Inputs(JournalFile):
             self._note(database, {COUNTED_RUN: str(self.run)})
 
     def keep_replaced(self) -> None:
-        """Give each paid image that no input shows any more a row of its own, as removed.
+        """Add a removed row for each paid image that no input shows any more.
 
         An input of another source took its id. Whether another input shows the image under
         another id is known only when all inputs were prepared.
@@ -93,7 +93,7 @@ class Inputs(JournalFile):
         return {name for (name,) in self._select_by_id("id", ids, MAY_BE_A_COPY)}
 
     def has_undigested(self) -> bool:
-        """Tell whether there is any such file."""
+        """Return whether there is any such file."""
         with self._reading() as database:
             return bool(
                 self._count(database, f"SELECT EXISTS (SELECT 1 FROM inputs WHERE {MAY_BE_A_COPY})")
@@ -183,7 +183,7 @@ class Inputs(JournalFile):
 
 
 def _is_same_place(entry: InputRecord, source: str) -> bool:
-    """Tell whether an equal stamp proves that an input from another place is the same image.
+    """Return whether an equal stamp proves that an input from another place is the same image.
 
     A digest proves it. Size and time do so only below a folder that was moved: many files have one
     size and one time, and the rows of a table may have moved.

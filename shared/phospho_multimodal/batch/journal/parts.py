@@ -18,7 +18,7 @@ class Parts(Answers):
     """Reads rows, and notes the files that were written."""
 
     def is_finished(self, first: int, last: int) -> bool:
-        """Tell whether every input of a range of positions has its row."""
+        """Return whether every input of a range of positions has its row."""
         with self._reading() as database:
             row = database.execute(
                 f"SELECT 1 FROM inputs WHERE position BETWEEN ? AND ? AND NOT ({IS_DONE}) LIMIT 1",

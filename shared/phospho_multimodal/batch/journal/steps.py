@@ -42,40 +42,25 @@ def states_to_ask_again(*, failed: bool, in_doubt: bool) -> list[State]:
 
 @dataclass(frozen=True, slots=True)
 class InputRecord:
-    """An input as it is noted before anything is paid.
+    """An input as it is noted before anything is paid."""
 
-    Attributes:
-        id: Its name in its source and in the results.
-        source: Where it comes from.
-        stamp: Changes when the image does; `None` if nothing shows a change.
-        size: The size of its file in bytes, if it is known without reading the file.
-        digest: The SHA-256 of its file, if the file was read.
-        requests: The requests that it needs: one, or one for each of its tiles.
-    """
-
-    id: str
-    source: str
-    stamp: str | None = None
+    id: str  # its name in its source and in the results
+    source: str  # where it comes from
+    stamp: str | None = None  # changes when the image does; `None` if nothing shows a change
+    # the size of its file in bytes, if it is known without reading the file
     size: int | None = None
-    digest: bytes | None = None
-    requests: int = 1
+    digest: bytes | None = None  # the SHA-256 of its file, if the file was read
+    requests: int = 1  # the requests that it needs: one, or one for each of its tiles
 
 
 @dataclass(frozen=True, slots=True)
 class ImageClaimed:
-    """An image is prepared, and is sent unless it has an answer.
+    """An image is prepared, and is sent unless it has an answer."""
 
-    Attributes:
-        picture: The key of the image.
-        position: The position of its input; `None` without an input.
-        width: The width in pixels, if known.
-        height: The height in pixels, if known.
-    """
-
-    picture: bytes
-    position: int | None = None
-    width: int | None = None
-    height: int | None = None
+    picture: bytes  # the key of the image
+    position: int | None = None  # the position of its input; `None` without an input
+    width: int | None = None  # the width in pixels, if known
+    height: int | None = None  # the height in pixels, if known
 
     def write(self, database: sqlite3.Connection) -> int:
         """Write it, and return the state of its answer."""
@@ -126,27 +111,16 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class ImageFinished:
-    """No further request is sent for an image in this run.
+    """No further request is sent for an image in this run."""
 
-    Attributes:
-        picture: The key of the image.
-        state: `DESCRIBED`, `FAILED` or `IN_DOUBT`; with `PENDING`, the next run sends it.
-        description: The answer.
-        error: Why there is no answer.
-        attempts: Attempts without an `AttemptFailed`: 1, or 0 if nothing was sent.
-        images_in_doubt: Images of these attempts that are in doubt.
-        seconds: From the first attempt to the end.
-        ended: Seconds since the epoch.
-    """
-
-    picture: bytes
-    state: State
-    description: str | None = None
-    error: PhosphoError | None = None
-    attempts: int = 1
-    images_in_doubt: int = 0
-    seconds: float | None = None
-    ended: float | None = None
+    picture: bytes  # the key of the image
+    state: State  # `DESCRIBED`, `FAILED` or `IN_DOUBT`; with `PENDING`, the next run sends it
+    description: str | None = None  # the answer
+    error: PhosphoError | None = None  # why there is no answer
+    attempts: int = 1  # attempts without an `AttemptFailed`: 1, or 0 if nothing was sent
+    images_in_doubt: int = 0  # images of these attempts that are in doubt
+    seconds: float | None = None  # from the first attempt to the end
+    ended: float | None = None  # seconds since the epoch
 
     def write(self, database: sqlite3.Connection) -> int:
         """Write it, and return how many inputs have their row by it."""
@@ -175,17 +149,12 @@ class ImageFinished:
 
 @dataclass(frozen=True, slots=True)
 class TilesJoined:
-    """The requests of all tiles of an image have ended, unless one of them is pending.
+    """The requests of all tiles of an image have ended, unless one of them is pending."""
 
-    Attributes:
-        picture: The key of the image.
-        tiles: The key of each tile, and the heading of its answer, in reading order.
-        ended: Seconds since the epoch.
-    """
-
-    picture: bytes
+    picture: bytes  # the key of the image
+    # the key of each tile, and the heading of its answer, in reading order
     tiles: tuple[tuple[bytes, str], ...]
-    ended: float
+    ended: float  # seconds since the epoch
 
     def write(self, database: sqlite3.Connection) -> int:
         """Join the answers, and return how many inputs have their row by it."""

@@ -38,7 +38,7 @@ _UNAVAILABLE = 503
 
 
 def is_refusal(error: PhosphoError | None) -> bool:
-    """Tell whether an error says only that the endpoint takes no requests now.
+    """Return whether an error says only that the endpoint takes no requests now.
 
     These requests were never sent, were rate limited (429), or met an endpoint that is not ready
     (503). None of them is billed.
@@ -147,7 +147,7 @@ def _describe(error: PhosphoError) -> str:
 
 
 class FailureStreak:
-    """Counts failures in a row that any image may have: nobody is there to answer."""
+    """Counts failures in a row that any image may have, because the endpoint does not answer."""
 
     _MOST = 50
     _NO_ANSWER = (APIStatusError, ConnectionFailedError, ReplyLostError, UnexpectedReplyError)

@@ -221,7 +221,7 @@ class Engine:
         self._show()
 
     async def _is_sent_again(self, question: Question, error: Any, started: float) -> bool:
-        """Tell whether a refused image is sent again. If not, it has failed."""
+        """Return whether a refused image is sent again. If not, it has failed."""
         self._settled.set()  # its money is free
         over = None
         if self._stop() is None:

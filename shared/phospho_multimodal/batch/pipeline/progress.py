@@ -99,11 +99,8 @@ class ProgressReporter:
         """Count an image whose requests have ended."""
         self._done[state] += inputs
 
-    def follow(
-        self, done: Mapping[State, int], duplicates: int, answers: int, money: SpendingSnapshot
-    ) -> None:
+    def follow(self, done: Mapping[State, int], duplicates: int, money: SpendingSnapshot) -> None:
         """Take the counts of this run from another process."""
-        del answers
         self._done = self._before + Counter(done)
         self._duplicates, self._money = duplicates, money
 
@@ -128,7 +125,7 @@ class ProgressReporter:
         except Exception:
             # Requests in progress are paid. A failing display is no reason to lose them.
             self._tell = None
-            logger.exception("on_progress= failed and is not called again; the job goes on")
+            logger.exception("on_progress= failed and is not called again; the job continues")
 
     def _progress(self, now: float, in_flight: int, limit: int) -> Progress:
         done = self._done.total()

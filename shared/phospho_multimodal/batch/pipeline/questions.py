@@ -44,19 +44,12 @@ class EventLog(Protocol):
 
 @dataclass(slots=True)
 class Question:
-    """A prepared image.
+    """A prepared image."""
 
-    Attributes:
-        picture: The key of the image.
-        call: The request.
-        refusals: How often it was refused while the endpoint answered other requests.
-        answers_before: How many answers the endpoint had given at the last refusal.
-    """
-
-    picture: bytes
-    call: RequestState
-    refusals: int = 0
-    answers_before: int = 0
+    picture: bytes  # the key of the image
+    call: RequestState  # the request
+    refusals: int = 0  # how often it was refused while the endpoint answered other requests
+    answers_before: int = 0  # how many answers the endpoint had given at the last refusal
 
     @property
     def size(self) -> int:
@@ -75,17 +68,12 @@ class Question:
 
 @dataclass(slots=True)
 class TiledQuestion:
-    """A prepared image with a request for each tile.
+    """A prepared image with a request for each tile."""
 
-    Attributes:
-        picture: The key of the image.
-        tiles: The key of each tile, and the heading of its answer, in reading order.
-        questions: The tiles that have no answer yet.
-    """
-
-    picture: bytes
+    picture: bytes  # the key of the image
+    # the key of each tile, and the heading of its answer, in reading order
     tiles: tuple[tuple[bytes, str], ...]
-    questions: list[Question]
+    questions: list[Question]  # the tiles that have no answer yet
 
     @property
     def size(self) -> int:

@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def date(when: str | None) -> str:
-    """Write a moment in ISO 8601: "25 November 2026, 10:10 UTC". Another text stays as it is."""
+    """Write a moment in ISO 8601: "25 November 2026, 10:10 UTC". Another text stays unchanged."""
     if when is None:
         return "not yet"
     try:

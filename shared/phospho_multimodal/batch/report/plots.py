@@ -23,19 +23,12 @@ _BILLED, _IN_DOUBT = "#2f8fb3", "#c98a1b"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A span of the working time in which answers ended.
+    """A span of the working time in which answers ended."""
 
-    Attributes:
-        seconds: How long it is.
-        images_billed: Billed images of these answers.
-        images_in_doubt: Images of these answers that are in doubt.
-        rows: Inputs that have their row by these answers.
-    """
-
-    seconds: float
-    images_billed: int
-    images_in_doubt: int
-    rows: int
+    seconds: float  # how long it is
+    images_billed: int  # billed images of these answers
+    images_in_doubt: int  # images of these answers that are in doubt
+    rows: int  # inputs that have their row by these answers
 
 
 @dataclass(frozen=True, slots=True)

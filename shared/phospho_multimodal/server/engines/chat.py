@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from phospho_multimodal.server.engines import EngineBusy, EngineFailed
 from phospho_multimodal.server.engines.reasoning import without_reasoning
-from phospho_multimodal.server.engines.upstream import PASSING, read_json
-
-if TYPE_CHECKING:
-    from phospho_multimodal.server.engines.upstream import HttpResponse
+from phospho_multimodal.server.engines.upstream import PASSING, HttpResponse, read_json
 
 __all__ = ["chat_body", "plain_text", "read_answer"]
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phospho_multimodal.contract import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_REPETITION_PENALTY,
     DEFAULT_TOP_P,
+    GenerationParameters,
 )
 from phospho_multimodal.server.engines.model_facts import models
-
-if TYPE_CHECKING:
-    from phospho_multimodal.contract import GenerationParameters
 
 __all__ = ["DIALECTS", "MOST_AT_ONCE", "Dialect", "generation", "of_models", "without_refused"]
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from phospho_multimodal.errors import ConfigurationError
-from phospho_multimodal.images.prepare import prepare_image
-from phospho_multimodal.server.engines import EngineBusy, EngineFailed
+from phospho_multimodal.images.prepare import PreparedImage, prepare_image
+from phospho_multimodal.server.engines import (
+    EngineBusy,
+    EngineFailed,
+    InputImage,
+    Question,
+    State,
+)
 from phospho_multimodal.server.engines.chat import chat_body, read_answer
 from phospho_multimodal.server.engines.concurrency import LearnedConcurrency
 from phospho_multimodal.server.engines.dialects import (
@@ -35,17 +41,11 @@ from phospho_multimodal.server.engines.monitor import UpstreamMonitor
 from phospho_multimodal.server.engines.upstream import (
     KEY_VARIABLE,
     PASSING,
+    HttpResponse,
     Upstream,
     no_answer,
     read_json,
 )
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from phospho_multimodal.images.prepare import PreparedImage
-    from phospho_multimodal.server.engines import InputImage, Question, State
-    from phospho_multimodal.server.engines.upstream import HttpResponse
 
 __all__ = ["ANSWER_SECONDS", "UPSTREAM_VARIABLE", "OpenAIEngine"]
 

@@ -8,7 +8,8 @@ import logging
 import math
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,9 +23,6 @@ from phospho_multimodal.server.engines import EngineBusy, EngineFailed
 from phospho_multimodal.settings import Settings, Timeouts, is_loopback
 from phospho_multimodal.transport.pool import AsyncConnectionPool
 from phospho_multimodal.transport.requests import make_request, read_response_async
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = [
     "KEY_VARIABLE",

@@ -1,4 +1,4 @@
-"""A picture that is whole by its structure is decoded when an engine wants its pixels."""
+"""A complete JPEG is decoded when an engine needs its pixels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def request(file: bytes) -> dict[str, object]:
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Count what is decoded."""
+    """Count the decoded images."""
     sizes = []
     to_rgb = images.to_rgb
 
@@ -53,7 +53,7 @@ def decoded(monkeypatch):
         pytest.param(encoded(Image.new("RGB", (8, 8)), "PNG"), 1, id="a PNG"),
     ],
 )
-def test_only_what_is_not_whole_by_its_structure_is_decoded_at_the_door(decoded, file, times):
+def test_only_what_is_not_whole_by_its_structure_is_decoded_at_the_gateway(decoded, file, times):
     with serve(create_app(EchoEngine())) as base_url:
         response = httpx.post(base_url + PREDICT_PATH, json=request(file))
     assert response.status_code == 200
@@ -67,7 +67,7 @@ def test_an_engine_gets_the_pixels_and_they_are_decoded_once(decoded):
     assert len(decoded) == 1
 
 
-def test_a_picture_that_turns_out_broken_when_an_engine_wants_it_is_still_a_422(monkeypatch):
+def test_an_image_that_turns_out_broken_when_an_engine_wants_it_is_still_a_422(monkeypatch):
     def broken(_):
         message = "The JPEG file is broken."
         raise images.ImageError(message)

@@ -1,11 +1,11 @@
-"""What the door costs: its rate at 1 MB bodies beside FastAPI's own, in one run.
+"""Measures what the server costs: its rate with bodies of 1 MB beside FastAPI's, in one run.
 
-    .venv/bin/python tests/server/load_door.py [ROUNDS [SECONDS]]
+    .venv/bin/python tests/server/load_gateway.py [ROUNDS [SECONDS]]
 
-Three servers, each in a process of its own with the same uvicorn settings: the door with the echo
-engine, as it is served; FastAPI with the contract's form and an empty handler; and a handler that
-reads the bytes and looks at none. They take turns, round by round, so that what else the machine
-does falls on all of them. It exits with 1 if the door keeps less than 0.7 of bare FastAPI's rate.
+Three servers run in processes of their own with the same uvicorn settings: this server with the
+engine echo, FastAPI with the same form and an empty handler, and a handler that only reads the
+bytes. They take turns, so that other work of the machine affects all of them. The exit status is 1
+if this server keeps less than 0.7 of bare FastAPI's rate.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ print(listener.getsockname()[1], flush=True)
 config = uvicorn.Config(app, http=TimeoutProtocol, access_log=False, log_level="error", ws="none")
 uvicorn.Server(config).run(sockets=[listener])
 """
-SERVERS = {"the door": DOOR, "bare FastAPI": BARE, "only the bytes": BYTES}
+SERVERS = {"this server": DOOR, "bare FastAPI": BARE, "only the bytes": BYTES}
 
 
 def request_of_a_photo() -> bytes:
@@ -161,7 +161,7 @@ def main() -> None:
         middle = statistics.median(found)
         spread = f"{min(found):.0f} to {max(found):.0f}"
         print(f"{name:16} {middle:6.0f} requests/s ({spread}), {share:.2f} of bare FastAPI")
-        if name == "the door":
+        if name == "this server":
             kept = share
     sys.exit(kept < TARGET)
 

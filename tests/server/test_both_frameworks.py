@@ -1,4 +1,4 @@
-"""The same questions through both frameworks, held against every engine that sees pictures.
+"""The same prompts through both frameworks, to every engine that uses images.
 
 To add an engine, add a line to `HELD` with a way to run it. One that cannot read, because its
 weights are random, is held to the form of its answers; one that can, to what they say as well.
@@ -57,7 +57,7 @@ def running_ocr() -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def running_openai() -> Iterator[Engine]:
-    """The engine `openai`, before an upstream that reads what it is sent."""
+    """The engine `openai`, in front of an upstream that reads the image."""
 
     def read(asked: Asked) -> str:
         pixels = Image.open(io.BytesIO(asked.image)).convert("RGB")
@@ -90,7 +90,7 @@ if "TEST_ENGINES" in os.environ:  # as `make test-engines` says
 
 @dataclass(frozen=True)
 class Door:
-    """A local server, and what may be expected of its answers."""
+    """A local server, and the checks of its answers."""
 
     base_url: str
     reads: bool
@@ -125,7 +125,7 @@ class TestLangChain:
         ]
         return HumanMessage([{"type": "text", "text": text}, *images])
 
-    def test_one_picture(self, door, model):
+    def test_one_image(self, door, model):
         answer = model.invoke([self.message(BAKERY)])
         door.check(answer.text, "11.40")
         assert answer.response_metadata["images_billed"] == 1
@@ -149,12 +149,12 @@ class TestLangChain:
         for answer, total in zip(answers, ["11.40", "250.00"], strict=True):
             door.check(answer.text, total)
 
-    def test_two_pictures_on_one_sheet(self, door, model):
+    def test_two_images_on_one_sheet(self, door, model):
         answer = model.invoke([self.message(BAKERY, GARAGE)])
         door.check(answer.text, "11.40", "250.00")
         assert answer.response_metadata["images_billed"] == 1
 
-    def test_two_pictures_one_by_one(self, door):
+    def test_two_images_one_by_one(self, door):
         model = ChatPhospho(base_url=door.base_url, multi_image="each")
         with contextlib.closing(model):
             answer = model.invoke([self.message(BAKERY, GARAGE)])
@@ -180,7 +180,7 @@ class TestLangChain:
         bound = model.bind(max_tokens=80, temperature=0.5, top_p=0.9, repetition_penalty=1.2)
         door.check(bound.invoke([self.message(BAKERY)]).text, "11.40")
 
-    def test_a_broken_picture_is_not_asked_about(self, model):
+    def test_a_broken_image_is_not_asked_about(self, model):
         with pytest.raises(ImageError):
             model.invoke([self.message(BAKERY[:200])])
 
@@ -195,7 +195,7 @@ class TestLlamaIndex:
         images = [ImageBlock(image=p) for p in pictures]
         return ChatMessage(role="user", blocks=[TextBlock(text=QUESTION), *images])
 
-    def test_one_picture(self, door, model):
+    def test_one_image(self, door, model):
         response = model.chat([self.message(BAKERY)])
         door.check(response.message.content, "11.40")
         assert response.raw["images_billed"] == 1
@@ -213,7 +213,7 @@ class TestLlamaIndex:
         *_, last = model.stream_chat([self.message(BAKERY)])
         door.check(last.message.content, "11.40")
 
-    def test_two_pictures_on_one_sheet(self, door, model):
+    def test_two_images_on_one_sheet(self, door, model):
         response = model.chat([self.message(BAKERY, GARAGE)])
         door.check(response.message.content, "11.40", "250.00")
         assert response.raw["images_billed"] == 1

@@ -1,4 +1,4 @@
-"""Pictures that nobody means well: refused, or answered rightly, at once and in little memory."""
+"""Hostile images are rejected or answered, within little time and memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from phospho_multimodal.contract import PREDICT_PATH
 from phospho_multimodal.server.input_image import read_image
 from pictures import encoded, png_header
 
-PROMPTLY = 2.0  # seconds of a core; the slowest takes a quarter of it, alone
+PROMPTLY = 2.0  # seconds of a core; the slowest takes a quarter of it
 MEMORY = 150  # MB above an idle server; it takes about ten
 
 SERVER = """
@@ -156,7 +156,7 @@ ANSWERED = {
 
 @pytest.fixture(scope="module")
 def server():
-    """A server in a process of its own, whose memory is looked at in the end."""
+    """A server in another process, whose memory is measured at the end."""
     with subprocess.Popen(  # noqa: S603 - our own code
         [sys.executable, "-c", SERVER],
         stdout=subprocess.PIPE,
@@ -183,7 +183,7 @@ def ask(base_url: str, file: bytes) -> httpx.Response:
 
 
 @pytest.mark.parametrize("file", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_picture_or_too_much_of_one_is_a_422(server, file):
+def test_what_is_no_image_or_too_much_of_one_is_a_422(server, file):
     response = ask(server, file)
     assert response.status_code == 422
     (problem,) = response.json()["detail"]
@@ -192,7 +192,7 @@ def test_what_is_no_picture_or_too_much_of_one_is_a_422(server, file):
 
 
 @pytest.mark.parametrize(("file", "size"), ANSWERED.values(), ids=ANSWERED)
-def test_a_picture_with_more_than_a_picture_in_it_is_still_that_picture(server, file, size):
+def test_an_image_with_more_than_an_image_in_it_is_still_that_image(server, file, size):
     response = ask(server, file)
     assert response.status_code == 200, response.text
     answer = response.json()["predictions"][0]["description"]
@@ -200,7 +200,7 @@ def test_a_picture_with_more_than_a_picture_in_it_is_still_that_picture(server, 
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_file_cut_off_anywhere_is_refused_or_still_shows_its_picture(kind):
+def test_a_file_cut_off_anywhere_is_refused_or_still_shows_its_image(kind):
     file = SMALL[kind]
     for end in itertools.chain(range(64), range(64, len(file), 1 + len(file) // 64)):
         assert looked_at(file[:end]) in (422, (40, 30)), end
@@ -216,7 +216,7 @@ def test_a_file_with_any_byte_spoilt_does_nothing_worse_than_being_refused(kind)
 
 
 def looked_at(file: bytes) -> object:
-    """Look at a file as the server does; anything but a picture or a refusal is raised."""
+    """Read a file as the server does; a rejection is a result, every other exception is raised."""
     try:
         return read_image(base64.b64encode(file).decode(), max_megapixels=1).pixels.size
     except HTTPException as refusal:
