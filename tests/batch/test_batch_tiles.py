@@ -191,3 +191,26 @@ def test_after_a_kill_between_tiles_the_answered_tiles_are_not_paid_again(endpoi
     assert sum(counted(server).values()) == 7
     assert summary.images_billed == 6
     assert summary.images_in_doubt == 1
+
+
+def test_the_expected_time_counts_tiles_as_the_requests_that_they_are(endpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    screenshot(photos / "a.png")
+    server = endpoint()
+    describe = partial(
+        describe_many, photos, tmp_path / "out", base_url=server.base_url, results="jsonl", **TILES
+    )
+    worked = describe().manifest["seconds"]
+    Image.linear_gradient("L").resize((160, 90)).rotate(2, expand=False).save(photos / "b.png")
+    before = []
+
+    def confirm(preflight) -> bool:
+        before.append(preflight)
+        return False
+
+    describe(confirm=confirm)
+
+    assert before[0].requests == 6
+    assert before[0].seconds == pytest.approx(worked, abs=0.01)
+    assert before[0].seconds_from == "an earlier run"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from phospho_multimodal.batch.job import Job
 from phospho_multimodal.batch.journal.journal import Journal
 from phospho_multimodal.errors import ConfigurationError
 from phospho_multimodal.settings import Settings
-from phospho_multimodal.spending.processes import name_of_process
 
 PROMPT = "What is this?"
 JOB = Job.of(PROMPT, Settings.resolve(base_url="http://127.0.0.1:1"), {})
@@ -48,11 +46,9 @@ def leave_record(out: Path, content: str) -> Path:
 ELSEWHERE = {"host": "spot-17", "process": 1, "since": "2026-11-29T10:00:00+00:00"}
 
 
-def test_a_second_process_is_rejected_before_anything_is_sent(endpoint, photos, out, monkeypatch):
+def test_a_second_process_is_rejected_before_anything_is_sent(endpoint, photos, out):
     server = endpoint()
     first = Journal(JOB.folder(out), JOB)
-    # As in another PID namespace, where the first one's number is nobody's.
-    monkeypatch.setattr("phospho_multimodal.batch.journal.file.is_alive", lambda _: False)
     for options in ({}, {"take_over": True}):
         with pytest.raises(ConfigurationError, match=rf"{os.getpid()} on .+, since 20\d\d-"):
             describe(server, photos, out, **options)
@@ -102,21 +98,6 @@ def test_a_run_whose_job_was_taken_over_notes_nothing_more(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "_journal.lock", "_journal.sqlite",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("owner", ["alive", "dead", "this process"])
-def test_a_journal_that_a_version_without_locks_left(tmp_path, owner):
-    Journal(tmp_path, JOB).close()
-    names = {"alive": os.getppid(), "this process": os.getpid()}
-    name = name_of_process(names[owner]) if owner in names else "4194304:1"
-    with sqlite3.connect(tmp_path / "_journal.sqlite") as database:
-        database.execute("INSERT INTO facts VALUES ('owner', ?)", (name,))
-    database.close()
-    if owner == "alive":
-        with pytest.raises(ConfigurationError, match=f"{os.getppid()}"):
-            Journal(tmp_path, JOB)
-    else:
-        Journal(tmp_path, JOB).close()
 
 
 def test_without_filelock_the_extra_is_named(endpoint, photos, out, monkeypatch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phospho_multimodal.batch.foreground import CallerThread, run_on_thread
+from phospho_multimodal.batch.foreground import run_on_thread
 from phospho_multimodal.batch.options import BatchOptions
+from phospho_multimodal.batch.preflight import Preflight
 from phospho_multimodal.batch.results.manifest import Summary
 from phospho_multimodal.batch.run import BatchRun
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
@@ -45,13 +46,12 @@ def describe_many(
     """
     interrupted = options.get("interrupted") or threading.Event()
     options["interrupted"] = interrupted
-    caller = CallerThread()
-    confirm = options.get("confirm")
-    if confirm is not None:
-        options["confirm"] = lambda preflight: caller.call(lambda: confirm(preflight))
-    return run_on_thread(
-        lambda: adescribe_many(source, out, prompt, **options), caller, interrupted
-    )
+
+    def make_job(confirm: Callable[[Preflight], bool] | None) -> Coroutine[Any, Any, Summary]:
+        options["confirm"] = confirm
+        return adescribe_many(source, out, prompt, **options)
+
+    return run_on_thread(make_job, options.get("confirm"), interrupted)
 
 
 async def adescribe_many(

@@ -36,6 +36,7 @@ from phospho_multimodal.batch.pipeline.questions import RequestRunner
 from phospho_multimodal.batch.pipeline.stop_signal import StopSignal
 from phospho_multimodal.batch.preflight import Preflight, check_status, look_ahead
 from phospho_multimodal.batch.report.build import check_report, report_on
+from phospho_multimodal.batch.report.figures import need
 from phospho_multimodal.batch.results.manifest import WORKED, Summary, write_manifest
 from phospho_multimodal.batch.results.outputs import Outputs
 from phospho_multimodal.batch.results.rows import Results, ResultsFormat, check_format
@@ -65,6 +66,7 @@ class BatchRun:
         options: BatchOptions,
     ) -> None:
         check_names(options)
+        need("humanize")  # words a wait; without it, a job would stop at its first outage
         self._options = options
         self._interrupted = options.get("interrupted") or threading.Event()
         self._concurrency = checked_concurrency(options)

@@ -16,7 +16,6 @@ from phospho_multimodal.batch.journal.job_lock import JobLock
 from phospho_multimodal.batch.journal.schema import ADD_REQUESTS, TABLES
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.errors import ConfigurationError, ReplyLostError
-from phospho_multimodal.spending.processes import is_alive, name_of_process
 from phospho_multimodal.spending.sqlite import open_database, transaction
 
 __all__ = ["JOURNAL_NAME", "PART_ROWS", "JournalFile", "part_of", "rows_of_part"]
@@ -58,7 +57,6 @@ class JournalFile:
                 the file is the journal of another job.
         """
         self.path = folder / JOURNAL_NAME
-        self.owner = lent_by or name_of_process()
         self._lock = threading.Lock()
         self._taken: set[bytes] = set()  # images whose request belongs to this process
         self._job_lock: JobLock | None = None
@@ -66,7 +64,8 @@ class JournalFile:
             folder.mkdir(parents=True, exist_ok=True)
             if lent_by is None:  # before the database is opened: its log is of one machine
                 self._job_lock = JobLock(folder, take_over=take_over)
-                self._token = self._job_lock.token
+                lent_by = self._job_lock.token
+            self.owner = lent_by
             try:
                 self._open(job)
             except BaseException:
@@ -79,9 +78,8 @@ class JournalFile:
         """Release the journal for another process."""
         with self._lock, contextlib.suppress(sqlite3.Error, OSError):
             try:
-                if self._job_lock is not None and self._is_owned_by(self._token):
-                    names = ("owner", _OWNER_TOKEN)
-                    self._database.execute("DELETE FROM facts WHERE name IN (?, ?)", names)
+                if self._job_lock is not None and self._is_owned():
+                    self._database.execute("DELETE FROM facts WHERE name = ?", (_OWNER_TOKEN,))
             finally:
                 self._database.close()
                 if self._job_lock is not None:
@@ -122,25 +120,11 @@ class JournalFile:
             message = f"{self.path} is the journal of another job. Nothing was sent. Move it away."
             raise ConfigurationError(message)
         if self._job_lock is None:
-            self._token = facts.get(_OWNER_TOKEN, "")
-            self._check_owner(self._database)
+            self._check_owner()
             return
-        self._check_unlocked_owner(facts)
         runs = str(int(facts.get("runs", "0")) + 1)
-        values = {"job": description, "owner": self.owner, _OWNER_TOKEN: self._token, "runs": runs}
+        values = {"job": description, _OWNER_TOKEN: self.owner, "runs": runs}
         self._note(self._database, values)
-
-    def _check_unlocked_owner(self, facts: Mapping[str, str]) -> None:
-        """Reject a journal whose owner took no lock, as an old version does, and still runs."""
-        owner = facts.get("owner")
-        if owner is None or _OWNER_TOKEN in facts or owner == name_of_process():
-            return
-        if is_alive(str(owner)):
-            message = (
-                f"Another process ({str(owner).partition(':')[0]}) is at this job, in"
-                f" {self.path.parent}. Nothing was sent. Wait for it, or stop it."
-            )
-            raise ConfigurationError(message)
 
     def _doubt_what_was_sending(self) -> None:
         self._database.execute(
@@ -149,17 +133,17 @@ class JournalFile:
             (State.IN_DOUBT, ReplyLostError.__name__, _KILLED, time.time(), State.SENDING),
         )
 
-    def _check_owner(self, database: sqlite3.Connection) -> None:
+    def _check_owner(self) -> None:
         """Check that no other process took the job over. Each write does this first."""
-        if self._fact(database, "owner") != self.owner or not self._is_owned_by(self._token):
+        if not self._is_owned():
             message = (
                 f"Another process is at the job in {self.path.parent} now. Nothing more is sent"
                 " for this run."
             )
             raise ConfigurationError(message)
 
-    def _is_owned_by(self, token: str) -> bool:
-        return self._fact(self._database, _OWNER_TOKEN) == token
+    def _is_owned(self) -> bool:
+        return self._fact(self._database, _OWNER_TOKEN) == self.owner
 
     @staticmethod
     def _fact(database: sqlite3.Connection, name: str) -> str | None:
@@ -187,7 +171,7 @@ class JournalFile:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._reporting_failures(), transaction(self._database):
-            self._check_owner(self._database)
+            self._check_owner()
             yield self._database
 
     @contextlib.contextmanager

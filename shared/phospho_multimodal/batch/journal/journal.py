@@ -32,7 +32,8 @@ class Journal(Inputs, Parts):
             )
             pictures, billed, in_doubt, attempts, answers = database.execute(
                 f"SELECT COUNT(*) - TOTAL({IS_TILE}), TOTAL(images_billed), TOTAL(images_in_doubt),"
-                f" TOTAL(attempts), TOTAL(attempts > 0 AND state >= {State.DESCRIBED:d})"
+                " TOTAL(attempts), TOTAL(MAX(images_billed, attempts > 0 AND"
+                f" state >= {State.DESCRIBED:d}))"
                 " FROM answers"
             ).fetchone()
         return JobCounts(
