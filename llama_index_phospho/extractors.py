@@ -321,12 +321,6 @@ class ImageDescriptionExtractor(BaseExtractor):
         Args:
             data: The result of `to_dict`.
             **kwargs: Fields to set or to replace, such as `llm`, which a dict does not contain.
-
-        Returns:
-            The extractor.
-
-        Raises:
-            ConfigurationError: No llm was passed, and `Settings.llm` is not a `Phospho`.
         """
         fields = {**data, **kwargs}
         return cls(**{k: v for k, v in fields.items() if k not in {"class_name", _CACHE_KEY}})

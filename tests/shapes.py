@@ -41,12 +41,7 @@ from llama_index.core.schema import (
 from PIL import Image
 from pydantic import AnyUrl
 
-from phospho_multimodal import (
-    ImageError,
-    MissingImageError,
-    UnsupportedContentError,
-    prepare_image,
-)
+from phospho_multimodal import ImageError, MissingImageError, UnsupportedContentError, prepare_image
 from pictures import draw, encoded
 
 __all__ = [
@@ -114,452 +109,333 @@ class Shape:
     name: str
     block: Any
     """A mapping or a text; for LlamaIndex's own forms what makes one, given a picture's path."""
-    becomes: Sent
+    becomes: Sent = Picture()
     in_langchain: Sent | None = None
     """Where LangChain itself decides before the model is asked."""
+
+
+def block(kind: str, **fields: Any) -> dict[str, Any]:
+    """Make a mapping with a type."""
+    return {"type": kind, **fields}
+
+
+def image_url(url: str) -> dict[str, Any]:
+    """Make OpenAI's image block."""
+    return block("image_url", image_url={"url": url})
 
 
 _UNTYPED = Fails("mime_type key is required", ValueError)  # by LangChain's own tracing
 BLOCKS = [
     # OpenAI, chat completions
-    Shape("image_url", {"type": "image_url", "image_url": {"url": URL}}, Picture(URL)),
-    Shape("image_url: a string", {"type": "image_url", "image_url": URL}, Picture(URL)),
+    Shape("image_url", image_url(URL), Picture(URL)),
+    Shape("image_url: a string", block("image_url", image_url=URL), Picture(URL)),
     Shape(
         "image_url with detail",
-        {"type": "image_url", "image_url": {"url": URL, "detail": "low"}},
+        block("image_url", image_url={"url": URL, "detail": "low"}),
         Picture(URL),
     ),
     Shape(
         "image_url with a key of another provider",
-        {"type": "image_url", "image_url": {"url": URL}, "cache_control": {"type": "ephemeral"}},
+        block("image_url", image_url={"url": URL}, cache_control=block("ephemeral")),
         Picture(URL),
     ),
-    Shape("image_url without a type", {"image_url": {"url": DATA_URL}}, Picture()),
+    Shape("image_url without a type", {"image_url": {"url": DATA_URL}}),
     Shape(
         "image_url: https in capitals",
-        {"type": "image_url", "image_url": {"url": "HTTPS://X.example/A.PNG"}},
+        image_url("HTTPS://X.example/A.PNG"),
         Picture("HTTPS://X.example/A.PNG"),
     ),
     Shape(
         "image_url: a URL that looks like anything but an image",
-        {"type": "image_url", "image_url": {"url": "https://x.example/?id=7,w_640,h_480#top"}},
+        image_url("https://x.example/?id=7,w_640,h_480#top"),
         Picture("https://x.example/?id=7,w_640,h_480#top"),
     ),
-    Shape(
-        "image_url: a data URL", {"type": "image_url", "image_url": {"url": DATA_URL}}, Picture()
-    ),
-    Shape(
-        "image_url: a data URL as string", {"type": "image_url", "image_url": DATA_URL}, Picture()
-    ),
+    Shape("image_url: a data URL", image_url(DATA_URL)),
+    Shape("image_url: a data URL as string", block("image_url", image_url=DATA_URL)),
     Shape(
         "image_url: a data URL with a charset",
-        {
-            "type": "image_url",
-            "image_url": {"url": f"data:image/png;charset=utf-8;base64,{BASE64}"},
-        },
-        Picture(),
+        image_url(f"data:image/png;charset=utf-8;base64,{BASE64}"),
     ),
-    Shape(
-        "image_url: a data URL in capitals",
-        {"type": "image_url", "image_url": {"url": f"DATA:IMAGE/PNG;BASE64,{BASE64}"}},
-        Picture(),
-    ),
-    Shape(
-        "image_url: a data URL without a type",
-        {"type": "image_url", "image_url": {"url": f"data:;base64,{BASE64}"}},
-        Picture(),
-    ),
+    Shape("image_url: a data URL in capitals", image_url(f"DATA:IMAGE/PNG;BASE64,{BASE64}")),
+    Shape("image_url: a data URL without a type", image_url(f"data:;base64,{BASE64}")),
     Shape(
         "image_url: a data URL that lies about its type",
-        {"type": "image_url", "image_url": {"url": f"data:text/csv;base64,{BASE64}"}},
-        Picture(),
+        image_url(f"data:text/csv;base64,{BASE64}"),
     ),
     Shape(
         "image_url: a data URL in percents",
-        {"type": "image_url", "image_url": {"url": f"data:image/png,{quote_from_bytes(PICTURE)}"}},
-        Picture(),
+        image_url(f"data:image/png,{quote_from_bytes(PICTURE)}"),
     ),
-    Shape("image_url: bare base64", {"type": "image_url", "image_url": {"url": BASE64}}, Picture()),
-    Shape(
-        "image_url: base64 with line breaks",
-        {"type": "image_url", "image_url": {"url": base64.encodebytes(PICTURE).decode()}},
-        Picture(),
-    ),
+    Shape("image_url: bare base64", image_url(BASE64)),
+    Shape("image_url: base64 with line breaks", image_url(base64.encodebytes(PICTURE).decode())),
     Shape(
         "image_url: base64 for URLs, unpadded",
-        {
-            "type": "image_url",
-            "image_url": {"url": base64.urlsafe_b64encode(PICTURE).decode().rstrip("=")},
-        },
-        Picture(),
+        image_url(base64.urlsafe_b64encode(PICTURE).decode().rstrip("=")),
     ),
     Shape(
-        "image_url: an SVG",
-        {"type": "image_url", "image_url": {"url": "data:image/svg+xml,<svg></svg>"}},
-        Fails("SVG", ImageError),
+        "image_url: an SVG", image_url("data:image/svg+xml,<svg></svg>"), Fails("SVG", ImageError)
     ),
     Shape(
         "image_url: a data URL without a comma",
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64"}},
+        image_url("data:image/png;base64"),
         Fails("no comma", ImageError),
     ),
+    Shape("image_url: a file URL", image_url("file:///etc/passwd"), Fails("file: URL", ImageError)),
     Shape(
-        "image_url: a file URL",
-        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
-        Fails("file: URL", ImageError),
+        "image_url: an ftp URL", image_url("ftp://x.example/a.png"), Fails("ftp: URL", ImageError)
     ),
+    Shape("image_url: no host", image_url("http://"), Fails("no host", ImageError)),
     Shape(
-        "image_url: an ftp URL",
-        {"type": "image_url", "image_url": {"url": "ftp://x.example/a.png"}},
-        Fails("ftp: URL", ImageError),
-    ),
-    Shape(
-        "image_url: no host",
-        {"type": "image_url", "image_url": {"url": "http://"}},
-        Fails("no host", ImageError),
-    ),
-    Shape(
-        "image_url: a name of a file",
-        {"type": "image_url", "image_url": {"url": "receipt.png"}},
-        Fails("never a path", ImageError),
+        "image_url: a name of a file", image_url("receipt.png"), Fails("never a path", ImageError)
     ),
     Shape(
         "image_url: a path",
-        {"type": "image_url", "image_url": {"path": "/etc/passwd"}},
+        block("image_url", image_url={"path": "/etc/passwd"}),
         Fails("has a path"),
     ),
-    Shape("image_url: empty", {"type": "image_url", "image_url": {"url": ""}}, Fails("no image")),
-    Shape("image_url: missing", {"type": "image_url"}, Fails("'image_url' has no image")),
+    Shape("image_url: empty", image_url(""), Fails("no image")),
+    Shape("image_url: missing", block("image_url"), Fails("'image_url' has no image")),
     Shape(
-        "OpenAI file: a data URL",
-        {"type": "file", "file": {"file_data": DATA_URL, "filename": "a.png"}},
-        Picture(),
+        "OpenAI file: a data URL", block("file", file={"file_data": DATA_URL, "filename": "a.png"})
     ),
     Shape(
         "OpenAI file with a type of its own",
-        {"type": "file", "file": {"file_data": BASE64, "mime_type": "image/png"}},
-        Picture(),
+        block("file", file={"file_data": BASE64, "mime_type": "image/png"}),
     ),
-    Shape(
-        "OpenAI file: an id",
-        {"type": "file", "file": {"file_id": "file-1"}},
-        Fails("by its file_id"),
-    ),
+    Shape("OpenAI file: an id", block("file", file={"file_id": "file-1"}), Fails("by its file_id")),
     # OpenAI, responses
-    Shape("input_image", {"type": "input_image", "image_url": URL, "detail": "auto"}, Picture(URL)),
-    Shape("input_image: a data URL", {"type": "input_image", "image_url": DATA_URL}, Picture()),
-    Shape(
-        "input_image: an id", {"type": "input_image", "file_id": "file-1"}, Fails("by its file_id")
-    ),
-    Shape(
-        "input_file: a data URL",
-        {"type": "input_file", "file_data": DATA_URL, "filename": "a"},
-        Picture(),
-    ),
+    Shape("input_image", block("input_image", image_url=URL, detail="auto"), Picture(URL)),
+    Shape("input_image: a data URL", block("input_image", image_url=DATA_URL)),
+    Shape("input_image: an id", block("input_image", file_id="file-1"), Fails("by its file_id")),
+    Shape("input_file: a data URL", block("input_file", file_data=DATA_URL, filename="a")),
     Shape(
         "input_file: a data URL whose type tells nothing",
-        {"type": "input_file", "file_data": f"data:application/octet-stream;base64,{BASE64}"},
-        Picture(),
+        block("input_file", file_data=f"data:application/octet-stream;base64,{BASE64}"),
     ),
-    Shape(
-        "computer_screenshot",
-        {"type": "computer_screenshot", "image_url": DATA_URL},
-        Picture(),
-    ),
+    Shape("computer_screenshot", block("computer_screenshot", image_url=DATA_URL)),
     Shape(
         "computer_call_output",
-        {
-            "type": "computer_call_output",
-            "output": {"type": "computer_screenshot", "image_url": DATA_URL},
-        },
-        Picture(),
+        block("computer_call_output", output=block("computer_screenshot", image_url=DATA_URL)),
     ),
-    Shape(
-        "image_generation_call",
-        {"type": "image_generation_call", "id": "ig_1", "result": BASE64},
-        Picture(),
-    ),
+    Shape("image_generation_call", block("image_generation_call", id="ig_1", result=BASE64)),
     Shape(
         "custom_tool_call_output",
-        {"type": "custom_tool_call_output", "call_id": "c", "output": "12 degrees"},
+        block("custom_tool_call_output", call_id="c", output="12 degrees"),
         Text("12 degrees"),
     ),
     Shape(
         "function_call_output",
-        {"type": "function_call_output", "call_id": "c", "output": [{"text": "12 degrees"}]},
+        block("function_call_output", call_id="c", output=[{"text": "12 degrees"}]),
         Text("12 degrees"),
     ),
-    Shape("input_text", {"type": "input_text", "text": "hello"}, Text("hello")),
-    Shape(
-        "output_text", {"type": "output_text", "text": "hello", "annotations": []}, Text("hello")
-    ),
-    Shape("refusal", {"type": "refusal", "refusal": "I will not."}, Text("I will not.")),
-    Shape("function_call", {"type": "function_call", "name": "f", "arguments": "{}"}, Text()),
-    Shape("web_search_call", {"type": "web_search_call", "id": "ws_1"}, Text()),
+    Shape("input_text", block("input_text", text="hello"), Text("hello")),
+    Shape("output_text", block("output_text", text="hello", annotations=[]), Text("hello")),
+    Shape("refusal", block("refusal", refusal="I will not."), Text("I will not.")),
+    Shape("function_call", block("function_call", name="f", arguments="{}"), Text()),
+    Shape("web_search_call", block("web_search_call", id="ws_1"), Text()),
     # What tools gave that run at a provider
     Shape(
         "code_interpreter_call",
-        {"type": "code_interpreter_call", "outputs": [{"type": "logs", "logs": "12"}]},
+        block("code_interpreter_call", outputs=[block("logs", logs="12")]),
         Text(),
     ),
     Shape(
         "code_interpreter_call with a picture",
-        {"type": "code_interpreter_call", "outputs": [{"type": "image", "url": DATA_URL}]},
-        Picture(),
+        block("code_interpreter_call", outputs=[block("image", url=DATA_URL)]),
     ),
-    Shape(
-        "mcp_call", {"type": "mcp_call", "name": "f", "output": "12 degrees"}, Text("12 degrees")
-    ),
+    Shape("mcp_call", block("mcp_call", name="f", output="12 degrees"), Text("12 degrees")),
     Shape(
         "mcp_tool_result",
-        {"type": "mcp_tool_result", "content": [{"type": "text", "text": "12 degrees"}]},
+        block("mcp_tool_result", content=[block("text", text="12 degrees")]),
         Text("12 degrees"),
     ),
     Shape(
         "server_tool_result with a picture",
-        {
-            "type": "server_tool_result",
-            "tool_call_id": "1",
-            "status": "success",
-            "output": [{"type": "image_url", "image_url": {"url": DATA_URL}}],
-        },
-        Picture(),
+        block(
+            "server_tool_result", tool_call_id="1", status="success", output=[image_url(DATA_URL)]
+        ),
     ),
     Shape(
         "web_search_tool_result",
-        {
-            "type": "web_search_tool_result",
-            "content": [{"type": "web_search_result", "title": "t", "encrypted_content": "e"}],
-        },
+        block(
+            "web_search_tool_result",
+            content=[block("web_search_result", title="t", encrypted_content="e")],
+        ),
         Text(),
     ),
     Shape(
         "web_fetch_tool_result",
-        {
-            "type": "web_fetch_tool_result",
-            "content": {
-                "type": "web_fetch_result",
-                "content": {"type": "text", "text": "12 degrees"},
-            },
-        },
+        block(
+            "web_fetch_tool_result",
+            content=block("web_fetch_result", content=block("text", text="12 degrees")),
+        ),
         Text("12 degrees"),
     ),
     Shape(
         "code_execution_tool_result",
-        {
-            "type": "code_execution_tool_result",
-            "content": {"type": "code_execution_result", "stdout": "12", "return_code": 0},
-        },
+        block(
+            "code_execution_tool_result",
+            content=block("code_execution_result", stdout="12", return_code=0),
+        ),
         Text(),
     ),
     Shape(
         "code_execution_result",
-        {"type": "code_execution_result", "code_execution_result": "12 degrees"},
+        block("code_execution_result", code_execution_result="12 degrees"),
         Text("12 degrees"),
     ),
     # LangChain, first version
-    Shape("v0 url", {"type": "image", "source_type": "url", "url": URL}, Picture(URL)),
-    Shape(
-        "v0 base64",
-        {"type": "image", "source_type": "base64", "data": BASE64, "mime_type": "image/png"},
-        Picture(),
-    ),
+    Shape("v0 url", block("image", source_type="url", url=URL), Picture(URL)),
+    Shape("v0 base64", block("image", source_type="base64", data=BASE64, mime_type="image/png")),
     Shape(
         "v0 base64 without a type",
-        {"type": "image", "source_type": "base64", "data": BASE64},
-        Picture(),
+        block("image", source_type="base64", data=BASE64),
         in_langchain=_UNTYPED,
     ),
-    Shape("v0 id", {"type": "image", "source_type": "id", "id": "file-1"}, Fails("stored file")),
-    Shape(
-        "v0 file",
-        {"type": "file", "source_type": "base64", "data": BASE64, "mime_type": "image/png"},
-        Picture(),
-    ),
-    Shape("v0 text", {"type": "file", "source_type": "text", "url": "a file"}, Text("a file")),
+    Shape("v0 id", block("image", source_type="id", id="file-1"), Fails("stored file")),
+    Shape("v0 file", block("file", source_type="base64", data=BASE64, mime_type="image/png")),
+    Shape("v0 text", block("file", source_type="text", url="a file"), Text("a file")),
     # LangChain, standard blocks
-    Shape("v1 url", {"type": "image", "url": URL}, Picture(URL)),
-    Shape("v1 url: a data URL", {"type": "image", "url": DATA_URL}, Picture()),
+    Shape("v1 url", block("image", url=URL), Picture(URL)),
+    Shape("v1 url: a data URL", block("image", url=DATA_URL)),
     Shape(
         "v1 url with everything else",
-        {"type": "image", "url": URL, "id": "lc_1", "index": 0, "extras": {"detail": "low"}},
+        block("image", url=URL, id="lc_1", index=0, extras={"detail": "low"}),
         Picture(URL),
     ),
-    Shape("v1 base64", {"type": "image", "base64": BASE64, "mime_type": "image/png"}, Picture()),
+    Shape("v1 base64", block("image", base64=BASE64, mime_type="image/png")),
     Shape(
         "v1 base64 of another type than it says",
-        {"type": "image", "base64": BASE64, "mime_type": "image/jpg"},
-        Picture(),
+        block("image", base64=BASE64, mime_type="image/jpg"),
     ),
-    Shape(
-        "v1 base64: a whole data URL",
-        {"type": "image", "base64": DATA_URL, "mime_type": "image/png"},
-        Picture(),
-    ),
-    Shape(
-        "v1 base64 without a type",
-        {"type": "image", "base64": BASE64},
-        Picture(),
-        in_langchain=_UNTYPED,
-    ),
-    Shape("v1 id", {"type": "image", "file_id": "file-1"}, Fails("by its file_id")),
-    Shape("v1 file", {"type": "file", "base64": BASE64, "mime_type": "image/png"}, Picture()),
+    Shape("v1 base64: a whole data URL", block("image", base64=DATA_URL, mime_type="image/png")),
+    Shape("v1 base64 without a type", block("image", base64=BASE64), in_langchain=_UNTYPED),
+    Shape("v1 id", block("image", file_id="file-1"), Fails("by its file_id")),
+    Shape("v1 file", block("file", base64=BASE64, mime_type="image/png")),
     Shape(
         "v1 file: a URL, its type in capitals",
-        {"type": "file", "url": URL, "mime_type": "IMAGE/PNG"},
+        block("file", url=URL, mime_type="IMAGE/PNG"),
         Picture(URL),
     ),
     Shape(
         "v1 file: an id",
-        {"type": "file", "file_id": "file-1", "mime_type": "image/png"},
+        block("file", file_id="file-1", mime_type="image/png"),
         Fails("by its file_id"),
     ),
     Shape(
         "v1 file: a PDF",
-        {"type": "file", "base64": PDF, "mime_type": "application/pdf"},
+        block("file", base64=PDF, mime_type="application/pdf"),
         Fails("'application/pdf', which is not an image"),
     ),
     Shape(
         "v1 file: a PDF that says it is an image",
-        {"type": "file", "base64": PDF, "mime_type": "image/png"},
+        block("file", base64=PDF, mime_type="image/png"),
         Fails("PDF", ImageError),
     ),
-    Shape("v1 file: only its bytes tell", {"type": "file", "base64": BASE64}, Picture()),
+    Shape("v1 file: only its bytes tell", block("file", base64=BASE64)),
     Shape(
         "v1 file without a type",
-        {"type": "file", "url": "https://x.example/a"},
+        block("file", url="https://x.example/a"),
         Fails("a file of unknown type"),
     ),
     Shape(
-        "v1 text-plain",
-        {"type": "text-plain", "text": "a file", "mime_type": "text/plain"},
-        Text("a file"),
+        "v1 text-plain", block("text-plain", text="a file", mime_type="text/plain"), Text("a file")
     ),
-    Shape("v1 text-plain: an id", {"type": "text-plain", "file_id": "f"}, Fails("has no text")),
+    Shape("v1 text-plain: an id", block("text-plain", file_id="f"), Fails("has no text")),
     Shape(
         "v1 audio",
-        {"type": "audio", "base64": "UklGRg==", "mime_type": "audio/wav"},
+        block("audio", base64="UklGRg==", mime_type="audio/wav"),
         Fails("'audio'.*transcript"),
     ),
     Shape(
         "input_audio",
-        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        block("input_audio", input_audio={"data": "UklGRg==", "format": "wav"}),
         Fails("audio'.*transcript"),
     ),
     Shape(
-        "v1 video",
-        {"type": "video", "url": "https://x.example/a.mp4"},
-        Fails("'video'.*single frames"),
+        "v1 video", block("video", url="https://x.example/a.mp4"), Fails("'video'.*single frames")
     ),
-    Shape(
-        "v1 non_standard",
-        {"type": "non_standard", "value": {"type": "input_image", "image_url": DATA_URL}},
-        Picture(),
-    ),
-    Shape(
-        "v1 non_standard text", {"type": "non_standard", "value": {"text": "hello"}}, Text("hello")
-    ),
-    Shape(
-        "v1 non_standard: nothing", {"type": "non_standard", "value": "x"}, Fails("non_standard")
-    ),
-    Shape("v1 reasoning", {"type": "reasoning", "reasoning": "hm"}, Text()),
-    Shape("v1 tool_call", {"type": "tool_call", "id": "1", "name": "f", "args": {}}, Text()),
-    Shape(
-        "v1 server_tool_call",
-        {"type": "server_tool_call", "id": "1", "name": "f", "args": {}},
-        Text(),
-    ),
-    Shape("text", {"type": "text", "text": "hello"}, Text("hello")),
-    Shape("text: empty", {"type": "text", "text": ""}, Text("")),
-    Shape("text: what a stream left", {"type": "text", "index": 0}, Text()),
-    Shape("text with more", {"type": "text", "text": "hello", "cache_control": {}}, Text("hello")),
+    Shape("v1 non_standard", block("non_standard", value=block("input_image", image_url=DATA_URL))),
+    Shape("v1 non_standard text", block("non_standard", value={"text": "hello"}), Text("hello")),
+    Shape("v1 non_standard: nothing", block("non_standard", value="x"), Fails("non_standard")),
+    Shape("v1 reasoning", block("reasoning", reasoning="hm"), Text()),
+    Shape("v1 tool_call", block("tool_call", id="1", name="f", args={}), Text()),
+    Shape("v1 server_tool_call", block("server_tool_call", id="1", name="f", args={}), Text()),
+    Shape("text", block("text", text="hello"), Text("hello")),
+    Shape("text: empty", block("text", text=""), Text("")),
+    Shape("text: what a stream left", block("text", index=0), Text()),
+    Shape("text with more", block("text", text="hello", cache_control={}), Text("hello")),
     Shape("text without a type", {"text": "hello"}, Text("hello")),
     Shape("a bare string", "hello", Text("hello")),
     Shape("a URL in a bare string", f"see {URL}", Text(f"see {URL}")),
-    Shape("a data URL in a text", {"type": "text", "text": DATA_URL}, Text(DATA_URL)),
+    Shape("a data URL in a text", block("text", text=DATA_URL), Text(DATA_URL)),
     # Anthropic
     Shape(
         "Anthropic base64",
-        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}},
-        Picture(),
+        block("image", source=block("base64", media_type="image/png", data=BASE64)),
     ),
-    Shape("Anthropic url", {"type": "image", "source": {"type": "url", "url": URL}}, Picture(URL)),
+    Shape("Anthropic url", block("image", source=block("url", url=URL)), Picture(URL)),
     Shape(
         "Anthropic file",
-        {"type": "image", "source": {"type": "file", "file_id": "file-1"}},
+        block("image", source=block("file", file_id="file-1")),
         Fails("by its file_id"),
     ),
     Shape(
         "Anthropic document: text",
-        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "abc"}},
+        block("document", source=block("text", media_type="text/plain", data="abc")),
         Text("abc"),
     ),
     Shape(
         "Anthropic document: an image",
-        {
-            "type": "document",
-            "source": {"type": "base64", "media_type": "image/png", "data": BASE64},
-        },
-        Picture(),
+        block("document", source=block("base64", media_type="image/png", data=BASE64)),
     ),
     Shape(
         "Anthropic document: a PDF",
-        {
-            "type": "document",
-            "source": {"type": "base64", "media_type": "application/pdf", "data": PDF},
-        },
+        block("document", source=block("base64", media_type="application/pdf", data=PDF)),
         Fails("'application/pdf', which is not an image"),
     ),
     Shape(
         "Anthropic document: a URL",
-        {"type": "document", "source": {"type": "url", "url": "https://x.example/a.pdf"}},
+        block("document", source=block("url", url="https://x.example/a.pdf")),
         Fails("a file of unknown type"),
     ),
-    Shape("Anthropic thinking", {"type": "thinking", "thinking": "hm", "signature": "x"}, Text()),
-    Shape("Anthropic redacted_thinking", {"type": "redacted_thinking", "data": BASE64}, Text()),
-    Shape("Anthropic tool_use", {"type": "tool_use", "id": "1", "name": "f", "input": {}}, Text()),
+    Shape("Anthropic thinking", block("thinking", thinking="hm", signature="x"), Text()),
+    Shape("Anthropic redacted_thinking", block("redacted_thinking", data=BASE64), Text()),
+    Shape("Anthropic tool_use", block("tool_use", id="1", name="f", input={}), Text()),
     Shape(
         "Anthropic tool_result",
-        {
-            "type": "tool_result",
-            "tool_use_id": "1",
-            "content": [
-                {
-                    "type": "image",
-                    "source": {"type": "base64", "media_type": "image/png", "data": BASE64},
-                }
-            ],
-        },
-        Picture(),
+        block(
+            "tool_result",
+            tool_use_id="1",
+            content=[block("image", source=block("base64", media_type="image/png", data=BASE64))],
+        ),
     ),
-    Shape("Anthropic tool_result: text", {"type": "tool_result", "content": "seen"}, Text("seen")),
-    Shape("Anthropic tool_result: nothing", {"type": "tool_result", "content": None}, Text()),
+    Shape("Anthropic tool_result: text", block("tool_result", content="seen"), Text("seen")),
+    Shape("Anthropic tool_result: nothing", block("tool_result", content=None), Text()),
     Shape(
         "Anthropic tool_result: base64 in its text",
-        {"type": "tool_result", "content": base64.b64encode(bytes(range(256)) * 20).decode()},
+        block("tool_result", content=base64.b64encode(bytes(range(256)) * 20).decode()),
         Fails("list of content blocks"),
     ),
-    Shape("Anthropic tool_result: a number", {"type": "tool_result", "content": 7}, Fails("a int")),
+    Shape("Anthropic tool_result: a number", block("tool_result", content=7), Fails("a int")),
     Shape(
         "Anthropic search_result",
-        {"type": "search_result", "title": "t", "content": [{"type": "text", "text": "found"}]},
+        block("search_result", title="t", content=[block("text", text="found")]),
         Text("found"),
     ),
     # Google
-    Shape("media", {"type": "media", "mime_type": "image/png", "data": BASE64}, Picture()),
-    Shape("media: bytes", {"type": "media", "mime_type": "image/png", "data": PICTURE}, Picture()),
+    Shape("media", block("media", mime_type="image/png", data=BASE64)),
+    Shape("media: bytes", block("media", mime_type="image/png", data=PICTURE)),
     Shape(
         "media: a stored file",
-        {"type": "media", "mime_type": "image/png", "file_uri": "gs://bucket/a.png"},
+        block("media", mime_type="image/png", file_uri="gs://bucket/a.png"),
         Fails("by its file_uri"),
     ),
     Shape(
-        "media: audio",
-        {"type": "media", "mime_type": "audio/wav", "data": "UklGRg=="},
-        Fails("'audio/wav'"),
+        "media: audio", block("media", mime_type="audio/wav", data="UklGRg=="), Fails("'audio/wav'")
     ),
-    Shape("inline_data", {"inline_data": {"mime_type": "image/png", "data": BASE64}}, Picture()),
-    Shape("inlineData", {"inlineData": {"mimeType": "image/png", "data": BASE64}}, Picture()),
+    Shape("inline_data", {"inline_data": {"mime_type": "image/png", "data": BASE64}}),
+    Shape("inlineData", {"inlineData": {"mimeType": "image/png", "data": BASE64}}),
     Shape(
         "file_data",
         {"file_data": {"mime_type": "image/png", "file_uri": "gs://bucket/a.png"}},
@@ -572,17 +448,15 @@ BLOCKS = [
     ),
     Shape(
         "executable_code",
-        {"type": "executable_code", "language": "PYTHON", "executable_code": "1 + 1"},
+        block("executable_code", language="PYTHON", executable_code="1 + 1"),
         Text(),
     ),
     # Bedrock
-    Shape("Bedrock", {"image": {"format": "png", "source": {"bytes": PICTURE}}}, Picture()),
+    Shape("Bedrock", {"image": {"format": "png", "source": {"bytes": PICTURE}}}),
     Shape(
-        "Bedrock with a type",
-        {"type": "image", "image": {"format": "png", "source": {"bytes": PICTURE}}},
-        Picture(),
+        "Bedrock with a type", block("image", image={"format": "png", "source": {"bytes": PICTURE}})
     ),
-    Shape("Bedrock: base64", {"image": {"format": "png", "source": {"bytes": BASE64}}}, Picture()),
+    Shape("Bedrock: base64", {"image": {"format": "png", "source": {"bytes": BASE64}}}),
     Shape(
         "Bedrock: a stored file",
         {"image": {"format": "png", "source": {"s3Location": {"uri": "s3://b/a.png"}}}},
@@ -605,7 +479,7 @@ BLOCKS = [
     ),
     Shape("Bedrock json", {"json": {"sum": 7, "of": ["ü"]}}, Text('{"sum": 7, "of": ["ü"]}')),
     Shape("Bedrock reasoning", {"reasoningContent": {"reasoningText": {"text": "hm"}}}, Text()),
-    Shape("Bedrock cachePoint", {"cachePoint": {"type": "default"}}, Text()),
+    Shape("Bedrock cachePoint", {"cachePoint": block("default")}, Text()),
     Shape("Bedrock toolUse", {"toolUse": {"toolUseId": "1", "name": "f", "input": {}}}, Text()),
     Shape(
         "Bedrock toolResult",
@@ -615,54 +489,45 @@ BLOCKS = [
                 "content": [{"image": {"format": "png", "source": {"bytes": PICTURE}}}],
             }
         },
-        Picture(),
     ),
     # MCP
-    Shape("MCP image", {"type": "image", "data": BASE64, "mimeType": "image/png"}, Picture()),
+    Shape("MCP image", block("image", data=BASE64, mimeType="image/png")),
     Shape(
         "MCP resource",
-        {
-            "type": "resource",
-            "resource": {"uri": "file:///a.png", "mimeType": "image/png", "blob": BASE64},
-        },
-        Picture(),
+        block(
+            "resource", resource={"uri": "file:///a.png", "mimeType": "image/png", "blob": BASE64}
+        ),
     ),
     Shape(
         "MCP resource: text",
-        {"type": "resource", "resource": {"uri": "a", "mimeType": "text/plain", "text": "abc"}},
+        block("resource", resource={"uri": "a", "mimeType": "text/plain", "text": "abc"}),
         Text("abc"),
     ),
     Shape(
         "MCP resource: a PDF",
-        {"type": "resource", "resource": {"mimeType": "application/pdf", "blob": PDF}},
+        block("resource", resource={"mimeType": "application/pdf", "blob": PDF}),
         Fails("'application/pdf', which is not an image"),
     ),
     Shape(
-        "MCP resource_link",
-        {"type": "resource_link", "uri": "file:///a.png"},
-        Fails("'resource_link'"),
+        "MCP resource_link", block("resource_link", uri="file:///a.png"), Fails("'resource_link'")
     ),
     # Others
     # An object is known to a framework's cache by its place in memory alone.
-    Shape("a PIL image in a block", {"type": "image", "image": draw()}, Fails("type Image")),
-    Shape("a file in a block", {"type": "image", "image": io.BytesIO(PICTURE)}, Fails("BytesIO")),
+    Shape("a PIL image in a block", block("image", image=draw()), Fails("type Image")),
+    Shape("a file in a block", block("image", image=io.BytesIO(PICTURE)), Fails("BytesIO")),
     Shape(
         "an array in a block",
-        {"type": "image", "image": np.zeros((64, 64, 3), np.uint8)},
+        block("image", image=np.zeros((64, 64, 3), np.uint8)),
         Fails("type ndarray"),
     ),
-    Shape("Vercel's file", {"type": "file", "mediaType": "image/png", "data": BASE64}, Picture()),
-    Shape("a path in a block", {"type": "image", "path": "/etc/passwd"}, Fails("has a path")),
+    Shape("Vercel's file", block("file", mediaType="image/png", data=BASE64)),
+    Shape("a path in a block", block("image", path="/etc/passwd"), Fails("has a path")),
     Shape(
-        "a Path object in a block",
-        {"type": "image", "image": Path("/etc/passwd")},
-        Fails("has a path"),
+        "a Path object in a block", block("image", image=Path("/etc/passwd")), Fails("has a path")
     ),
-    Shape("a number for an image", {"type": "image", "image": 7}, Fails("type int")),
-    Shape(
-        "an unknown type", {"type": "hologram", "x": 1}, Fails(r"'hologram' \(keys: 'type', 'x'\)")
-    ),
-    Shape("an endless type", {"type": "a" * 1_000_000}, Fails("a{40}…'")),
+    Shape("a number for an image", block("image", image=7), Fails("type int")),
+    Shape("an unknown type", block("hologram", x=1), Fails(r"'hologram' \(keys: 'type', 'x'\)")),
+    Shape("an endless type", block("a" * 1_000_000), Fails("a{40}…'")),
     Shape("no type", {"x": 1}, Fails(r"type unknown \(keys: 'x'\)")),
     Shape("no type, and two that it could be", {"text": "a", "image_url": URL}, Fails("unknown")),
     Shape("an empty block", {}, Fails("type unknown")),
@@ -697,18 +562,13 @@ class _HologramBlock(BaseContentBlock):
 
 NATIVE = [
     # ImageBlock keeps bytes as base64, and takes for base64 what could be.
-    Shape("bytes", lambda _: ImageBlock(image=PICTURE), Picture()),
-    Shape("base64 bytes", lambda _: ImageBlock(image=BASE64.encode()), Picture()),
-    Shape("base64 text", lambda _: ImageBlock(image=BASE64), Picture()),
-    Shape(
-        "base64 with line breaks",
-        lambda _: ImageBlock(image=base64.encodebytes(PICTURE)),
-        Picture(),
-    ),
+    Shape("bytes", lambda _: ImageBlock(image=PICTURE)),
+    Shape("base64 bytes", lambda _: ImageBlock(image=BASE64.encode())),
+    Shape("base64 text", lambda _: ImageBlock(image=BASE64)),
+    Shape("base64 with line breaks", lambda _: ImageBlock(image=base64.encodebytes(PICTURE))),
     Shape(
         "base64 for URLs, unpadded",
         lambda _: ImageBlock(image=base64.urlsafe_b64encode(PICTURE).rstrip(b"=")),
-        Picture(),
     ),
     Shape(
         "bytes that are base64 of nothing",
@@ -721,8 +581,8 @@ NATIVE = [
     Shape(
         "text, then bytes", lambda _: ImageBlock(image=b"A" * 60 + b"\xff"), Fails("", ImageError)
     ),
-    Shape("a data URL as image", lambda _: ImageBlock(image=DATA_URL), Picture()),
-    Shape("a data URL as url", lambda _: ImageBlock(url=DATA_URL), Picture()),
+    Shape("a data URL as image", lambda _: ImageBlock(image=DATA_URL)),
+    Shape("a data URL as url", lambda _: ImageBlock(url=DATA_URL)),
     Shape("a URL as image, exactly as given", lambda _: ImageBlock(image=URL), Picture(URL)),
     Shape(
         "a URL as image, of any characters",
@@ -732,17 +592,15 @@ NATIVE = [
     Shape(
         "a path as image", lambda _: ImageBlock(image="a.jpg"), Fails("This is text", ImageError)
     ),
-    Shape("a file object", lambda _: ImageBlock(image=io.BytesIO(PICTURE)), Picture()),
-    Shape("a file object read before", lambda p: ImageBlock(image=_read_before(p)), Picture()),
-    Shape("a path", lambda path: ImageBlock(path=path), Picture()),
-    Shape("a path as text", lambda path: ImageBlock(path=str(path)), Picture()),
+    Shape("a file object", lambda _: ImageBlock(image=io.BytesIO(PICTURE))),
+    Shape("a file object read before", lambda p: ImageBlock(image=_read_before(p))),
+    Shape("a path", lambda path: ImageBlock(path=path)),
+    Shape("a path as text", lambda path: ImageBlock(path=str(path))),
     Shape("a path to text", lambda _: ImageBlock(path=__file__), Fails("This is text", ImageError)),
     Shape("a URL", lambda _: ImageBlock(url=URL), Picture(URL)),
     Shape("a URL of pydantic", lambda _: ImageBlock(url=AnyUrl(URL)), Picture(URL)),
     Shape(
-        "a file URL",
-        lambda _: ImageBlock(url="file:///etc/passwd"),
-        Fails("file: URL", ImageError),
+        "a file URL", lambda _: ImageBlock(url="file:///etc/passwd"), Fails("file: URL", ImageError)
     ),
     # What pydantic's AnyUrl rewrites before any of it is seen here; `image=` takes a URL unchanged.
     _anyurl("https://X.example", "https://x.example/"),
@@ -759,16 +617,12 @@ NATIVE = [
             "https://storage.example/b/a.png?Signature=a+b/c==&Expires=1;2,3:4@5!$*()~[6]|^`",
         )
     ),
-    Shape(
-        "bytes before path and URL",
-        lambda _: ImageBlock(image=PICTURE, path=__file__, url=URL),
-        Picture(),
-    ),
-    Shape("a path before a URL", lambda path: ImageBlock(path=path, url=URL), Picture()),
+    Shape("bytes before path and URL", lambda _: ImageBlock(image=PICTURE, path=__file__, url=URL)),
+    Shape("a path before a URL", lambda path: ImageBlock(path=path, url=URL)),
     Shape("empty bytes beside a URL", lambda _: ImageBlock(image=b"", url=URL), Picture(URL)),
     Shape("an empty block", lambda _: ImageBlock(), Fails("ImageBlock holds no image", ImageError)),
-    Shape("a DocumentBlock of a path", lambda path: DocumentBlock(path=path), Picture()),
-    Shape("a DocumentBlock of bytes", lambda _: DocumentBlock(data=PICTURE), Picture()),
+    Shape("a DocumentBlock of a path", lambda path: DocumentBlock(path=path)),
+    Shape("a DocumentBlock of bytes", lambda _: DocumentBlock(data=PICTURE)),
     Shape(
         "a DocumentBlock of a URL",
         lambda _: DocumentBlock(url=URL, document_mimetype="image/png"),
@@ -804,7 +658,6 @@ IN_MESSAGES = [
     Shape(
         "a CitableBlock of an image",
         lambda _: CitableBlock(title="t", source="s", content=[ImageBlock(image=PICTURE)]),
-        Picture(),
     ),
     Shape(
         "a CitableBlock of a PDF",
@@ -826,23 +679,22 @@ IN_MESSAGES = [
             title="t",
             additional_location_info={},
         ),
-        Picture(),
     ),
     Shape("a block of a kind to come", lambda _: _HologramBlock(), Fails("HologramBlock")),
 ]
 """LlamaIndex's blocks that only a message can have."""
 
 AS_DOCUMENTS = [
-    Shape("ImageNode: base64", lambda _: ImageNode(image=BASE64), Picture()),
-    Shape("ImageNode: a data URL", lambda _: ImageNode(image=DATA_URL), Picture()),
-    Shape("ImageNode: a path", lambda path: ImageNode(image_path=str(path)), Picture()),
+    Shape("ImageNode: base64", lambda _: ImageNode(image=BASE64)),
+    Shape("ImageNode: a data URL", lambda _: ImageNode(image=DATA_URL)),
+    Shape("ImageNode: a path", lambda path: ImageNode(image_path=str(path))),
     Shape("ImageNode: a URL", lambda _: ImageNode(image_url=URL), Picture(URL)),
     Shape(
         "ImageNode: a URL is sent as it is",
         lambda _: ImageNode(image_url="https://X.example?a=[1]|{2}'"),
         Picture("https://X.example?a=[1]|{2}'"),
     ),
-    Shape("ImageNode: all of it", lambda _: ImageNode(image=BASE64, image_url=URL), Picture()),
+    Shape("ImageNode: all of it", lambda _: ImageNode(image=BASE64, image_url=URL)),
     Shape(
         "ImageNode: nothing", lambda _: ImageNode(text="a caption"), Fails("ImageNode", ImageError)
     ),
@@ -866,14 +718,12 @@ AS_DOCUMENTS = [
         lambda path: ImageNode(metadata={"file_path": str(path)}),
         Fails("holds no image", ImageError),
     ),
-    Shape("NodeWithScore", lambda _: NodeWithScore(node=ImageNode(image=BASE64)), Picture()),
-    Shape("ImageDocument: base64", lambda _: ImageDocument(image=BASE64), Picture()),
-    Shape("ImageDocument: a data URL", lambda _: ImageDocument(image=DATA_URL), Picture()),
-    Shape("ImageDocument: a path", lambda path: ImageDocument(image_path=str(path)), Picture()),
+    Shape("NodeWithScore", lambda _: NodeWithScore(node=ImageNode(image=BASE64))),
+    Shape("ImageDocument: base64", lambda _: ImageDocument(image=BASE64)),
+    Shape("ImageDocument: a data URL", lambda _: ImageDocument(image=DATA_URL)),
+    Shape("ImageDocument: a path", lambda path: ImageDocument(image_path=str(path))),
     Shape(
-        "ImageDocument: bytes",
-        lambda _: ImageDocument(image_resource=MediaResource(data=PICTURE)),
-        Picture(),
+        "ImageDocument: bytes", lambda _: ImageDocument(image_resource=MediaResource(data=PICTURE))
     ),
     Shape(  # image_url= would open it, in core's own constructor
         "ImageDocument: a URL",
@@ -885,19 +735,19 @@ AS_DOCUMENTS = [
         lambda _: ImageDocument(),
         Fails("ImageDocument holds no image", ImageError),
     ),
-    Shape("what SimpleDirectoryReader makes of a PNG", _from_directory, Picture()),
+    Shape("what SimpleDirectoryReader makes of a PNG", _from_directory),
     Shape(
         "what SimpleDirectoryReader makes of a PNG without llama-index-readers-file",
         _read_as_text,
         Fails("Document holds no image.*llama-index-readers-file", ImageError),
     ),
     Shape("TextNode", lambda _: TextNode(text="hi"), Fails("TextNode holds no image", ImageError)),
-    Shape("bare bytes", lambda _: PICTURE, Picture()),
-    Shape("bare path", lambda path: path, Picture()),
-    Shape("bare base64", lambda _: BASE64, Picture()),
-    Shape("bare data URL", lambda _: DATA_URL, Picture()),
+    Shape("bare bytes", lambda _: PICTURE),
+    Shape("bare path", lambda path: path),
+    Shape("bare base64", lambda _: BASE64),
+    Shape("bare data URL", lambda _: DATA_URL),
     Shape("bare URL", lambda _: URL, Picture(URL)),
-    Shape("bare file object", lambda _: io.BytesIO(PICTURE), Picture()),
+    Shape("bare file object", lambda _: io.BytesIO(PICTURE)),
     Shape("bare PIL image", lambda _: draw(), Picture(DRAWN)),
     Shape("bare number", lambda _: 7, Fails("int is not an image", ImageError)),
     Shape("bare name of a file", lambda _: "a.jpg", Fails("never a path", ImageError)),
@@ -908,7 +758,7 @@ SCREEN = encoded(Image.effect_noise((120, 90), 64).convert("RGB"), kind="PNG")
 """Large enough for its base64 to be no accident."""
 _SCREEN_BASE64 = base64.b64encode(SCREEN).decode()
 _SCREEN_BLOCK = {"type": "image", "base64": _SCREEN_BASE64, "mime_type": "image/png"}
-_TEXT_OF_A_TOOL = Fails("tool 'camera' is text.*return a list of content blocks")
+_TEXT_OF_A_TOOL = Fails("tool 'camera' is text.*Return a list of content blocks")
 _LOST = Fails("no image in the conversation", MissingImageError)
 
 TOOL_RESULTS: list[tuple[str, Any, Sent, Sent]] = [
@@ -918,7 +768,7 @@ TOOL_RESULTS: list[tuple[str, Any, Sent, Sent]] = [
     ("a block", _SCREEN_BLOCK, _TEXT_OF_A_TOOL, _TEXT_OF_A_TOOL),
     (
         "a list of a block that LangChain does not take from a tool",
-        [{"type": "media", "mime_type": "image/png", "data": _SCREEN_BASE64}],
+        [block("media", mime_type="image/png", data=_SCREEN_BASE64)],
         _TEXT_OF_A_TOOL,
         _TEXT_OF_A_TOOL,
     ),

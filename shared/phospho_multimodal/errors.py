@@ -248,7 +248,8 @@ def status_error(
     """
     kind = class_for_status(status_code)
     if kind is EndpointGoneError:
-        advice = _GONE
+        version = re.search(r"/v\d+$", base_url)
+        advice = f"Set the base URL without {version[0]}. Nothing was billed." if version else _GONE
     elif 300 <= status_code < 400:  # noqa: PLR2004 - the HTTP class of redirects
         advice = "Paid requests do not follow redirects. Set base_url= to the target."
     elif status_code >= 500:  # noqa: PLR2004 - the HTTP class of server errors

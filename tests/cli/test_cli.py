@@ -11,12 +11,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from fault_server import Connection, FaultServer, Received, answer
 from fresh_python import in_fresh_python
 from live_server import serve
+from phospho_multimodal import __version__
 from phospho_multimodal.cli.main import app
 from phospho_multimodal.server import create_app
 from phospho_multimodal.server.engines import InputImage, Question, discovery
@@ -91,7 +93,7 @@ class TestDescribe:
         assert engine.asked == ["Hm?"]
         assert "(255, 0, 0)" in words(result)
         assert "$0.01" in words(result)
-        assert "1 images billed" in words(result)
+        assert "List price: $0.01" in words(result)
 
     def test_several_pictures_keep_their_order(self, pictures):
         with serve(create_app(PaletteEngine())) as base_url:
@@ -100,7 +102,7 @@ class TestDescribe:
         assert result.exit_code == 0, result.output
         answers = re.findall(r"\(\d+, \d+, \d+\)", words(result))
         assert answers == ["(255, 0, 0)", "(0, 0, 255)"] * 3
-        assert "6 images billed" in words(result)
+        assert "List price: $0.06" in words(result)
 
     def test_a_picture_that_fails_is_a_row_and_stops_no_other(self, pictures):
         with serve(create_app(PaletteEngine())) as base_url:
@@ -112,7 +114,7 @@ class TestDescribe:
         assert "cannot be read" in answers
         assert "An error occurred while generating predictions" in answers
         assert "(255, 0, 0)" in answers
-        assert "1 images billed" in words(result)
+        assert "List price: $0.01" in words(result)
 
     @pytest.mark.parametrize(
         ("server", "message"),
@@ -149,8 +151,14 @@ class TestDescribe:
             result = run("describe", *[pictures["red"]] * 12, *arguments)
         assert result.exit_code == 1
         assert len(engine.asked) == 2
-        assert "2 images billed" in words(result)
+        assert "A server on localhost bills nothing. List price: $0.02." in words(result)
         assert "cap of $0.02" in words(result)
+
+    def test_an_image_can_be_a_url(self):
+        with FaultServer(answer("A cat.")).running() as server:
+            result = run("describe", "https://example.com/cat.jpg", "--base-url", server.base_url)
+        assert "A cat." in words(result)
+        assert server.requests[0].item["image_url"] == "https://example.com/cat.jpg"
 
     def test_without_a_key_for_an_endpoint_elsewhere_it_says_so(self, pictures):
         result = run("describe", pictures["red"], "--base-url", "https://phospho.example")
@@ -194,7 +202,7 @@ class TestDescribe:
         assert shown.count("An answer.") == 2
         assert shown.count("A late answer.") == 4
         assert shown.count("Not sent.") == 14
-        assert "6 images billed" in shown
+        assert "List price: $0.06" in shown
         assert "waiting for the requests in progress" in told
         assert "Traceback" not in told
 
@@ -210,6 +218,16 @@ class TestCheck:
         assert "$10 per 1,000" in words(result)
         assert base_url in words(result)
         assert engine.asked == []
+
+    def test_a_check_without_a_key_says_that_none_was_sent(self):
+        with serve(create_app(EchoEngine())) as base_url:
+            result = run("check", "--base-url", base_url)
+        assert "Key none sent, and none needed" in words(result)
+
+    def test_a_base_url_that_ends_in_a_version_is_named(self):
+        with serve(create_app(EchoEngine())) as base_url:
+            result = run("check", "--base-url", f"{base_url}/v1")
+        assert "Set the base URL without /v1." in words(result)
 
     def test_a_bad_key_is_told_and_is_not_shown(self):
         with serve(create_app(EchoEngine(), api_key="right")) as base_url:
@@ -318,3 +336,23 @@ def test_the_client_commands_need_no_server():
         "print({'fastapi', 'uvicorn', 'numpy', 'langchain_core', 'llama_index'} & set(sys.modules))"
     )
     assert result.stdout == "set()\n", result.stderr
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", [[], ["serve"], ["describe"], ["batch"], ["check"], ["demo"]])
+def test_every_help_text_shows_its_options_and_defaults(command, flag):
+    result = run(*command, flag)
+    assert result.exit_code == 0, result.output
+    group = typer.main.get_command(app)
+    parameters = (group.commands[command[0]] if command else group).params
+    shown = "".join(result.output.split())
+    for parameter in parameters:
+        if parameter.param_type_name == "option" and not parameter.hidden:
+            assert max(parameter.opts, key=len)[:24] in shown
+            assert parameter.help, parameter.name
+        if parameter.envvar:
+            assert f"[envvar:{parameter.envvar}]" in shown.replace("│", "")
+
+
+def test_the_version_is_printed():
+    assert run("--version").output.strip() == f"phospho-multimodal {__version__}"

@@ -403,7 +403,7 @@ def test_the_first_page_of_a_bigtiff_is_sent_and_the_others_are_reported(order: 
     prepared = prepare_image(file.getvalue())
 
     assert shown(prepared).getpixel((0, 0)) == (200,) * 3
-    assert "first frame of an animation" in prepared.changes
+    assert "first of several pages" in prepared.changes
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

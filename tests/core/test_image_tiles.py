@@ -134,7 +134,7 @@ def test_a_large_image_is_asked_about_tile_by_tile(converse, lab, form: str, tmp
         for column in range(3)
     ]
     assert result.description == "\n\n".join(
-        f"{name.capitalize()}:\nThe picture is {name}" for name in names
+        f"{name.capitalize()}:\nThe image is {name}" for name in names
     )
     assert result.metadata["images_billed"] == server.billed == 6
     assert result.metadata["cost_usd"] == 0.06

@@ -340,7 +340,7 @@ def test_a_file_over_50_megabytes_is_refused_unread(tmp_path: pathlib.Path):
         file.truncate(50 * 1024 * 1024 + 1)
 
     for source in (path, path.read_bytes(), path.open("rb")):
-        with pytest.raises(ImageError, match="at most 52,428,800"):
+        with pytest.raises(ImageError, match="the limit is 52,428,800"):
             prepare_image(source)
         getattr(source, "close", lambda: None)()
 
@@ -352,7 +352,7 @@ def test_a_side_below_one_is_refused(side: int):
 
 
 def test_a_url_is_not_opened_here():
-    with pytest.raises(ImageError, match="not opened here"):
+    with pytest.raises(ImageError, match="does not open"):
         prepare_image("https://x.example/a.png")
 
 
@@ -529,13 +529,6 @@ def test_floats_and_long_integers_keep_their_shades(mode: str, scale: float):
 
     assert difference(opened(prepared), Image.fromarray(shades.astype(np.uint8))) < 1.5
     assert any("to 8 bits" in change for change in prepared.changes)
-
-
-def test_values_that_are_no_numbers_are_an_error():
-    endless = Image.fromarray(np.array([[0.0, np.inf]], dtype=np.float32))
-
-    with pytest.raises(ImageError, match="endless"):
-        prepare_image(endless)
 
 
 def test_the_transparent_value_of_sixteen_bits_is_white():

@@ -84,7 +84,7 @@ def test_a_montage_is_one_image_with_every_picture_on_it(converse, lab):
 
     (request,) = server.requests
     assert request.item["text"] == (
-        'Compare.\nThe picture is a sheet of 3 images: "Image 1" is the tile marked 1,'
+        'Compare.\nThe image is a montage of 3 images: "Image 1" is the tile marked 1,'
         ' "Image 2" is the tile marked 2, "Image 3" is the tile marked 3.'
     )
     sheet = Image.open(io.BytesIO(request.image)).convert("RGB")

@@ -790,5 +790,5 @@ def test_a_text_only_agent_answers_about_the_text_in_a_picture(
     "wrap", [lambda model: model.with_retry(), lambda model: model.bind(stop=["."])]
 )
 def test_a_model_with_something_around_it_is_refused_at_once(model: ChatPhospho, wrap: Any) -> None:
-    with pytest.raises(ConfigurationError, match="without bind, with_retry or with_fallbacks"):
+    with pytest.raises(ConfigurationError, match="not the result of bind, with_retry"):
         VisionMiddleware(wrap(model))

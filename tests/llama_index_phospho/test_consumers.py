@@ -52,7 +52,7 @@ def image_node(tmp_path: Path, picture: bytes) -> ImageNode:
 
 
 DEFAULT = encoded(draw(colour="white"), "PNG")
-SHEET = re.compile(r"The picture is a sheet of (\d+) images")
+SHEET = re.compile(r"The image is a montage of (\d+) images")
 
 # All ways with one class, and the first with the other: the methods are the same.
 CELLS = [

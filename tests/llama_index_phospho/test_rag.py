@@ -191,4 +191,4 @@ def test_one_sheet_shows_several_pictures_to_a_window_that_holds_them(
         text = query(server, three_pictures, "compact", context_window=128_000)
     assert text == "6330 in all"
     (request,) = server.requests
-    assert "a sheet of 3 images" in request.item["text"]
+    assert "a montage of 3 images" in request.item["text"]

@@ -78,7 +78,9 @@ def test_it_is_the_same_job_as_without_ray(
     assert look(base_url, "count")["requests"] == requests, "it had its rows already"
 
 
-def test_what_is_no_file_goes_there_as_it_is(ray_cluster: Any, serve: Serve, tmp_path: Path):
+def test_every_kind_of_image_and_prompt_reaches_the_workers(
+    ray_cluster: Any, serve: Serve, tmp_path: Path
+):
     base_url = serve()
     Image.new("RGB", (9, 9), "green").save(tmp_path / "green.png")
     data = (tmp_path / "green.png").read_bytes()
@@ -90,12 +92,16 @@ def test_what_is_no_file_goes_there_as_it_is(ray_cluster: Any, serve: Serve, tmp
         ("broken", b"nothing"),
         ("nothing", ""),
     ]
-    there = over_ray(ray_cluster, source, tmp_path / "there", base_url)
-    here = describe_many(source, tmp_path / "here", base_url=base_url, results="jsonl")
+    rows = [{"id": name, "image": image, "prompt": "What?"} for name, image in source]
+    rows.append({"id": "own prompt", "image": data, "prompt": "Where?"})
+    columns: dict[str, Any] = {"column": "image", "id_column": "id", "prompt_column": "prompt"}
+    there = over_ray(ray_cluster, rows, tmp_path / "there", base_url, **columns)
+    here = describe_many(rows, tmp_path / "here", base_url=base_url, results="jsonl", **columns)
     assert digest(there) == digest(here)
-    rows = {row["id"]: row for row in rows_of(there)}
-    assert rows["bytes"]["duplicate_of"] == "path"
-    assert (there.described, there.failed) == (4, 2)
+    found = {row["id"]: row for row in rows_of(there)}
+    assert found["bytes"]["duplicate_of"] == "path"
+    assert found["own prompt"]["duplicate_of"] is None
+    assert (there.described, there.failed) == (5, 2)
 
 
 def test_a_node_is_killed_and_the_cap_holds(

@@ -26,7 +26,6 @@ from PIL import Image
 from phospho_multimodal import (
     ConfigurationError,
     PaymentRequiredError,
-    SpendingLimitError,
     prepare_image,
 )
 from phospho_multimodal.batch import describe_many
@@ -120,24 +119,6 @@ def test_rays_defaults_describe_every_row_once_and_two_prompts_fit_into_one_pipe
     assert (money.images_billed, money.images_in_doubt, money.images_reserved) == (80, 0, 0)
     times = look(base_url, "times")
     assert max(times) - min(times) >= 2, "twenty at once, and then twenty in a second"
-
-
-def test_the_spending_limit_holds_to_the_image_over_all_workers_and_runs(serve: Serve, out: Path):
-    base_url = serve(faults=0.1)
-    rows = rows_of(100)
-    with open_accounts(out, base_url=base_url, max_images=33) as accounts:
-        with pytest.raises(SpendingLimitError):
-            describe(rows, accounts)
-        snapshot = accounts.snapshot()
-    taken = snapshot.money.images_billed + snapshot.money.images_in_doubt
-    assert taken == sum(counts(base_url).values()) == 33
-    assert isinstance(snapshot.stopped_by, SpendingLimitError)
-    with (
-        open_accounts(out, base_url=base_url, max_images=33) as accounts,
-        pytest.raises(SpendingLimitError),
-    ):
-        here(pa.Table.from_pylist(rows), accounts, column="bytes")
-    assert sum(counts(base_url).values()) == 33
 
 
 def test_a_fatal_error_ends_the_job_as_itself_after_the_requests_in_progress(

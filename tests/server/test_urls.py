@@ -133,7 +133,7 @@ def test_a_forbidden_url_is_a_422_and_no_connection(url, opening, online):
     internet = online()
     kind, words = refusal(asked(opening, url))
     assert kind == "url_not_fetched"
-    assert "Hand over the image itself" in words
+    assert "Pass the image itself" in words
     assert internet.dialled == []
 
 

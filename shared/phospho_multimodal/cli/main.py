@@ -18,12 +18,14 @@ except ModuleNotFoundError as missing:
     )
     raise SystemExit(_message) from missing
 
+from phospho_multimodal._version import __version__
 from phospho_multimodal.cli.batch import INTERRUPTED, run_batch
 from phospho_multimodal.cli.console import errors, output, plain
 from phospho_multimodal.cli.serve import run_server
 from phospho_multimodal.client.client import PhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
+from phospho_multimodal.settings import Settings, is_loopback
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
 
 __all__ = ["app", "main"]
@@ -31,6 +33,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Describe images, or serve the phospho API on this machine.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,  # its tracebacks can show local variables: keys, prompts
 )
 
@@ -49,6 +52,25 @@ ApiKey = Annotated[
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.print(f"phospho-multimodal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -70,7 +92,8 @@ app.command("batch")(_report_errors()(run_batch))
 def describe(
     *,
     images: Annotated[
-        list[Path], typer.Argument(help="Image files.", metavar="PATH...", show_default=False)
+        list[str],
+        typer.Argument(help="Image files or URLs.", metavar="IMAGE...", show_default=False),
     ],
     prompt: Annotated[str, typer.Option(help="The prompt.")] = DEFAULT_PROMPT,
     base_url: BaseUrl = None,
@@ -81,6 +104,7 @@ def describe(
 ) -> None:
     """Describe images, one request each; exit with 1 if any of them failed."""
     spending = Spending(max_usd=max_usd)
+    local = is_loopback(Settings.resolve(api_key=api_key, base_url=base_url).host)
     with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
         describer = _Describer(client, prompt)
         rows = describer.run(images)
@@ -90,9 +114,13 @@ def describe(
         answer = plain(row.text)
         if row.failed:
             answer.stylize("red")
-        table.add_row(plain(str(image)), answer, row.cost)
+        table.add_row(plain(image), answer, row.cost)
     output.print(table)
-    output.print(plain(str(spending.snapshot())))
+    snapshot = spending.snapshot()
+    if local:
+        output.print(f"A server on localhost bills nothing. List price: ${snapshot.usd_billed}.")
+    else:
+        output.print(plain(str(snapshot)))
     if describer.fatal is not None:
         errors.print(plain(str(describer.fatal)), style="red")
     if describer.interrupted:
@@ -112,6 +140,8 @@ def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
     with PhosphoClient(api_key=api_key, base_url=base_url) as client:
         status = client.check()
     key = {True: "accepted", False: "not accepted", None: "not known"}[status.key_accepted]
+    if Settings.resolve(api_key=api_key, base_url=base_url).api_key is None:
+        key = "none sent, and none needed" if status.key_accepted else "none sent"
     facts = Table.grid(_wrapped(), _wrapped(), padding=(0, 2))
     facts.add_row("Endpoint", plain(status.base_url))
     facts.add_row("Reachable", "yes" if status.healthy else "no")
@@ -162,7 +192,7 @@ class _Describer:
         self._client = client
         self._prompt = prompt
 
-    def run(self, images: Sequence[Path]) -> list[_Row]:
+    def run(self, images: Sequence[str]) -> list[_Row]:
         """Describe each image; after Ctrl-C, wait for the requests in progress, which are billed.
 
         Returns:
@@ -182,11 +212,12 @@ class _Describer:
                 errors.print("Interrupted; waiting for the requests in progress.", style="red")
             return [request.result() for request in requests]
 
-    def _describe(self, image: Path) -> _Row:
+    def _describe(self, image: str) -> _Row:
         if self.interrupted or self.fatal is not None:
             return _Row("Not sent.")
         try:
-            prediction = self._client.describe(image, self._prompt)
+            is_url = image.startswith(("http://", "https://"))
+            prediction = self._client.describe(image if is_url else Path(image), self._prompt)
         except PhosphoError as failure:
             if isinstance(failure, FATAL_ERRORS):
                 self.fatal = failure

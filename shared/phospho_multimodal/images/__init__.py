@@ -1,5 +1,4 @@
-"""Images: where their bytes come from, what is in them, and what is sent.
+"""Image files: reading, checking and preparing them, montages, tiles, and fetching URLs.
 
-Everything above `spending/` may import this folder. Only `decode`, `opening` and their neighbors
-load Pillow, and only when an image has to be decoded.
+Every folder above `spending/` may import this one. The first image that is decoded loads Pillow.
 """

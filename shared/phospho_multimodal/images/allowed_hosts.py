@@ -1,4 +1,4 @@
-"""Whose URLs an agent may name: one that a model writes can carry data out."""
+"""The hosts whose URLs an agent may name: a URL that a model writes can leak data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def is_allowed(url: str, hosts: Collection[str]) -> bool:
-    r"""Tell whether a URL is one of an allowed host.
+    r"""Tell whether the host of a URL is allowed.
 
-    What two readers of URLs could take for different hosts is not: a user name, a backslash, odd
-    characters, a dot at the end.
+    A host is `"example.com"` for the usual ports, or `"example.com:8443"` for that port. A URL that
+    two parsers could read differently is never allowed: one with a user name, a backslash, odd
+    characters, or a dot at the end.
     """
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         return False

@@ -1,4 +1,4 @@
-"""Colours: whatever mode, depth, transparency and profile an image has, as 8-bit sRGB, opaque."""
+"""Convert any mode, depth, transparency and color profile to opaque 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Flattening", "strips", "to_srgb"]
 _PROFILE_MODES = {"RGB ": ("RGB", "RGBA", "L"), "CMYK": ("CMYK",), "GRAY": ("L",)}
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
-"""Modes with premultiplied alpha, and what Pillow can make of them."""
+"""Modes with premultiplied alpha, and the modes to which Pillow converts them."""
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _UNBOUNDED_MODES = frozenset({"I", "F"})
 _WIDE_MODES = _SIXTEEN_BIT_MODES | _UNBOUNDED_MODES
@@ -26,13 +26,13 @@ _TWELVE_BIT, _SIXTEEN_BIT = 4095.0, 65535.0
 _OPAQUE = 255
 _UNSIGNED = 4294967296.0
 _STEP_OF_GREY = {"L;2": 85, "L;4": 17}
-"""How far apart the greys of 2 and 4 bits are when Pillow has made 8 bits of them."""
+"""The step between greys of 2 and 4 bits after Pillow has converted them to 8."""
 _STRIP_PIXELS = 1_000_000
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _SAMPLE_SIDE = 768
 _VISIBLE = 32
-"""Alpha from which a pixel counts as seen."""
+"""The least alpha of a visible pixel."""
 _CONTRAST = 24
 """Shades between content and background, below which the content is lost."""
 _MOST_LOST = 0.7
@@ -41,14 +41,14 @@ _BACKGROUNDS = {255: "white", 0: "black", 128: "grey"}
 
 @dataclass(slots=True)
 class Flattening:
-    """Makes 8 opaque bits of an image, all of it or strip by strip.
+    """Converts an image to 8 opaque bits, as a whole or in strips.
 
     Attributes:
         mode: The mode of the image.
         info: The metadata of the image, where palettes keep their transparency.
         key: The grey value that means transparent.
-        darkest: What becomes black, in the image's own numbers.
-        span: How far above it white is.
+        darkest: The sample value that becomes black.
+        span: The difference of white and black.
         is_inverted: Whether the largest number is black.
         is_signed: Whether a file says that its numbers have a sign, so that it has no usual white.
         is_unsigned: Whether negative numbers are large ones that overflowed.
@@ -79,7 +79,7 @@ class Flattening:
     def of(
         cls, image: Image.Image, raw_mode: object = None, profile: bytes | None = None
     ) -> Flattening:
-        """Look at an image as a whole, before it is done in parts."""
+        """Inspect a whole image before its parts are converted; the file stores `raw_mode`."""
         flattening = cls(image.mode, image.info)
         key = image.info.get("transparency")
         if isinstance(key, int) and image.mode in _SIXTEEN_BIT_MODES | {"1", "L"}:
@@ -93,7 +93,7 @@ class Flattening:
         return flattening
 
     def _read_tags(self, tags: Any) -> None:
-        """Read of a TIFF what Pillow does not do for more than 8 bits."""
+        """Read the tags of a TIFF that Pillow ignores for more than 8 bits."""
         if self.mode not in _WIDE_MODES:
             return
         self.is_inverted = tags.get(_PHOTOMETRIC) == 0
@@ -104,16 +104,16 @@ class Flattening:
             self.is_unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
 
     def _find_white(self, image: Image.Image) -> None:
-        """Floats and 32-bit integers have no fixed white: it is the first usual one that fits."""
+        """Choose the white of floats and 32-bit integers: the first usual one that fits."""
         low, high = math.inf, -math.inf
         for _, strip in strips(image):
             numbers = self._numbers(strip)
-            # Pillow's extrema pass over NaN, which alone does not equal itself.
+            # Pillow's extrema skip NaN. Only NaN does not equal itself.
             equal = ImageMath.lambda_eval(lambda of: of["n"] == of["n"], n=numbers)
             lowest, highest = (_number(value) for value in numbers.getextrema())
             if _number(equal.getextrema()[0]) == 0 or not math.isfinite(highest - lowest):
                 message = (
-                    "The image holds values that are not numbers, or endless. Nothing was sent."
+                    "The image contains values that are not numbers, or infinite. Nothing was sent."
                     " Replace them and save the image again."
                 )
                 raise ImageError(message)
@@ -131,7 +131,7 @@ class Flattening:
         self.depth = f"values from {self.darkest:g} to {self.darkest + self.span:g} to 8 bits"
 
     def _numbers(self, part: Image.Image) -> Image.Image:
-        """The numbers of a part as floats, without overflow."""
+        """Return the samples of a part as floats, without overflow."""
         numbers = part if part.mode == "F" else part.convert("F")
         if not self.is_unsigned:
             return numbers
@@ -148,12 +148,12 @@ class Flattening:
 
     @property
     def is_flat(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the image needs no conversion."""
         opaque = self.info.get("transparency") is None and self.frame is None
         return self.mode in _FLAT_MODES and opaque
 
     def flat(self, part: Image.Image, top: int = 0) -> Image.Image:
-        """Flatten a part of the image, or all of it."""
+        """Convert a part of the image that begins at row `top`."""
         flat = self._opaque(part)
         return flat if self.frame is None else self._only_frame(flat, top)
 
@@ -181,7 +181,7 @@ class Flattening:
         return self._numbers(part).point(lambda value: value * scale + offset).convert("L")
 
     def _without_key(self, part: Image.Image, flat: Image.Image) -> Image.Image:
-        """Put the background where an image has the one value that it calls transparent."""
+        """Put the background where the sample value means transparent."""
         if self.key is None:
             return flat
         if self.mode in _WIDE_MODES:
@@ -200,25 +200,25 @@ class Flattening:
         return flat
 
     def _on_background(self, part: Image.Image) -> Image.Image:
-        picture = to_srgb(_with_alpha(part), self.profile, self.converted)
-        self.transparent |= _number(picture.getchannel("A").getextrema()[0]) < _OPAQUE
-        sheet = Image.new("RGBA", part.size, (self.background,) * 3)
-        sheet.alpha_composite(picture)
-        return sheet.convert("RGB")
+        straight = to_srgb(_with_alpha(part), self.profile, self.converted)
+        self.transparent |= _number(straight.getchannel("A").getextrema()[0]) < _OPAQUE
+        canvas = Image.new("RGBA", part.size, (self.background,) * 3)
+        canvas.alpha_composite(straight)
+        return canvas.convert("RGB")
 
     def _only_frame(self, part: Image.Image, top: int) -> Image.Image:
-        """Keep what a frame covers of its canvas, and put the background around it."""
+        """Put the background around a frame that is smaller than its canvas."""
         assert self.frame is not None  # noqa: S101 - asked before
         left, upper, right, lower = self.frame
         box = (left, max(0, upper - top), right, min(part.height, lower - top))
         self.transparent = True
-        sheet = Image.new(part.mode, part.size, _BACKGROUNDS[self.background])
+        canvas = Image.new(part.mode, part.size, _BACKGROUNDS[self.background])
         if box[1] < box[3]:
-            sheet.paste(part.crop(box), box)
-        return sheet
+            canvas.paste(part.crop(box), box)
+        return canvas
 
     def changes(self) -> list[str]:
-        """Tell in words what was done."""
+        """Describe in words what was done."""
         done = [self.depth] if self.mode in _WIDE_MODES else []
         if self.transparent:
             done.append(f"transparency on {_BACKGROUNDS[self.background]}")
@@ -272,7 +272,7 @@ def _sample(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> Image.Image:
-    """Convert the colours of a profile to sRGB, and CMYK to RGB."""
+    """Convert the colors of a profile to sRGB, and CMYK to RGB."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -285,7 +285,7 @@ def to_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> Im
                 if converted is not None:
                     changes.append("colours to sRGB")
                     return converted.convert("L") if image.mode == "L" else converted
-        # A broken profile is no reason to lose the image: its colours are taken as they are.
+        # With a broken profile, keep the colors as they are instead of rejecting the image.
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             changes.append("unreadable colour profile ignored")
     if image.mode == "CMYK":

@@ -1,4 +1,4 @@
-"""Colour spaces that a file names by number (cICP, nclx, gAMA and cHRM), as ICC profiles."""
+"""ICC profiles for color spaces that a file gives as numbers (cICP, nclx, gAMA and cHRM)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["SRGB_NUMBERS", "Chromaticities", "gamma_profile", "numbered_profile"]
+__all__ = ["Chromaticities", "gamma_profile", "numbered_profile"]
 
 Matrix = tuple[tuple[float, float, float], ...]
 Vector = tuple[float, float, float]
@@ -40,12 +40,10 @@ _PRIMARIES: dict[int, Chromaticities] = {
 }
 
 _SRGB_CURVE = 13
-# Television's own curve (1, 6, 14, 15, 11) is displayed as sRGB: browsers do the same.
+# Like browsers, show the curves of television (1, 6, 11, 14, 15) as sRGB.
 _LIKE_SRGB = frozenset({1, 2, 6, 7, 11, 13, 14, 15})
 _GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 _PQ, _SMPTE_428, _HLG = 16, 17, 18
-SRGB_NUMBERS = (1, _SRGB_CURVE)
-"""Primaries and transfer function of sRGB."""
 
 _TABLE = 4096
 _WHITE_NITS = 203.0
@@ -53,7 +51,7 @@ _WHITE_NITS = 203.0
 _PEAK = 1000.0 / _WHITE_NITS
 _USUAL_GAMMA = 1 / 2.2
 _LIKE_USUAL = 0.05
-"""Share up to which a gamma is that of sRGB; libpng has the same threshold."""
+"""The greatest relative difference from the gamma of sRGB; libpng has the same threshold."""
 
 # Bradford's matrix from XYZ to cone responses, and the white of all ICC profiles.
 _BRADFORD: Matrix = (
@@ -65,7 +63,7 @@ _D50: Vector = (0.9642, 1.0, 0.8249)
 
 
 def numbered_profile(primaries: int, transfer: int) -> bytes | None:
-    """Make an ICC profile of two numbers of ITU-T H.273."""
+    """Make an ICC profile from two numbers of ITU-T H.273; `None` means sRGB or unknown."""
     chromaticities = _PRIMARIES.get(primaries)
     curve = _curve(transfer)
     if chromaticities is None or curve is None:
@@ -76,7 +74,7 @@ def numbered_profile(primaries: int, transfer: int) -> bytes | None:
 
 
 def gamma_profile(gamma: float | None, chromaticities: Sequence[float] | None) -> bytes | None:
-    """Make an ICC profile of a PNG's gAMA and cHRM chunks."""
+    """Make an ICC profile from the gAMA and cHRM chunks of a PNG; `None` means sRGB."""
     if not gamma or gamma <= 0:
         return None
     primaries = _SRGB
@@ -121,14 +119,14 @@ def _gamma_curve(gamma: float) -> bytes:
 
 
 def _table_curve(light: Callable[[float], float]) -> bytes:
-    """A table of a curve whose light is brighter than white paper, and is toned down."""
+    """Write a curve as a table, with light above white paper toned down."""
     values = [_toned(light(index / (_TABLE - 1))) for index in range(_TABLE)]
     words = b"".join(round(min(1.0, value) * 65535).to_bytes(2, "big") for value in values)
     return b"curv\0\0\0\0" + _TABLE.to_bytes(4, "big") + words
 
 
 def _toned(light: float) -> float:
-    """Bring light up to the peak below 1, as browsers do."""
+    """Map light up to the peak to at most 1, as browsers do."""
     return light * (1 + light / _PEAK**2) / (1 + light)
 
 
@@ -167,7 +165,7 @@ def _matrix_profile(colors: Chromaticities, curve: bytes) -> bytes:
 
 
 def _to_d50(colors: Chromaticities) -> Matrix:
-    """The matrix from linear RGB to XYZ, adapted to the white of ICC profiles."""
+    """Compute the matrix from linear RGB to XYZ, adapted to the white of ICC profiles."""
     unscaled = _transposed(tuple(_to_xyz(*pair) for pair in colors[1:]))
     white = _to_xyz(*colors.white)
     scale = _times(_inverse(unscaled), white)

@@ -1,7 +1,6 @@
-"""Pixels: EXIF orientation applied, in sRGB, opaque, small, and back into a file. Needs Pillow.
+"""Decode an image to upright, opaque, small sRGB pixels, and encode them again.
 
-Everything that decodes is here and in `opening.py`, and no other part of the core imports Pillow
-before the first image needs it.
+This module and its neighbors load Pillow, so other modules import it inside functions.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = [
 
 JPEG_QUALITY = 90
 LARGEST_PNG = 1_000_000
-"""Bytes up to which a lossless source stays lossless."""
+"""The size limit of a PNG, in bytes. A larger one becomes a JPEG."""
 
 _ORIENTATION = 0x0112
 _EXIF_DATA = ("exif", "Raw profile type exif")
@@ -61,7 +60,10 @@ def to_rgb(
     changes: list[str] | None = None,
     borrowed: bool = False,
 ) -> Image.Image:
-    """Make a picture upright, sRGB, opaque and small enough."""
+    """Make an image upright, sRGB, opaque and small enough.
+
+    A `borrowed` image is the caller's own: it stays unchanged, and its present frame is taken.
+    """
     noted = [] if changes is None else changes
     try:
         return _convert(image, max_side, noted, borrowed=borrowed)
@@ -74,7 +76,7 @@ def to_rgb(
 
 
 def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
-    """Write a picture as it is sent."""
+    """Encode pixels: a lossless source below 1 MB as PNG, everything else as JPEG."""
     if lossless:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -86,7 +88,7 @@ def encode(image: Image.Image, *, lossless: bool) -> tuple[bytes, str]:
 
 
 def is_lossless(image: Image.Image, data: bytes | None) -> bool:
-    """Tell whether a source had no compression artefacts that a PNG would only make larger."""
+    """Tell whether a source was stored without loss, so that PNG is the right format."""
     if image.format == "WEBP":
         return data is not None and b"VP8L" in data[:64]
     if image.format == "TIFF":
@@ -99,7 +101,7 @@ def _convert(
 ) -> Image.Image:
     size = _smaller(image.size, max_side)
     if not borrowed and isinstance(image, JpegImagePlugin.JpegImageFile) and size != image.size:
-        # Decode at the smallest sufficient eighth: a quarter of the time and of the memory.
+        # Decode at a smaller size, which takes a quarter of the time and of the memory.
         image.draft(None, size)
     tiles: Any = getattr(image, "tile", None)
     raw_mode = tiles[0].args if tiles else None
@@ -108,29 +110,30 @@ def _convert(
     profile = _profile(image)
     flattening = Flattening.of(decoded, raw_mode, profile)
     flattening.frame = frame
-    picture = _reduced(decoded, size, flattening)
+    pixels = _reduced(decoded, size, flattening)
     changes += flattening.changes()
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if pixels.size != size:
+        pixels = pixels.resize(size, Image.Resampling.LANCZOS)
     if image.size != size:
         changes.append(f"shrunk to {size[0]} × {size[1]}")
     if image.info.get(NARROW_RANGE):
-        picture = picture.point(lambda value: (value - 16) * 255 / 219 + 0.5)
-    picture = to_srgb(picture, None if flattening.profile else profile, changes)
+        pixels = pixels.point(lambda value: (value - 16) * 255 / 219 + 0.5)
+    pixels = to_srgb(pixels, None if flattening.profile else profile, changes)
     if orientation in _UPRIGHT:
-        # Pillow turns a TIFF by itself while it loads one.
-        picture = picture if image.format == "TIFF" else picture.transpose(_UPRIGHT[orientation])
+        # Pillow has already applied the orientation of a TIFF.
+        pixels = pixels if image.format == "TIFF" else pixels.transpose(_UPRIGHT[orientation])
         changes.append("turned upright")
-    if picture is image:
-        picture = image.copy()  # it is the caller's, or a file that would be held open
-    picture.info = {}
+    if pixels is image:
+        pixels = image.copy()  # the original is the caller's, or keeps a file open
+    pixels.info = {}
     if not borrowed and _is_animation(image):
-        changes.append("first frame of an animation")
-    return picture
+        is_pages = image.format == "TIFF"
+        changes.append("first of several pages" if is_pages else "first frame of an animation")
+    return pixels
 
 
 def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
-    """Decode an image; give its pixels, and the orientation in which its EXIF data says it is."""
+    """Decode an image, and return its pixels and its EXIF orientation."""
     if isinstance(image, LeanWebP):
         return image.decoded(), _orientation(image)
     if image.format == "TIFF":
@@ -145,7 +148,10 @@ def _decoded(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def _opaque_where_key_differs(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Compare 16-bit samples with the transparent ones; Pillow gives one byte at a time."""
+    """Make an alpha channel from the transparent color of a PNG with 16-bit samples.
+
+    Pillow gives only one byte of a sample, so there is an image for each of the two bytes.
+    """
     low.load()
     mask = Image.new("L", high.size, 0)
     for half, shift in ((high, 8), (low, 0)):
@@ -159,7 +165,7 @@ def _opaque_where_key_differs(high: Image.Image, low: Image.Image) -> Image.Imag
 
 
 def _frame(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """The part of the canvas that a GIF's first frame covers, if not all of it."""
+    """Return the box of the first frame of a GIF if it is smaller than the canvas."""
     tile = getattr(image, "tile", None)
     if image.format != "GIF" or not tile or tile[0].extents == (0, 0, *image.size):
         return None
@@ -168,7 +174,7 @@ def _frame(image: Image.Image) -> tuple[int, int, int, int] | None:
 
 
 def _profile(image: Image.Image) -> bytes | None:
-    """The colour space of an image: a profile, or the numbers that stand for one."""
+    """Return the color profile of an image, or make it from the numbers in the file."""
     info = image.info
     profile: bytes | None = info.get("icc_profile")
     if profile or "srgb" in info:
@@ -189,31 +195,31 @@ def _is_animation(image: Image.Image) -> bool:
     try:
         with without_pillow_warnings():
             return bool(getattr(image, "is_animated", False))
-    # The second frame may be broken in any way, while the first one is fine.
+    # The second frame can be broken in any way, although the first one is valid.
     except Exception:  # noqa: BLE001
         return True
 
 
 def _reduced(image: Image.Image, size: tuple[int, int], flattening: Flattening) -> Image.Image:
-    """Flatten an image, and shrink one that is far too large by a whole number.
+    """Flatten an image, and shrink a very large one by a whole factor.
 
-    That is done strip by strip, so that of an image of 200 MB no copies of its size are made on
-    the way. Twice the size that is wanted is left for the finer method, or all that memory allows.
+    This is done in strips, so that no copy of an image of 200 MB is made. The result has about
+    twice the wanted size, so that the final resize keeps its quality.
     """
     large = image.width * image.height > _MUCH_TO_FLATTEN and not flattening.is_flat
     spare = 1 if large else 2
     factor = max(1, min(image.width // (spare * size[0]), image.height // (spare * size[1])))
     if factor == 1 and (flattening.is_flat or image.height <= _STRIP_ROWS):
         return flattening.flat(image)
-    sheet: Image.Image | None = None
+    reduced_image: Image.Image | None = None
     for top, strip in strips(image, rows=factor):
         part = flattening.flat(strip, top).reduce(factor)
-        if sheet is None:
+        if reduced_image is None:
             reduced = (-(-image.width // factor), -(-image.height // factor))
-            sheet = Image.new(part.mode, reduced)
-        sheet.paste(part, (0, top // factor))
-    assert sheet is not None  # noqa: S101 - an image has at least one row
-    return sheet
+            reduced_image = Image.new(part.mode, reduced)
+        reduced_image.paste(part, (0, top // factor))
+    assert reduced_image is not None  # noqa: S101 - an image has at least one row
+    return reduced_image
 
 
 def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
@@ -227,7 +233,7 @@ def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read the orientation from EXIF data; Pillow would take that of XMP as well."""
+    """Read the orientation from EXIF data only, while Pillow would also read XMP data."""
     probe = Image.new("1", (1, 1))
     probe.info = {name: image.info[name] for name in _EXIF_DATA if name in image.info}
     if not probe.info:
@@ -235,6 +241,6 @@ def _orientation(image: Image.Image) -> int:
     try:
         with without_pillow_warnings():
             return int(probe.getexif().get(_ORIENTATION, 1))
-    # EXIF is a TIFF of its own and can be broken in as many ways, while the image is fine.
+    # EXIF data can be broken in any way, although the image is valid.
     except Exception:  # noqa: BLE001
         return 1

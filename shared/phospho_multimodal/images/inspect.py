@@ -1,7 +1,7 @@
-"""What an image file says of itself: its type, its size, and whether it is clean.
+"""Recognize the type of a file, and find images that can be sent byte for byte.
 
-Most of it needs no Pillow. Only a JPEG that could be sent byte for byte is decoded once, since its
-segments do not show whether all pixels are there.
+This needs Pillow only for a JPEG without metadata. Such a file is decoded once, since its segments
+do not show whether all pixels are there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"MM\x00+", "TIFF"),
     (4, b"ftypavi", "AVIF"),
     *((4, b"ftyp" + brand, "HEIF") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
-    # Not images, or none that can be sent: named so that an error can say what came.
+    # These are not supported. Their names are for the error.
     (4, b"ftypcrx", "a Canon raw file (CR3)"),
     (0, b"IIRO", "an Olympus raw file (ORF)"),
     (0, b"IIRS", "an Olympus raw file (ORF)"),
@@ -77,22 +77,22 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", "a JPEG XL image"),
 )
 
-# A comment ends at its first end mark: where it could end at any, many of them take for ever.
+# A comment ends at its first "-->". Otherwise matching would take exponential time.
 _SVG = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*|<!DOCTYPE[^>]*>\s*)*<svg\b", re.DOTALL
 )
 
 _TEXT = re.compile(rb"[\t\n\f\r\x1b\x20-\x7e]*")
-"""A file full of zeros is ASCII too, but no text."""
+"""A file full of zeros is not text."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Colour hints that change no pixel here; every other chunk is metadata, alpha or animation.
+# All other chunks are metadata, alpha, animation, or change colors.
 _PNG_PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA"})
 _PNG_GREY_OR_RGB = frozenset({0, 2})
 _USUAL_GAMMA = (43_000, 48_000)
-"""Between these, a gAMA chunk says what sRGB says."""
+"""The range of a gAMA chunk that means sRGB."""
 _HIGHEST_FILTER = 4
-# The seven passes of an interlaced picture: first column and row, and every how manyth.
+# The seven passes of an interlaced image: first column and row, and the steps to the next ones.
 _ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -114,12 +114,12 @@ class PassthroughImage:
     height: int
 
     def fits(self, max_side: int) -> bool:
-        """Whether it has to be shrunk for no side."""
+        """Whether neither side exceeds the limit."""
         return max(self.width, self.height) <= max_side
 
 
 def sniff(data: bytes) -> str | None:
-    """Tell a file's type from its first bytes."""
+    """Name the type of a file by its first bytes: as Pillow does, in words, or `None`."""
     for offset, magic, name in _MAGIC:
         if data.startswith(magic, offset):
             brands = data[8:64] if magic == b"ftyp" or name == "HEIF" else b""
@@ -132,7 +132,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def find_passthrough(data: bytes, max_side: int) -> PassthroughImage | None:
-    """Tell whether a file can be sent byte for byte."""
+    """Return format and size of a file that can be sent byte for byte, otherwise `None`."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _plain_jpeg(data, max_side)
@@ -155,7 +155,7 @@ def _plain_jpeg(data: bytes, max_side: int) -> PassthroughImage | None:
 
 
 def _plain_png(data: bytes, max_side: int) -> PassthroughImage | None:
-    """Look through a PNG's chunks, each with its checksum, and unpack the rows to count them."""
+    """Check all chunks of a PNG and their checksums, and decompress the rows to count them."""
     position = len(_PNG_SIGNATURE)
     found: PassthroughImage | None = None
     rows = _PngRows()
@@ -186,7 +186,7 @@ def _plain_png(data: bytes, max_side: int) -> PassthroughImage | None:
 
 
 class _PngRows:
-    """Unpacks the rows of a PNG without keeping them: neither fewer nor more than there must be."""
+    """Decompresses the rows of a PNG and checks their number, without keeping them."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj()
@@ -195,7 +195,7 @@ class _PngRows:
 
     @property
     def complete(self) -> bool:
-        """Whether all rows were there, and their own checksum right."""
+        """Whether all rows were there, with the right checksum."""
         return not self._passes and self._stream.eof
 
     def expect(self, header: bytes) -> None:
@@ -209,7 +209,7 @@ class _PngRows:
                 self._passes.append((1 + columns * samples, lines))
 
     def unpack(self, packed: memoryview) -> bool:
-        """Unpack some more; `False` if it is broken, or too much."""
+        """Decompress more rows; return `False` if they are broken or too many."""
         try:
             waiting: bytes | memoryview = packed
             while waiting:
@@ -221,7 +221,7 @@ class _PngRows:
         return not self._stream.unused_data
 
     def _take(self, rows: bytes) -> bool:
-        """Count rows, and look whether each begins with a filter that there is."""
+        """Count rows, and check that each begins with a valid filter."""
         while rows:
             if not self._passes:
                 return False

@@ -1,4 +1,4 @@
-"""How much memory an image needs to be decoded, by its format and mode, and which need too much."""
+"""Estimate the memory that decoding an image needs, and reject images that need too much."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from phospho_multimodal.images.jpeg import JpegStructure
 __all__ = ["MAX_JPEG_MEGAPIXELS", "MAX_MEGAPIXELS", "check_memory", "check_pixels"]
 
 MAX_MEGAPIXELS = 100
-"""The largest image that is decoded, in millions of pixels."""
+"""The size limit of a decoded image, in millions of pixels."""
 MAX_JPEG_MEGAPIXELS = 200
-"""The same for a JPEG, which is decoded at a fraction of its size. Phones make 108 and 200."""
+"""The limit for a JPEG, which is decoded at a smaller size. Phones make 108 and 200."""
 
 _MEBIBYTE = 1024 * 1024
 MOST_MEMORY = 557 * _MEBIBYTE
-"""What one image may need besides the interpreter and Pillow: together that is below 600 MB."""
+"""The memory limit of one image. With the interpreter and Pillow, this is below 600 MB."""
 _SUSPICIOUS_MEMORY = 144_000_000
-"""What an image may need whose file has next to no data: as much as 36 megapixels of RGBA."""
+"""The memory limit for a file with hardly any data, which is that of 36 megapixels of RGBA."""
 _SUSPICIOUS_VIDEO_MEMORY = 290_000_000
 PIXELS_PER_BYTE = 300
-"""A file with less than a byte for so many pixels has next to no data. Diagrams have twice as much,
-scans ten times, photos a hundred times."""
+"""A file with more pixels a byte has hardly any data. Diagrams have twice as much data, scans ten
+times, and photos a hundred times."""
 
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # Planes, two copies as RGB or RGBA, and Pillow's image.
@@ -32,14 +32,14 @@ _BYTES_OF_VIDEO = {"L": 6, "RGB": 11, "RGBA": 13}
 _SHARE_OF_DEEP_HEIC = 1.6
 """What libheif needs for more than 8 bits, as a multiple of what it needs for 8."""
 _METADATA = 64 * 1024
-"""Where an AVIF's properties stand."""
+"""The first bytes of an AVIF file, which hold its properties."""
 _BYTES_OF_WEBP = 12.0
-"""libwebp keeps two copies of the image, and hands over a third."""
+"""libwebp keeps two copies of the image, and returns a third."""
 _WEBP_FILE_COPIES = 3
 
 
 def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXELS) -> None:
-    """Refuse an image with too many pixels."""
+    """Reject an image with too many pixels."""
     if width * height > max_megapixels * 1_000_000:
         message = (
             f"The image's header says {width} × {height} pixels; at most {max_megapixels} million"
@@ -49,7 +49,7 @@ def check_pixels(width: int, height: int, *, max_megapixels: int = MAX_MEGAPIXEL
 
 
 def check_memory(image: Image.Image, data: bytes, jpeg: JpegStructure | None) -> None:
-    """Refuse an image that needs too much memory, or far more than its file could be worth."""
+    """Reject an image that needs too much memory, or far more than its file can justify."""
     pixels = image.width * image.height
     needed = jpeg.coefficient_bytes if jpeg is not None else round(pixels * _per_pixel(image, data))
     copies = _WEBP_FILE_COPIES if image.format == "WEBP" else 1
@@ -73,7 +73,7 @@ def check_memory(image: Image.Image, data: bytes, jpeg: JpegStructure | None) ->
 
 
 def _per_pixel(image: Image.Image, data: bytes) -> float:
-    """The most bytes that are held for each pixel while the image is decoded."""
+    """Return the bytes that decoding needs for each pixel."""
     held = _BYTES_OF_MODE.get(image.mode, 4)
     if image.format == "AVIF":
         return _BYTES_OF_VIDEO.get(image.mode, 13) + (3 if _is_deep(data) else 0)
@@ -96,7 +96,7 @@ def _is_deep(data: bytes) -> bool:
 
 
 def _strip_bytes(image: Image.Image) -> float:
-    """What libtiff unpacks at once, for each pixel: often that is the whole image."""
+    """Return the bytes for each pixel that libtiff decompresses at once, often the whole image."""
     tags: Any = getattr(image, "tag_v2", {})
     if int(tags.get(259, 1)) == 1:
         return 0.0

@@ -1,4 +1,4 @@
-"""Several pictures on one labelled sheet, so that one image is billed."""
+"""A montage puts several images on one labelled image, so that one image is billed."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from phospho_multimodal.images.prepare import PreparedImage
 __all__ = ["Tile", "lay_out", "montage", "too_small"]
 
 _GAP = 8
-"""Pixels of white around every tile."""
+"""White pixels around every tile."""
 _LABELS_IN_A_SIDE = 42
 _SMALLEST_LABEL = 16
 _SMALLEST_TILE = 32
-"""Longest side of a tile, in pixels, below which nothing can be seen on it."""
+"""The shortest useful longest side of a tile, in pixels."""
 _HALVINGS = 16
-"""Steps to the common factor: exact to a pixel on any sheet."""
+"""Steps of the binary search for the common factor, which make it exact to a pixel."""
 
 _MOST_PHOTOS = 9
-"""Photos on one montage, above which their details cannot be told."""
+"""The most images on one montage that leave enough detail."""
 _LETTERS_IN_A_SIDE = 120
-"""So many letters of usual print, one above the other, are as high as a page."""
+"""The number of printed letters that are as high as a page, one above the other."""
 _LEAST_LETTER = 8
-"""Pixels of a letter, below which it cannot be read."""
+"""The least readable height of a letter, in pixels."""
 _PAGE_RATIOS = ((1.27, 1.31), (1.38, 1.46), (1.9, 100.0))
-"""Long side to short side of US Letter, A4, and receipts or long pages. No camera has these."""
+"""The ratios of the sides of US Letter, A4, and receipts or long pages. No camera has these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Where a picture goes on the sheet, in pixels; the strip with its number stands on it."""
+    """The place of an image on the montage, in pixels, below the strip with its number."""
 
     left: int
     top: int
@@ -45,14 +45,14 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Pictures in rows, each row as wide as it may be."""
+    """Images in rows that are as wide as possible."""
 
     sizes: Sequence[tuple[int, int]]
     rows: list[list[int]]
     label: int
 
     def tile_sizes(self, width: int) -> list[list[tuple[int, int]]]:
-        """Size the tiles of each row for a sheet of some width: no picture is enlarged."""
+        """Size the tiles of each row for a montage of this width. No image is enlarged."""
         return [self._row(row, width) for row in self.rows]
 
     def _row(self, row: list[int], width: int) -> list[tuple[int, int]]:
@@ -61,18 +61,18 @@ class _Layout:
         tiles = []
         for i in row:
             original_width, original_height = self.sizes[i]
-            # A float just below a whole number is that number: 145 × 0.2 is 29 pixels.
+            # Rounding errors must not cost a pixel: 145 × 0.2 is 29 pixels.
             scale = min(1.0, height / original_height) * (1 + 1e-12)
             tiles.append((int(original_width * scale), int(original_height * scale)))
         return tiles
 
     def height(self, width: int) -> int:
-        """Tell how high a sheet of some width gets."""
+        """Return the height of a montage of this width."""
         rows = self.tile_sizes(width)
         return _GAP + sum(max(h for _, h in row) + self.label + _GAP for row in rows)
 
     def widest(self, max_side: int) -> int:
-        """Find the greatest width, up to a limit, at which the height keeps to it as well."""
+        """Find the greatest width at which neither side exceeds the limit."""
         low, high = 0, max_side
         while low < high:
             middle = (low + high + 1) // 2
@@ -83,7 +83,7 @@ class _Layout:
         return low
 
     def shrinking(self, width: int) -> tuple[float, float]:
-        """Tell how far the most shrunk picture is shrunk, and all together: more is better."""
+        """Return the scale of the most shrunk image and the sum of all scales; more is better."""
         rows = zip(self.rows, self.tile_sizes(width), strict=True)
         scales = [
             size[0] / self.sizes[i][0]
@@ -93,32 +93,32 @@ class _Layout:
         return min(scales), sum(scales)
 
 
-def montage(pictures: Sequence[PreparedImage], *, max_side: int, first: int = 1) -> PreparedImage:
-    """Put pictures on one sheet, each under a strip with its number, in their order."""
-    tiles, size = lay_out([(picture.width, picture.height) for picture in pictures], max_side)
+def montage(images: Sequence[PreparedImage], *, max_side: int, first: int = 1) -> PreparedImage:
+    """Put images on one montage in their order, each below a strip with its number."""
+    tiles, size = lay_out([(image.width, image.height) for image in images], max_side)
     label = _label(max_side)
-    sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=label * 0.8)
-    for number, (picture, tile) in enumerate(zip(pictures, tiles, strict=True), start=first):
+    for number, (image, tile) in enumerate(zip(images, tiles, strict=True), start=first):
         strip = (tile.left, tile.top - label, tile.left + tile.width - 1, tile.top - 1)
         pen.rectangle(strip, fill="black")
         middle = (tile.left + tile.width / 2, tile.top - label / 2)
         pen.text(middle, str(number), fill="white", font=font, anchor="mm")
-        sheet.paste(_scaled(picture, (tile.width, tile.height)), (tile.left, tile.top))
-    data, kind = encode(sheet, lossless=all(picture.format == "PNG" for picture in pictures))
-    changes = (f"{len(pictures)} images on one sheet", f"written as {kind}")
-    return PreparedImage(data, kind, *sheet.size, form="pil", changes=changes)
+        canvas.paste(_scaled(image, (tile.width, tile.height)), (tile.left, tile.top))
+    data, kind = encode(canvas, lossless=all(image.format == "PNG" for image in images))
+    changes = (f"{len(images)} images on one montage", f"written as {kind}")
+    return PreparedImage(data, kind, *canvas.size, form="pil", changes=changes)
 
 
-def too_small(pictures: Sequence[PreparedImage], *, max_side: int) -> str | None:
-    """Tell whether the tiles of a montage are too small to read."""
+def too_small(images: Sequence[PreparedImage], *, max_side: int) -> str | None:
+    """Return a warning if the tiles of a montage are too small to read."""
     advice = "Choose multi_image='each' or 'auto' for a request for each image."
-    tiles, _ = lay_out([(picture.width, picture.height) for picture in pictures], max_side)
+    tiles, _ = lay_out([(image.width, image.height) for image in images], max_side)
     longest = [
         max(tile.width, tile.height)
-        for picture, tile in zip(pictures, tiles, strict=True)
-        if _is_page(picture) and tile.width < picture.width
+        for image, tile in zip(images, tiles, strict=True)
+        if _is_page(image) and tile.width < image.width
     ]
     if longest and min(longest) < _LEAST_LETTER * _LETTERS_IN_A_SIDE:
         letter = min(longest) / _LETTERS_IN_A_SIDE
@@ -126,43 +126,43 @@ def too_small(pictures: Sequence[PreparedImage], *, max_side: int) -> str | None
             f"A document on the montage has {min(longest)} pixels, so that letters of usual print"
             f" have about {letter:.0f} and may be unreadable. {advice}"
         )
-    if len(pictures) > _MOST_PHOTOS:
-        return f"The montage has {len(pictures)} images, so that details may be lost. {advice}"
+    if len(images) > _MOST_PHOTOS:
+        return f"The montage has {len(images)} images, so that details may be lost. {advice}"
     return None
 
 
-def _is_page(picture: PreparedImage) -> bool:
-    """Whether an image has no camera's proportions, or was stored without loss, as screenshots."""
-    ratio = max(picture.width, picture.height) / min(picture.width, picture.height)
-    return picture.format == "PNG" or any(low <= ratio <= high for low, high in _PAGE_RATIOS)
+def _is_page(image: PreparedImage) -> bool:
+    """Tell whether an image is a page or a screenshot, by its proportions or lossless format."""
+    ratio = max(image.width, image.height) / min(image.width, image.height)
+    return image.format == "PNG" or any(low <= ratio <= high for low, high in _PAGE_RATIOS)
 
 
 def lay_out(sizes: Sequence[tuple[int, int]], max_side: int) -> tuple[list[Tile], tuple[int, int]]:
-    """Find tiles for pictures: in rows, in their order, as large as the sheet allows.
+    """Find the largest tiles for images in rows, in their order, and the size of the montage.
 
-    Of all ways to break them into rows the one is taken in which the picture that is shrunk most
-    is shrunk least, since that one is the hardest to read.
+    Of all ways to break the images into rows, choose the one that shrinks the most shrunk image
+    least, since that image is the hardest to read.
     """
     label = _label(max_side)
     layouts = [_Layout(sizes, rows, label) for rows in _breaks(sizes)]
     layout = max(layouts, key=lambda layout: layout.shrinking(layout.widest(max_side)))
-    tiles, sheet = _placed(layout.tile_sizes(layout.widest(max_side)), label)
+    tiles, canvas = _placed(layout.tile_sizes(layout.widest(max_side)), label)
     if not all(map(_can_be_seen, tiles, sizes)):
-        # Rows of equal width press a speck between giants out of sight.
-        tiles, sheet = _placed(_shelves(sizes, max_side, label), label)
-    if max(sheet) > max_side or not all(map(_can_be_seen, tiles, sizes)):
+        # In rows of equal width, a small image between large ones can become invisible.
+        tiles, canvas = _placed(_shelves(sizes, max_side, label), label)
+    if max(canvas) > max_side or not all(map(_can_be_seen, tiles, sizes)):
         message = (
-            f"{len(sizes)} images do not fit on a sheet of {max_side} pixels. Nothing was sent."
+            f"{len(sizes)} images do not fit on a montage of {max_side} pixels. Nothing was sent."
             " Raise max_image_side=, or choose multi_image='each'."
         )
         raise UnsupportedContentError(message)
-    return tiles, sheet
+    return tiles, canvas
 
 
 def _placed(
     rows: Sequence[Sequence[tuple[int, int]]], label: int
 ) -> tuple[list[Tile], tuple[int, int]]:
-    """Put rows of tile sizes under each other; the tiles, and the size of the sheet."""
+    """Put rows of tile sizes below each other; return the tiles and the size of the montage."""
     tiles: list[Tile] = []
     top = _GAP
     for row in rows:
@@ -179,7 +179,7 @@ def _placed(
 def _shelves(
     sizes: Sequence[tuple[int, int]], max_side: int, label: int
 ) -> list[list[tuple[int, int]]]:
-    """Shrink all by one factor, as little as the sheet allows, but none out of sight."""
+    """Shrink all images by one factor, as little as possible, but keep each visible."""
     low, high = 0.0, 1.0
     best = _shelved(sizes, low, max_side)
     for _ in range(_HALVINGS):
@@ -196,7 +196,7 @@ def _shelved(
     sizes: Sequence[tuple[int, int]], scale: float, max_side: int
 ) -> list[list[tuple[int, int]]]:
     rows: list[list[tuple[int, int]]] = []
-    left = max_side  # more than any tile leaves room for, so that the first one opens a row
+    left = max_side  # no tile fits behind this, so the first tile starts a row
     for width, height in sizes:
         factor = min(1.0, max(scale, _SMALLEST_TILE / max(width, height)))
         tile = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -218,9 +218,9 @@ def _label(max_side: int) -> int:
 
 
 def _breaks(sizes: Sequence[tuple[int, int]]) -> Iterator[list[list[int]]]:
-    """Break a sequence into rows of about equal width, in every number of rows there is.
+    """Break a sequence into rows of about equal width, for every possible number of rows.
 
-    Rows are filled up to a limit; the limits worth trying are the widths of runs of pictures.
+    Each row is filled up to a limit. The limits to try are the widths of runs of images.
     """
     ratios = [width / height for width, height in sizes]
     limits = {sum(ratios[i:j]) for i in range(len(ratios)) for j in range(i + 1, len(ratios) + 1)}
@@ -240,9 +240,9 @@ def _breaks(sizes: Sequence[tuple[int, int]]) -> Iterator[list[list[int]]]:
             yield rows
 
 
-def _scaled(picture: PreparedImage, size: tuple[int, int]) -> Image.Image:
-    image = Image.open(io.BytesIO(picture.data), formats=(picture.format,))
-    if picture.format == "JPEG":
-        image.draft(None, size)
-    image.load()
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+def _scaled(image: PreparedImage, size: tuple[int, int]) -> Image.Image:
+    opened = Image.open(io.BytesIO(image.data), formats=(image.format,))
+    if image.format == "JPEG":
+        opened.draft(None, size)
+    opened.load()
+    return opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)

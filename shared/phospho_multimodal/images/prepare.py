@@ -1,11 +1,11 @@
-"""From what was handed over to what is sent: checked, upright, small, and free of metadata."""
+"""Prepare an image for sending: checked, upright, small, and without metadata."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pybase64
@@ -33,21 +33,22 @@ __all__ = [
 ]
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_MOST_INSPECTED = 512
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A picture as it is sent.
+    """An image as it is sent.
 
     Attributes:
-        data: The file, in bytes.
-        format: Its type as Pillow names it: JPEG or PNG, or the source's with `prepare=False`.
-        width: In pixels.
-        height: In pixels.
-        form: How it was handed over.
-        changes: What was done to it, in words; empty if it is sent byte for byte as it came.
-        origin: Scheme and host of the URL it was fetched from.
-        sha256: Digest of `data`, in hexadecimal; reckoned here, unless it is known already.
+        data: The bytes of the file.
+        format: The type as Pillow names it: JPEG or PNG, or any other with `prepare=False`.
+        width: The width in pixels.
+        height: The height in pixels.
+        form: The form in which the image was passed.
+        changes: The changes in words. They are empty if the file is sent byte for byte.
+        origin: Scheme and host of the URL from which the image was fetched.
+        sha256: The hash of `data` in hexadecimal. It is computed if it is empty.
     """
 
     data: bytes = field(repr=False)
@@ -64,15 +65,15 @@ class PreparedImage:
             object.__setattr__(self, "sha256", hashlib.sha256(self.data).hexdigest())
 
     def to_wire(self) -> str:
-        """The bare base64 that the contract wants."""
+        """Encode the file as base64, as the API expects it."""
         return pybase64.b64encode_as_string(self.data)
 
     def to_base64(self) -> bytes:
-        """The same, as bytes."""
+        """Encode the file as base64 in bytes."""
         return pybase64.b64encode(self.data)
 
     def to_metadata(self) -> dict[str, Any]:
-        """What an answer tells about this picture."""
+        """Describe the image in the metadata of an answer."""
         origin = {} if self.origin is None else {"origin": self.origin}
         return {
             "sha256": self.sha256,
@@ -88,17 +89,17 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class LinkedImage:
-    """An http(s) URL that is handed on unopened."""
+    """An http(s) URL that is passed on without opening it."""
 
     url: str = field(repr=False)
     origin: str
 
     def to_wire(self) -> str:
-        """The URL, exactly as given."""
+        """Return the URL, exactly as given."""
         return self.url
 
     def to_metadata(self) -> dict[str, Any]:
-        """What an answer tells about this picture: the origin alone, a URL can hold a secret."""
+        """Describe the image in metadata by its origin only, since a URL can hold a secret."""
         return {"source": "url", "origin": self.origin}
 
 
@@ -106,34 +107,35 @@ SendableImage: TypeAlias = PreparedImage | LinkedImage
 
 
 def prepare_image(image: ImageInput, *, max_image_side: int = DEFAULT_IMAGE_SIDE) -> PreparedImage:
-    """Make of an image what the clients send.
+    """Prepare an image exactly as the clients send it. Nothing is sent.
 
-    The type is read from the bytes. The first frame of an animation and the primary image of a
-    collection are taken. EXIF orientation is applied, and colours become sRGB. Transparency is put
-    on white, or on black or grey if the content could not be seen on white. All metadata is
-    removed, and the longest side is shrunk. A JPEG or PNG within the limits that has nothing to
-    lose, and all of its pixels, stays as it is, byte for byte. The same input gives the same bytes
-    (with one version of Pillow).
+    The bytes decide the type. Of an animation, the first frame is used, and of a collection the
+    primary image. The EXIF orientation is applied, and colors are converted to sRGB. Transparent
+    areas become white, or black or grey if the content could not be seen on white. All metadata is
+    removed, and the longest side is shrunk.
+
+    A complete JPEG or PNG within the limits that has no metadata is kept byte for byte. The same
+    input gives the same bytes (with one version of Pillow).
 
     Args:
         image: A `pathlib.Path`, bytes, a binary file object, a PIL image, a `data:` URL or base64.
-        max_image_side: Longest side, in pixels.
+        max_image_side: The longest side, in pixels. A larger image is shrunk.
 
     Returns:
-        The picture and what was done to it.
+        The prepared image with the changes in words.
 
     Raises:
-        ImageError: It cannot be read, is of an unsupported type or variant, has over 50 MB, over
-            100 megapixels (200 of a JPEG) or needs over 600 MB of memory, or it is an http(s) URL,
-            which is not opened here.
+        ImageError: The image cannot be read or its type is not supported. It has more than 50 MB
+            or 100 megapixels (200 for a JPEG), or decoding needs more than 600 MB of memory. Or it
+            is an http(s) URL, which is not opened here.
         ConfigurationError: `max_image_side` is below 1.
     """
     if max_image_side < 1:
-        message = f"max_image_side is {max_image_side}; it is 1 or more."
+        message = f"max_image_side must be 1 or greater, got {max_image_side}."
         raise ConfigurationError(message)
     prepared = prepare_source(image_source(image), max_image_side=max_image_side)
     if isinstance(prepared, LinkedImage):
-        message = "An http(s) URL is not opened here. Download it and hand over the file."
+        message = "prepare_image does not open http(s) URLs. Download the image and pass the file."
         raise ImageError(message)
     return prepared
 
@@ -145,7 +147,7 @@ def prepare_source(
     prepare: bool = True,
     fetched: bytes | None = None,
 ) -> SendableImage:
-    """Make of a source what is sent; a URL is passed on, unless it was fetched."""
+    """Prepare the image of a source; a URL is passed on unless its file was fetched."""
     if source.url is None:
         return prepare_content(source.read(), source.form, max_image_side, prepare=prepare)
     origin = source.url_origin or ""
@@ -156,12 +158,12 @@ def prepare_source(
 
 
 def passthrough_source(source: ImageSource, *, max_image_side: int) -> PreparedImage | None:
-    """Take a source as it is, if that is what would be sent anyway."""
-    return _clean(source.read(), source.form, max_image_side)
+    """Return the image if it can be sent byte for byte, otherwise `None`."""
+    return _passthrough(source.read(), source.form, max_image_side)
 
 
 def image_to_string(image: object, *, max_image_side: int, prepare: bool) -> str:
-    """Make of an image a string that a model can keep, be written down with, and compare."""
+    """Make a string from an image, its URL or base64, which a model can store and compare."""
     source = image_source(image)
     return prepare_source(source, max_image_side=max_image_side, prepare=prepare).to_wire()
 
@@ -169,12 +171,12 @@ def image_to_string(image: object, *, max_image_side: int, prepare: bool) -> str
 def prepare_content(
     content: bytes | Image, form: SourceForm, max_image_side: int, *, prepare: bool = True
 ) -> PreparedImage:
-    """Make of a file or a PIL image what is sent."""
-    clean = _clean(content, form, max_image_side)
-    if clean is not None:
-        return clean
+    """Prepare a file or a PIL image; with `prepare=False`, only check its type and limits."""
+    unchanged = _passthrough(content, form, max_image_side)
+    if unchanged is not None:
+        return unchanged
     if not prepare and isinstance(content, bytes):
-        from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
+        from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow
 
         image = decode.open_image(content)
         return PreparedImage(content, image.format or "", image.width, image.height, form)
@@ -184,83 +186,81 @@ def prepare_content(
         sizes.append(size)
         return max_image_side
 
-    picture, lossless, changes = decode_image(content, longest)
-    changes += shrinking_warnings(sizes[0], picture.size)
-    return encode_image(picture, form, changes, lossless=lossless)
+    pixels, lossless, changes = decode_image(content, longest)
+    changes += shrinking_warnings(sizes[0], pixels.size)
+    return encode_image(pixels, form, changes, lossless=lossless)
 
 
 def decode_image(
     content: bytes | Image, longest: Callable[[tuple[int, int]], int]
 ) -> tuple[Image, bool, list[str]]:
-    """Decode a file or a PIL image, and shrink it."""
-    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
+    """Decode and shrink a file or a PIL image.
+
+    `longest` returns the longest side for a given size. The result holds the pixels, whether the
+    source is lossless, and the changes.
+    """
+    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow
 
     changes: list[str] = []
     if isinstance(content, bytes):
         image = decode.open_image(content)
         lossless = decode.is_lossless(image, content)
         side = longest(image.size)
-        picture = decode.to_rgb(image, max_side=side, changes=changes, borrowed=False)
-        return picture, lossless, changes
-    from phospho_multimodal.images.exclusive_access import exclusive_access  # noqa: PLC0415 - for these alone
+        pixels = decode.to_rgb(image, max_side=side, changes=changes, borrowed=False)
+        return pixels, lossless, changes
+    from phospho_multimodal.images.exclusive_access import exclusive_access  # noqa: PLC0415
 
     with exclusive_access(content):
         decode.check_pixels(content.width, content.height)
         lossless = decode.is_lossless(content, None)
         side = longest(content.size)
-        picture = decode.to_rgb(content, max_side=side, changes=changes, borrowed=True)
-    return picture, lossless, changes
+        pixels = decode.to_rgb(content, max_side=side, changes=changes, borrowed=True)
+    return pixels, lossless, changes
 
 
 def encode_image(
-    picture: Image, form: SourceForm, changes: Sequence[str], *, lossless: bool
+    pixels: Image, form: SourceForm, changes: Sequence[str], *, lossless: bool
 ) -> PreparedImage:
-    """Write pixels as they are sent."""
-    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow, so only now
+    """Encode pixels as they are sent."""
+    from phospho_multimodal.images import decode  # noqa: PLC0415 - loads Pillow
 
-    data, kind = decode.encode(picture, lossless=lossless)
-    told = (*(changes or ["metadata removed"]), f"written as {kind}")
-    return PreparedImage(data, kind, picture.width, picture.height, form, told)
+    data, kind = decode.encode(pixels, lossless=lossless)
+    all_changes = (*(changes or ["metadata removed"]), f"written as {kind}")
+    return PreparedImage(data, kind, pixels.width, pixels.height, form, all_changes)
 
 
-def _clean(content: bytes | Image, form: SourceForm, max_image_side: int) -> PreparedImage | None:
-    """Take a file that has nothing to lose, byte for byte as it came."""
+def _passthrough(
+    content: bytes | Image, form: SourceForm, max_image_side: int
+) -> PreparedImage | None:
+    """Take a file unchanged if nothing in it has to be removed, except for a lost end marker."""
     if not isinstance(content, bytes):
         return None
     changes: tuple[str, ...] = ()
     if content.startswith(_JPEG_START) and not content.endswith(_JPEG_END):
         content, changes = content + _JPEG_END, ("end marker added",)
-    file = _File(content)
-    clean = inspect_cached(file, max_image_side)
-    if clean is None:
+    sha256 = hashlib.sha256(content).hexdigest()
+    found = inspect_cached(content, sha256, max_image_side)
+    if found is None:
         return None
-    size = (clean.width, clean.height)
-    return PreparedImage(content, clean.format, *size, form, changes, sha256=file.sha256)
+    return PreparedImage(
+        content, found.format, found.width, found.height, form, changes, sha256=sha256
+    )
 
 
-class _File:
-    """A file known by its digest; it gives its content once, and then holds it no longer."""
-
-    def __init__(self, content: bytes) -> None:
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self._content = content
-
-    def take(self) -> bytes:
-        content, self._content = self._content, b""
-        return content
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _File) and self.sha256 == other.sha256
+_inspected: dict[tuple[str, int], PassthroughImage | None] = {}
 
 
-@lru_cache(maxsize=512)
-def inspect_cached(file: _File, max_image_side: int) -> PassthroughImage | None:
-    """Look through a file once: agents send the same picture with every turn.
+def inspect_cached(content: bytes, sha256: str, max_image_side: int) -> PassthroughImage | None:
+    """Inspect a file once, since agents send the same image with every turn.
 
     A JPEG of 1 MB takes 6 ms, since it is decoded once, and a PNG of 1 MB takes 3 ms, since it is
-    unpacked. Only digest, format and size are kept.
+    decompressed. The file itself is not kept.
     """
-    return find_passthrough(file.take(), max_image_side)
+    key = (sha256, max_image_side)
+    with suppress(KeyError):
+        return _inspected[key]
+    found = find_passthrough(content, max_image_side)
+    if len(_inspected) >= _MOST_INSPECTED:
+        _inspected.clear()
+    _inspected[key] = found
+    return found

@@ -1,7 +1,7 @@
-"""Opening an image URL that anyone may have written: public addresses only, little, and soon.
+"""Fetch an image from an untrusted URL, with limits on addresses, size and time.
 
-Connections are opened in one place, and that place dials nothing but addresses it has just
-checked: no name is left to be looked up a second time, with another result.
+Only `_GuardedNetwork` opens connections. It resolves a name once, checks the addresses and connects
+to those same addresses, so that DNS rebinding cannot replace them.
 """
 
 from __future__ import annotations
@@ -29,69 +29,68 @@ from phospho_multimodal.images.url_policy import Place, is_address, is_public
 __all__ = ["MAX_FETCH_BYTES", "MAX_FETCH_SECONDS", "MAX_REDIRECTS", "Fetcher", "fetch_image"]
 
 MAX_FETCH_BYTES = 20 * 1024 * 1024
-"""The largest file that is fetched, in bytes."""
+"""The size limit of a fetched file, in bytes."""
 
 MAX_FETCH_SECONDS = 20.0
-"""How long a fetch may take, from looking up the name to the last byte, redirects included."""
+"""The time limit of a fetch, from the DNS lookup to the last byte, redirects included."""
 
 MAX_REDIRECTS = 3
 
-_CONNECT_SECONDS = 5.0  # for each address: the next one may answer
-_GLANCE = 0.25  # seconds after which a wait looks up whether anybody still waits for it
+_CONNECT_SECONDS = 5.0  # for each address, so that the next one gets its turn
+_GLANCE = 0.25  # seconds between two checks for cancellation
 
 _OK = 200
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = (
     (b"User-Agent", f"phospho-multimodal/{__version__}".encode()),
     (b"Accept", b"image/*"),
-    (b"Accept-Encoding", b"identity"),  # what is never unpacked is no bomb
+    (b"Accept-Encoding", b"identity"),  # so that nothing can be a decompression bomb
     (b"Connection", b"close"),
 )
-# A comment ends at its first "-->": if it could go on, trying would never end.
+# A comment ends at its first "-->". Otherwise matching would take exponential time.
 _WEB_PAGE = re.compile(
     rb"(?is)\s*(<!--((?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body)\b",
 )
 
 Resolver: TypeAlias = Callable[[str, int], Sequence[str]]
-"""From a name and a port to addresses; raises OSError if there are none."""
+"""Resolves a name and a port to addresses, or raises OSError."""
 
 
 def fetch_image(
     url: str, *, deadline: float | None = None, given_up: Callable[[], bool] = lambda: False
 ) -> bytes:
-    """Get the image that a URL leads to, if it is public. It blocks: that is work for a thread.
+    """Fetch the image behind a public URL. This blocks, so call it in a thread.
 
     Args:
-        url: Whoever wrote it.
-        deadline: On the monotonic clock; it can only shorten the 20 seconds.
-        given_up: Asked while waiting; once it says yes, the fetch ends.
+        url: The URL, which may come from an attacker.
+        deadline: A time on the monotonic clock. It can only shorten the 20 seconds.
+        given_up: A function that returns true to cancel the fetch.
 
     Returns:
-        The file, at most 20 MB, of which only the type was looked at.
+        The file, at most 20 MB. Only its type was checked.
 
     Raises:
-        ImageError: The URL may not be opened, or there is no image behind it. Of the URL it tells
-            the origin alone.
+        ImageError: The URL must not be opened, or there is no image behind it. The message names
+            only the origin of the URL.
     """
     return _FETCHER.fetch(url, deadline=deadline, given_up=given_up)
 
 
 class Fetcher:
-    """Follows URLs to images.
+    """Fetches images from URLs.
 
-    Both its seams lie below the guard: what a resolver says is checked, and a network is given
-    nothing but checked addresses.
+    Tests can replace the resolver and the network. Both lie below the address check.
     """
 
     def __init__(
         self, *, resolve: Resolver | None = None, network: httpcore.NetworkBackend | None = None
     ) -> None:
-        """Take what a test puts in the place of the real network; no setting leads here."""
+        """Use the system's resolver and plain sockets unless a test passes others."""
         self._resolve = resolve or _look_up
         self._network = network or httpcore.SyncBackend()
 
     def fetch(self, url: str, *, deadline: float | None, given_up: Callable[[], bool]) -> bytes:
-        """Get the image that a URL leads to; see `fetch_image`."""
+        """Fetch an image; see `fetch_image`."""
         patience = _Patience(deadline, given_up)
         place = Place.of(url)
         for _ in range(MAX_REDIRECTS + 1):
@@ -99,11 +98,11 @@ class Fetcher:
             if isinstance(found, bytes):
                 return found
             place = found
-        reason = f"there are more than {MAX_REDIRECTS} redirects on the way"
+        reason = f"there are more than {MAX_REDIRECTS} redirects"
         raise place.refused(reason)
 
     def _get(self, place: Place, patience: _Patience) -> bytes | Place:
-        """Ask once; a redirect is returned, not followed."""
+        """Send one request; return the file, or the target of a redirect."""
         network = _GuardedNetwork(self._resolve, self._network, place, patience)
         url = httpcore.URL(
             scheme=place.scheme.encode(),
@@ -126,12 +125,12 @@ class Fetcher:
         except httpcore.TimeoutException:
             reason = "there is no connection in time, and no proxy is used for this"
         except (httpcore.NetworkError, httpcore.ProtocolError):
-            reason = "the answer broke off, or is not HTTP"
+            reason = "the response was cut off, or is not HTTP"
         raise place.refused(reason)
 
 
 class _Patience:
-    """How long one fetch may take, and whether anybody still waits for it."""
+    """The remaining time of one fetch, and whether the fetch was cancelled."""
 
     def __init__(self, deadline: float | None, given_up: Callable[[], bool]) -> None:
         now = time.monotonic()
@@ -141,8 +140,8 @@ class _Patience:
         self.seconds = max(0.0, self._end - now)
 
     def left(self, longest: float = MAX_FETCH_SECONDS) -> float:
-        """Tell for how many seconds to wait now; a TimeoutError if for none."""
-        with contextlib.suppress(RuntimeError):  # raised where this is no thread of anyio's
+        """Return the seconds to wait now; raise TimeoutError if none are left."""
+        with contextlib.suppress(RuntimeError):  # raised outside of a worker thread of anyio
             anyio.from_thread.check_cancelled()
         left = self._end - time.monotonic()
         if left <= 0 or self._given_up():
@@ -151,7 +150,7 @@ class _Patience:
 
 
 class _GuardedNetwork(httpcore.NetworkBackend):
-    """The one place where connections are opened."""
+    """Opens all connections, and only to public addresses."""
 
     def __init__(
         self,
@@ -173,11 +172,11 @@ class _GuardedNetwork(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """Dial the addresses of a host in turn, if every one of them is public."""
-        del timeout, local_address, socket_options  # a fetch has one clock, its own
+        """Try the addresses of a host in turn, if all of them are public."""
+        del timeout, local_address, socket_options  # the fetch has one deadline of its own
         addresses = [host] if is_address(host) else self._addresses(host, port)
-        # One private address is enough: who mixes it in wants it dialled. And a name that leads
-        # inside gets the words of one that leads nowhere, or inside names could be found out.
+        # One private address rejects the host, since an attacker can mix it with public ones. The
+        # message is that of an unknown name, so that nobody can probe for internal names.
         if not addresses or not all(is_public(address) for address in addresses):
             reason = "its host has no address, or one that is not public"
             raise self._place.refused(reason)
@@ -193,7 +192,7 @@ class _GuardedNetwork(httpcore.NetworkBackend):
         raise failure
 
     def _addresses(self, host: str, port: int) -> Sequence[str]:
-        """Look up a name, once. On a thread: the system's resolver knows no timeout."""
+        """Resolve a name once, in a thread, since the system's resolver has no timeout."""
         answers: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
 
         def look_up() -> None:
@@ -209,21 +208,21 @@ class _GuardedNetwork(httpcore.NetworkBackend):
 
 
 class _PatientStream(httpcore.NetworkStream):
-    """A connection whose every wait ends with the fetch: one that drips is late all the same."""
+    """A connection whose waits end with the deadline of the fetch, also if bytes drip in."""
 
     def __init__(self, stream: httpcore.NetworkStream, patience: _Patience) -> None:
         self._stream = stream
         self._patience = patience
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Wait for bytes, and look up in between."""
+        """Read bytes, and check for cancellation while waiting."""
         del timeout
         while True:
             with contextlib.suppress(httpcore.ReadTimeout):
                 return self._stream.read(max_bytes, self._patience.left(_GLANCE))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Hand over bytes."""
+        """Write bytes."""
         del timeout
         self._stream.write(buffer, self._patience.left())
 
@@ -237,27 +236,27 @@ class _PatientStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        """Shake hands; the certificate has to be the host's, whichever address was dialled."""
+        """Start TLS. The certificate must be that of the host name, not of the address."""
         del timeout
         left = self._patience.left()
         stream = self._stream.start_tls(ssl_context, server_hostname, left)
         return _PatientStream(stream, self._patience)
 
     def get_extra_info(self, info: str) -> Any:
-        """Tell something about the connection."""
+        """Return information about the connection."""
         return self._stream.get_extra_info(info)
 
 
 def _read(response: httpcore.Response, place: Place) -> bytes | Place:
-    """Take an answer: the file, or the next place to ask."""
+    """Read a response: the file, or the target of a redirect."""
     headers = {name.lower(): value for name, value in response.headers}
     if response.status in _REDIRECTS:
         return place.redirected(headers.get(b"location", b""))
     if response.status != _OK:
-        reason = f"the answer is a {response.status}"
+        reason = f"the response has status {response.status}"
         raise place.refused(reason)
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        reason = "it comes compressed, which was not asked for"
+        reason = "the response is compressed, which was not requested"
         raise place.refused(reason)
     announced = int(headers.get(b"content-length", b"0"))
     data = bytearray()
@@ -271,13 +270,13 @@ def _read(response: httpcore.Response, place: Place) -> bytes | Place:
         raise place.refused(reason)
     start = bytes(data[:4096])
     if sniff(start) in {None, "text"}:
-        reason = f"the answer is {_words_for(start)}, not an image"
+        reason = f"the response is {_words_for(start)}, not an image"
         raise place.refused(reason)
     return bytes(data)
 
 
 def _words_for(start: bytes) -> str:
-    """Name what came instead of an image."""
+    """Name the content that came instead of an image."""
     if not start:
         return "empty"
     if _WEB_PAGE.match(start):
@@ -296,8 +295,8 @@ def _tls_context() -> ssl.SSLContext:
 
 @lru_cache(maxsize=2)
 def _shared_tls_context(*environment: str | None) -> ssl.SSLContext:
-    """Load the CA certificates once. A client's `verify=` is about its endpoint, not about this."""
-    del environment  # only tells apart what httpx reads from it
+    """Load the CA certificates once. The `verify=` of a client is only for its endpoint."""
+    del environment  # only the key of the cache: httpx reads the variables itself
     return httpx.create_ssl_context()
 
 

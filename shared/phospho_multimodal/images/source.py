@@ -1,7 +1,7 @@
-"""What was handed over as an image: its form, and how to get at its bytes.
+"""The source of an image: the form in which it was passed, and how to read its bytes.
 
-A string is a URL, a `data:` URL or base64, and never a path: a path that a message can name is a
-file that a message can steal.
+A string is a URL, a `data:` URL or base64, and never a path. Otherwise a message could name a local
+file and steal it.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ __all__ = [
 ]
 
 MAX_IMAGE_BYTES = 50 * 1024 * 1024
-"""The largest file that is taken in, in bytes."""
+"""The size limit of an image file, in bytes."""
 
 SourceForm = Literal["bytes", "file", "path", "pil", "url", "data_url", "base64"]
-"""How an image came; each answer's metadata tells it."""
+"""The form in which an image was passed. The metadata of each answer contains it."""
 
 ImageInput: TypeAlias = "Path | bytes | bytearray | memoryview | BinaryIO | Image | str"
-"""Everything that can be handed over as an image."""
+"""Everything that can be passed as an image."""
 
 _WHITESPACE = re.compile(r"\s+")
 _IGNORED_BEFORE_URLS = "".join(map(chr, range(0x21)))
-"""Control characters and spaces, which browsers ignore before a URL."""
+"""Control characters and spaces: browsers ignore these before a URL."""
 _BASE64_HEADER = re.compile(r";\s*base64\s*$", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image as it was handed over; nothing is opened before `read`."""
+    """An image as it was passed. Nothing is opened before `read`."""
 
     form: SourceForm
     value: Any = field(repr=False)
 
     @property
     def url(self) -> str | None:
-        """The http(s) URL, exactly as given, if that is what it is."""
+        """The http(s) URL, exactly as given, or `None`."""
         return self.value if self.form == "url" else None
 
     @property
     def url_origin(self) -> str | None:
-        """Scheme and host of the URL: all of it that metadata and errors may tell."""
+        """Scheme and host of the URL, the only parts that metadata and errors may name."""
         if self.form != "url":
             return None
         parts = urlsplit(self.value)
@@ -70,7 +70,7 @@ class ImageSource:
         return f"{parts.scheme}://{parts.hostname}{port}"
 
     def read(self) -> bytes | Image:
-        """Get the bytes of the file, or the PIL image itself."""
+        """Read the bytes of the file, at most 50 MB, or return the PIL image itself."""
         if self.form == "bytes":
             return _checked_size(self.value)
         if self.form == "pil":
@@ -84,12 +84,12 @@ class ImageSource:
             return _read_data_url(self.value)
         if self.form == "base64":
             return _decode_base64(self.value)
-        message = "An http(s) URL has no bytes of its own here. Download it and hand over the file."
+        message = "This http(s) URL is not opened here. Download the image and pass the file."
         raise ImageError(message)
 
 
 def image_source(image: object) -> ImageSource:
-    """Tell what was handed over as an image."""
+    """Recognize the form of an image without opening it."""
     if isinstance(image, ImageSource):
         return image
     if isinstance(image, str):
@@ -98,23 +98,23 @@ def image_source(image: object) -> ImageSource:
         return ImageSource("bytes", bytes(image))
     if isinstance(image, os.PathLike):
         return ImageSource("path", Path(image))
-    # A PIL image can only exist where Pillow is loaded already: no import for the question.
+    # If Pillow is not loaded, this cannot be a PIL image.
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(image, pillow.Image):
         return ImageSource("pil", image)
     if callable(getattr(image, "read", None)):
         return ImageSource("file", image)
     message = (
-        f"A {type(image).__name__} is not an image. Hand over a pathlib.Path, bytes, a binary file,"
+        f"A {type(image).__name__} is not an image. Pass a pathlib.Path, bytes, a binary file,"
         " a PIL image, or a string that is an http(s) URL, a data: URL or base64."
     )
     raise ImageError(message)
 
 
 def check_file(path: Path) -> None:
-    """Look whether a file may be read as an image, without opening it."""
+    """Check that a path is a regular file of at most 50 MB, without opening it."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block
         message = f"{path} is not a file."
         raise ImageError(message)
     if status.st_size > MAX_IMAGE_BYTES:
@@ -122,7 +122,7 @@ def check_file(path: Path) -> None:
 
 
 def _string_source(text: str) -> ImageSource:
-    # A URL is short and base64 can be 66 MB: look at its beginning only.
+    # Base64 can have 66 MB, so look at the first characters only.
     if text[:1] <= " ":
         text = text.lstrip(_IGNORED_BEFORE_URLS)
     scheme = text[:8].lower()
@@ -133,8 +133,8 @@ def _string_source(text: str) -> ImageSource:
         return ImageSource("data_url", text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text[:32]):
         message = (
-            f"An image cannot be a {text.split(':', 1)[0]}: URL. Take an http(s) or data: URL, or"
-            " hand over a pathlib.Path for a local file."
+            f"An image cannot be a {text.split(':', 1)[0]}: URL. Pass an http(s) or data: URL, or"
+            " a pathlib.Path for a local file."
         )
         raise ImageError(message)
     return ImageSource("base64", text)
@@ -147,13 +147,13 @@ def _check_url(url: str) -> None:
     except ValueError:
         host = None
     if not host or not url.isprintable() or " " in url:
-        message = "The image URL cannot be used: it has no host, a bad port, or white space in it."
+        message = "The image URL is not valid: it has no host, an invalid port, or white space."
         raise ImageError(message)
 
 
 def _too_large(size: int) -> ImageError:
     message = (
-        f"The image has {size:,} bytes; at most {MAX_IMAGE_BYTES:,} are taken. Shrink it first."
+        f"The image has {size:,} bytes, and the limit is {MAX_IMAGE_BYTES:,}. Shrink it first."
     )
     return ImageError(message)
 
@@ -178,22 +178,22 @@ def _read_path(path: Path) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
-    from phospho_multimodal.images.exclusive_access import exclusive_access  # noqa: PLC0415 - few hand over files
+    from phospho_multimodal.images.exclusive_access import exclusive_access  # noqa: PLC0415
 
     try:
         with exclusive_access(file):
-            # From its beginning each time: the same object may be asked about twice.
+            # Read from the beginning, since the same object may be passed twice.
             seekable = getattr(file, "seekable", None)
             if seekable is not None and seekable():
                 file.seek(0)
             data = file.read(MAX_IMAGE_BYTES + 1)
-    except Exception as failure:  # noqa: BLE001 - anybody's object: an archive's, a network's
+    except Exception as failure:  # noqa: BLE001 - a file object can be of any class
         message = f"The image file object cannot be read ({type(failure).__name__}: {failure})."
         raise ImageError(message) from None
     if isinstance(data, (bytearray, memoryview)):
         data = bytes(data)
-    if not isinstance(data, bytes):  # opened as text, whatever the annotation says
-        message = "The image file object gives text, not bytes. Open it with mode 'rb'."
+    if not isinstance(data, bytes):  # the file was opened as text
+        message = "The image file object returns text, not bytes. Open it with mode 'rb'."
         raise ImageError(message)
     return _checked_size(data)
 
@@ -202,16 +202,16 @@ def _read_data_url(url: str) -> bytes:
     """Read a `data:` URL as browsers do: base64 may be percent-encoded, and have white space."""
     header, comma, payload = url.partition(",")
     if not comma:
-        message = "The data: URL has no comma, so it holds no data."
+        message = "The data: URL has no comma, so it has no data."
         raise ImageError(message)
-    payload = payload.partition("#")[0]  # a fragment, which is not part of the data
+    payload = payload.partition("#")[0]  # a fragment is not part of the data
     if not payload or not _BASE64_HEADER.search(header):
         return _checked_size(unquote_to_bytes(payload))
     return _decode_base64(unquote(payload) if "%" in payload else payload)
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decode base64; white space, the URL-safe alphabet and missing padding are forgiven."""
+    """Decode base64; white space, the URL-safe alphabet and missing padding are allowed."""
     if len(text) > MAX_IMAGE_BYTES * 3 // 2:
         raise _too_large(len(text) * 3 // 4)
     try:
@@ -222,11 +222,11 @@ def _decode_base64(text: str) -> bytes:
             data = pybase64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
         except ValueError:
             data = b""
-    # Paths and words are base64 too, by their letters: of nothing.
+    # Paths and words can also be valid base64, but not of an image.
     if sniff(data) is None or not data:
         message = (
-            f"The image is a string of {len(text)} characters that is no http(s) URL, no data: URL"
-            " and no base64 of an image. A string is never a path: hand over a pathlib.Path for a"
+            f"The image is a string of {len(text)} characters that is not an http(s) URL, a data:"
+            " URL or the base64 of an image. A string is never a path. Pass a pathlib.Path for a"
             " local file."
         )
         raise ImageError(message)

@@ -1,4 +1,4 @@
-"""One image with small text as several overlapping tiles, each of which is sent by itself."""
+"""Cut an image with small text into overlapping tiles, one for each request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Grid", "plan_grid", "prepare_tiles", "tiles_of"]
 
 _OVERLAP = 12
-"""A twelfth of a tile is on its neighbour as well: a word is cut by one of them at most."""
+"""Neighboring tiles share a twelfth of their side, so that each word is whole on one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Grid:
     """Tiles in rows and columns over an image that may have to be shrunk for them.
 
     Attributes:
-        width: The width of the image that is cut, in pixels.
-        height: Its height.
-        columns: How many tiles stand beside each other.
-        rows: How many stand below each other.
-        overlap: How many pixels neighbouring tiles share.
+        width: The width of the image, in pixels.
+        height: The height of the image, in pixels.
+        columns: The number of tiles beside each other.
+        rows: The number of tiles below each other.
+        overlap: The pixels that neighboring tiles share.
     """
 
     width: int
@@ -60,7 +60,7 @@ class Grid:
 
 
 def plan_grid(size: tuple[int, int], *, max_side: int, max_tiles: int) -> Grid:
-    """Find the grid that shrinks an image least; of equal ones, the one of fewest tiles."""
+    """Find the grid that shrinks an image least, with as few tiles as possible."""
     overlap = min(max_side - 1, max(1, max_side // _OVERLAP))
     best, best_scale = Grid(*size, 1, 1, overlap), 0.0
     for columns in range(1, max_tiles + 1):
@@ -81,17 +81,17 @@ def prepare_tiles(
     max_image_side: int = DEFAULT_IMAGE_SIDE,
     max_tiles: int = DEFAULT_MAX_TILES,
 ) -> list[PreparedImage]:
-    """Make of an image what the clients send with `detail="tiles"`; nothing is sent here.
+    """Prepare the tiles of an image as the clients send them with `detail="tiles"`.
 
-    Each tile is one billed request, so the length of the list tells the price.
+    Nothing is sent. Each tile is one billed request, so the length of the list gives the price.
 
     Args:
         image: A `pathlib.Path`, bytes, a binary file object, a PIL image, a `data:` URL or base64.
-        max_image_side: Longest side of a tile, in pixels.
-        max_tiles: The most tiles. The image is shrunk as little as they allow.
+        max_image_side: The longest side of a tile, in pixels.
+        max_tiles: The maximum number of tiles. If the image needs more, it is shrunk.
 
     Returns:
-        The tiles in reading order; one, as from `prepare_image`, if the image is small enough.
+        The tiles in reading order. A small image is one tile, as from `prepare_image`.
 
     Raises:
         ImageError: The image cannot be read, or it is an http(s) URL, which is not opened here.
@@ -123,21 +123,23 @@ def tiles_of(
     content = source.read() if fetched is None else fetched
 
     def longest(size: tuple[int, int]) -> int:
-        # The grid for an image on its side is the same grid on its side.
+        # EXIF orientation may swap the sides later, which swaps columns and rows of the grid.
         grid = plan_grid(size, max_side=max_side, max_tiles=max_tiles)
         return max(grid.width, grid.height)
 
-    picture, lossless, changes = decode_image(content, longest)
+    pixels, lossless, changes = decode_image(content, longest)
     origin = source.url_origin
-    grid = plan_grid(picture.size, max_side=max_side, max_tiles=max_tiles)
+    grid = plan_grid(pixels.size, max_side=max_side, max_tiles=max_tiles)
     if grid.columns == grid.rows == 1:
         return [replace(prepare_content(content, source.form, max_side), origin=origin)]
     tiles: list[PreparedImage] = []
     for index, box in enumerate(grid.boxes()):
-        part: Image = picture.crop(box)
-        told = (*changes, grid.name(index))
+        part: Image = pixels.crop(box)
+        changes_of_tile = (*changes, grid.name(index))
         tiles.append(
-            replace(encode_image(part, source.form, told, lossless=lossless), origin=origin)
+            replace(
+                encode_image(part, source.form, changes_of_tile, lossless=lossless), origin=origin
+            )
         )
     return tiles
 

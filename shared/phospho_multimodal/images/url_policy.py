@@ -1,7 +1,7 @@
-"""What a URL that is to be opened means: one strict reading, and which addresses are public.
+"""The policy for URLs that are opened: a strict parser, and the list of public addresses.
 
-Pure looking at text. What two parsers could read differently is refused, and what is left has one
-spelling, in which it is checked, dialled and asked.
+This module only reads text. It rejects every URL that two parsers could read differently. The rest
+is normalized to one spelling, which is checked and then requested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Place", "is_address", "is_public"]
 
-# Elsewhere a public host has its mail, its databases and its consoles, and hardly a picture.
+# Other ports of a public host serve mail, databases and consoles, but hardly any images.
 _PORTS = {"http": 80, "https": 443}
 
 _NOT_PUBLIC = tuple(
@@ -49,7 +49,7 @@ _NOT_PUBLIC = tuple(
         "3fff::/20",  # documentation
     )
 )
-# Everything else in IPv6 is local, wraps an IPv4 address (mapped, NAT64), or belongs to nobody.
+# All other IPv6 addresses are local, wrap an IPv4 address (mapped, NAT64), or are unassigned.
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 
 _URL = re.compile(
@@ -66,7 +66,7 @@ _KEPT_IN_TARGET = "!$%&'()*+,-./:;=?@[]_~"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A URL taken apart.
+    """The parts of a URL.
 
     Attributes:
         scheme: `http` or `https`.
@@ -82,14 +82,14 @@ class Place:
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """Read a URL."""
+        """Parse a URL, or raise an `ImageError` if it must not be opened."""
         parts = _URL.fullmatch(url) if len(url) <= _LONGEST_URL and _is_plain(url) else None
         host = None if parts is None else _canonical_host(parts["host"])
         if parts is None or host is None:
             message = (
                 "The image URL cannot be fetched: it has to be http:// or https://, a host name or"
                 " an IP address in its usual spelling, and a path, without user name, white space"
-                " or backslash. Hand over the image itself instead of its URL."
+                " or backslash. Pass the image itself instead of its URL."
             )
             raise ImageError(message)
         scheme = parts["scheme"].lower()
@@ -101,31 +101,31 @@ class Place:
             quote(target if target.startswith("/") else f"/{target}", safe=_KEPT_IN_TARGET),
         )
         if place.port not in _PORTS.values():
-            reason = "only the ports 80 and 443 are dialled"
+            reason = "only the ports 80 and 443 are allowed"
             raise place.refused(reason)
         return place
 
     @property
     def authority(self) -> str:
-        """What the `Host` header says."""
+        """The value of the `Host` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """All of the URL that an error may tell: the rest can hold a secret."""
+        """Scheme and host, the only parts that an error may name: the rest can hold a secret."""
         return f"{self.scheme}://{self.authority}"
 
     def redirected(self, location: bytes) -> Place:
-        """Tell where a redirect leads, by the rules that hold for any URL."""
+        """Parse the target of a redirect by the same rules; it must not leave https."""
         try:
             written = location.decode()
-            # Joining only writes a URL; what that one means is read below, as of any other.
+            # `urljoin` only makes a string, which `Place.of` then checks.
             joined = urljoin(self.origin + self.target, written)
         except ValueError:
             written = joined = ""
         if not written or not _is_plain(written):
-            reason = "it redirects to something that is no URL"
+            reason = "it redirects to something that is not a URL"
             raise self.refused(reason)
         place = Place.of(joined)
         if self.scheme == "https" and place.scheme == "http":
@@ -134,9 +134,9 @@ class Place:
         return place
 
     def refused(self, reason: str) -> ImageError:
-        """Make the error that says why there is no image from here, and what to do."""
+        """Make the error that gives the reason, and says what to do."""
         return ImageError(
-            f"The image at {self.origin} cannot be fetched: {reason}. Hand over the image itself"
+            f"The image at {self.origin} cannot be fetched: {reason}. Pass the image itself"
             " instead of its URL."
         )
 
@@ -151,9 +151,9 @@ def is_address(host: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is one that anybody on the internet may dial.
+    """Tell whether an IP address belongs to the public internet; with a zone it never does.
 
-    The table is our own, since the one in Python's library changes with its version.
+    The table is our own, since the table of Python's library changes with its version.
     """
     if "%" in address:
         return False
@@ -164,15 +164,15 @@ def is_public(address: str) -> bool:
 
 
 def _is_plain(url: str) -> bool:
-    """Tell whether it is free of what some parsers pass over and others take for a slash."""
+    """Tell whether a URL has no characters that some parsers skip or read as a slash."""
     return url.isprintable() and " " not in url and "\\" not in url
 
 
 def _canonical_host(host: str) -> str | None:
-    """Write a host in its one spelling; `None` if it has none.
+    """Normalize a host; return `None` if it is neither a name nor a usual address.
 
-    Octal, decimal, hexadecimal and short addresses, all of which the system's resolver takes, are
-    neither addresses nor names here.
+    The system's resolver also accepts octal, decimal, hexadecimal and short addresses. They are
+    rejected here.
     """
     try:
         if host.startswith("["):

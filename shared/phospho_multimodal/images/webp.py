@@ -1,4 +1,4 @@
-"""WebP in three quarters of the memory: Pillow works on the bytes that libwebp hands over."""
+"""Decode WebP in three quarters of the memory: the pixels stay where libwebp wrote them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class _FrameError(Exception):
 
 
 class LeanWebP(WebPImagePlugin.WebPImageFile):
-    """A WebP file whose frame is not copied once more after it was decoded."""
+    """A WebP file whose decoded frame is not copied."""
 
     def __init__(self, data: bytes) -> None:
-        """Read the header; libwebp's canvases take no memory before a frame is decoded."""
+        """Read the header. libwebp does not use its canvases before it decodes a frame."""
         self._data = data
         super().__init__(io.BytesIO(data))
 
     def load_prepare(self) -> None:
-        """Stop Pillow before it allocates an image: the frame is decoded by now."""
+        """Stop Pillow after the frame is decoded, before it allocates an image."""
         frame = self.fp
         if isinstance(frame, io.BytesIO):
             raise _FrameError(frame.getvalue())
         super().load_prepare()
 
     def decoded(self) -> Image.Image:
-        """Decode the first frame with a reader of its own, whose canvases end with it."""
+        """Decode the first frame with a second reader, whose canvases are freed afterwards."""
         try:
             LeanWebP(self._data).load()
         except _FrameError as frame:

@@ -1,4 +1,4 @@
-"""The requests of one question: images, tiles of one image, or montages of several images."""
+"""Make the images of the requests for one prompt: single images, tiles, or montages."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def parts_of(plan: ConversationPlan, passed: Sequence[Passed], settings: Setting
 
 
 def _tiles(image: Passed, name: str, settings: Settings) -> list[Part]:
-    """Cut one image into tiles, each with its place in its name and below the prompt."""
+    """Cut one image into tiles. The name and the prompt of each part contain its place."""
     from phospho_multimodal.images.tiles import tiles_of  # noqa: PLC0415 - loads Pillow
 
     tiles = tiles_of(
@@ -80,7 +80,7 @@ def _tiles(image: Passed, name: str, settings: Settings) -> list[Part]:
         place = next(change for change in tile.changes if change.startswith("tile "))
         title = f"{name}, {place}" if name else place.capitalize()
         note = (
-            f"\nThe picture is {place} of one larger image. Neighbouring tiles overlap, so a word"
+            f"\nThe image is {place} of one larger image. Neighbouring tiles overlap, so a word"
             " that is cut off at an edge is whole on the next tile."
         )
         parts.append(Part(tile, title, note))
@@ -88,9 +88,9 @@ def _tiles(image: Passed, name: str, settings: Settings) -> list[Part]:
 
 
 def _montages(passed: Sequence[Passed], settings: Settings) -> list[Part]:
-    """Spread several images evenly over as many montages as there may be requests."""
-    sheets = min(settings.max_tiles, len(passed))
-    bounds = [index * len(passed) // sheets for index in range(sheets + 1)]
+    """Distribute several images evenly over at most `max_tiles` montages."""
+    count = min(settings.max_tiles, len(passed))
+    bounds = [index * len(passed) // count for index in range(count + 1)]
     parts: list[Part] = []
     for begin, end in pairwise(bounds):
         group = passed[begin:end]
@@ -98,9 +98,9 @@ def _montages(passed: Sequence[Passed], settings: Settings) -> list[Part]:
             (image,) = _opened(group, settings)
             parts.append(Part(image, f"Image {begin + 1}"))
             continue
-        sheet, sources, _ = make_montage(group, settings, first=begin + 1)
+        montage_image, sources, _ = make_montage(group, settings, first=begin + 1)
         note = f"\n{legend(len(group), first=begin + 1)}"
-        parts.append(Part(sheet, f"Images {begin + 1} to {end}", note, tuple(sources)))
+        parts.append(Part(montage_image, f"Images {begin + 1} to {end}", note, tuple(sources)))
     return parts
 
 
@@ -117,18 +117,18 @@ def ready(image: Passed, settings: Settings) -> SendableImage:
 def make_montage(
     images: Sequence[Passed], settings: Settings, *, first: int = 1
 ) -> tuple[SendableImage, list[SendableImage], list[str]]:
-    """Make one montage of several images."""
+    """Make a montage; return it with its source images and the warnings about small tiles."""
     from phospho_multimodal.images.montage import montage, too_small  # noqa: PLC0415 - loads Pillow
 
-    pictures = _opened(images, settings)
+    prepared = _opened(images, settings)
     side = settings.max_image_side
-    sheet = montage(pictures, max_side=side, first=first)
-    warning = too_small(pictures, max_side=side)
-    return sheet, [*pictures], [] if warning is None else [warning]
+    montage_image = montage(prepared, max_side=side, first=first)
+    warning = too_small(prepared, max_side=side)
+    return montage_image, [*prepared], [] if warning is None else [warning]
 
 
 def montage_warnings(images: Sequence[Passed], settings: Settings) -> list[str]:
-    """Tell why the tiles of a montage would be too small to read."""
+    """Return warnings if the tiles of a montage would be too small to read."""
     from phospho_multimodal.images.montage import too_small  # noqa: PLC0415 - loads Pillow
 
     warning = too_small(_opened(images, settings), max_side=settings.max_image_side)
@@ -136,15 +136,15 @@ def montage_warnings(images: Sequence[Passed], settings: Settings) -> list[str]:
 
 
 def legend(tiles: int, *, first: int = 1) -> str:
-    """Name the tiles of a montage in one sentence."""
+    """Explain the numbers on a montage in one sentence."""
     numbers = range(first, first + tiles)
     named = [f'"Image {number}" is the tile marked {number}' for number in numbers]
-    return f"The picture is a sheet of {tiles} images: {', '.join(named)}."
+    return f"The image is a montage of {tiles} images: {', '.join(named)}."
 
 
 def _opened(images: Sequence[Passed], settings: Settings) -> list[PreparedImage]:
     """Prepare the images of a montage."""
-    pictures: list[PreparedImage] = []
+    prepared: list[PreparedImage] = []
     for passed in images:
         image = prepare_source(
             passed.source, max_image_side=settings.max_image_side, fetched=passed.fetched
@@ -156,5 +156,5 @@ def _opened(images: Sequence[Passed], settings: Settings) -> list[PreparedImage]
                 " multi_image='each' for a request for each image."
             )
             raise UnsupportedContentError(message)
-        pictures.append(image)
-    return pictures
+        prepared.append(image)
+    return prepared

@@ -31,6 +31,7 @@ from phospho_multimodal.batch.pipeline.progress import ProgressReporter
 from phospho_multimodal.batch.pipeline.stop_signal import StopSignal
 from phospho_multimodal.batch.results.rows import Results
 from phospho_multimodal.batch.sources.items import Item
+from phospho_multimodal.batch.sources.remote import RemoteFile
 from phospho_multimodal.batch.sources.select import Source
 from phospho_multimodal.errors import ConfigurationError, PhosphoError
 from phospho_multimodal.images.source import image_source
@@ -42,7 +43,7 @@ from phospho_multimodal.ray.accounts import (
     to_phospho_error,
 )
 from phospho_multimodal.ray.describe_images import map_with_workers
-from phospho_multimodal.ray.worker import Worker, WorkItem
+from phospho_multimodal.ray.worker import Worker
 from phospho_multimodal.settings import Settings
 from phospho_multimodal.spending.budget import Spending
 
@@ -200,29 +201,24 @@ class _DescribeInputs:
     """Describes inputs of a job; the journal has the results."""
 
     def __init__(self, accounts: Accounts, concurrency: int | Literal["auto"]) -> None:
-        self._prompt = accounts.orders.job.prompt
         self._worker = Worker(accounts, concurrency)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        outcomes = self._worker.describe(
-            [
-                # The driver of this job has written it.
-                WorkItem(pickle.loads(row["item"]), row["position"], self._prompt)  # noqa: S301
-                for row in batch.to_pylist()
-            ]
-        )
+        rows = batch.to_pylist()  # which the driver of this job has written
+        items = [(pickle.loads(row["item"]), row["position"]) for row in rows]  # noqa: S301
+        outcomes = self._worker.describe(items)
         states = pa.array([outcome.state for outcome in outcomes], pa.int8())
         return pa.table({"position": batch.column("position"), "state": states})
 
 
 def _portable(item: Item) -> Item:
-    """Make an item that another process can open: an absolute path, a text, bytes or pixels."""
+    """Make an item that another process can open."""
     image = item.image
     if isinstance(image, os.PathLike):
         image = Path(os.path.abspath(image))  # noqa: PTH100 - links stay as they are
-    elif item.error is None and not isinstance(image, str):
+    elif item.error is None and not isinstance(image, (str, RemoteFile)):
         try:
             image = image_source(image).read()
         except PhosphoError as error:
             return replace(item, image=None, error=error)
-    return replace(item, image=image)
+    return replace(item, image=image, fields={})

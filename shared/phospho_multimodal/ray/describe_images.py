@@ -13,13 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import ray.data
 
-from phospho_multimodal.batch.job import DIGEST_BYTES
+from phospho_multimodal.batch.job import image_digest
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.batch.sources.items import Item, make_item
 from phospho_multimodal.errors import ConfigurationError, ImageError
 from phospho_multimodal.images.numpy_arrays import image_from_array
 from phospho_multimodal.ray.accounts import Accounts
-from phospho_multimodal.ray.worker import PROMPT_MARK, Outcome, Worker, WorkItem
+from phospho_multimodal.ray.worker import Outcome, Worker
 
 __all__ = ["ADDED", "DescribeImages", "map_with_workers"]
 
@@ -43,7 +43,6 @@ ADDED = {
 
 _BATCH_ROWS = 32  # half of what `auto` rises to
 _ON_COLLISION = "phospho_"
-_PROMPT_DIGEST = slice(len(PROMPT_MARK) + DIGEST_BYTES, None)
 
 
 class DescribeImages:
@@ -165,20 +164,15 @@ class DescribeImages:
         """
         names = list(batch.column_names if isinstance(batch, pa.Table) else batch.keys())
         added = self._added_names(names)
-        prompts = self._prompts(batch)
-        work = []
-        for cell, prompt in zip(_cells(batch, self._column), prompts, strict=True):
-            item = _item(cell)
-            if prompt is None:
-                message = "The prompt is neither text nor empty. Nothing was sent for this row."
-                item = replace(item, error=ConfigurationError(message))
-            work.append(WorkItem(item, None, prompt or self._orders.job.prompt))
-        outcomes = self._worker.describe(work)
+        cells = _cells(batch, self._column)
+        prompts = cells if self._prompt_column is None else _cells(batch, self._prompt_column)
+        items = [self._item(*both) for both in zip(cells, prompts, strict=True)]
+        outcomes = self._worker.describe([(item, None) for item in items])
         error = self._worker.stopped_by
         if error is not None and any(outcome.state is State.PENDING for outcome in outcomes):
             self._worker.wait_until_quiet()
             raise error
-        rows = [self._row(one.prompt, outcome) for one, outcome in zip(work, outcomes, strict=True)]
+        rows = [self._row(*both) for both in zip(items, outcomes, strict=True)]
         columns = {
             added[name]: pa.array([row[name] for row in rows], kind) for name, kind in ADDED.items()
         }
@@ -208,24 +202,23 @@ class DescribeImages:
             raise ConfigurationError(message)
         return added
 
-    def _prompts(self, batch: Any) -> list[str | None]:
-        """Return the prompt of each row; `None` for a value that is not text."""
-        if self._prompt_column is None:
-            return [self._orders.job.prompt] * len(_cells(batch, self._column))
-        prompts: list[str | None] = []
-        for cell in _cells(batch, self._prompt_column):
-            value = cell.as_py() if isinstance(cell, pa.Scalar) else cell
-            is_missing = pd.api.types.is_scalar(value) and pd.isna(value)
-            text = str(value) if isinstance(value, str) else None
-            prompts.append(self._orders.job.prompt if is_missing or text == "" else text)
-        return prompts
+    def _item(self, cell: Any, prompt: Any) -> Item:
+        item = _image_item(cell)
+        prompt = prompt.as_py() if isinstance(prompt, pa.Scalar) else prompt
+        if self._prompt_column is None or (pd.api.types.is_scalar(prompt) and pd.isna(prompt)):
+            return item
+        if isinstance(prompt, str):
+            is_own = prompt not in {"", self._orders.job.prompt}
+            return replace(item, prompt=str(prompt) if is_own else None)
+        message = "The prompt is neither text nor empty. Nothing was sent for this row."
+        return replace(item, error=ConfigurationError(message))
 
-    def _row(self, prompt: str, outcome: Outcome) -> dict[str, Any]:
+    def _row(self, item: Item, outcome: Outcome) -> dict[str, Any]:
         answer: Mapping[str, Any] = outcome.answer or {}
         pays, error = outcome.pays, outcome.error
-        key, ended = answer.get("picture", b""), answer.get("ended")
-        if key.startswith(PROMPT_MARK):
-            key = key[_PROMPT_DIGEST]
+        job, ended = self._orders.job, answer.get("ended")
+        if item.prompt is not None:
+            job = replace(job, prompt=item.prompt)
         return {
             "description": answer.get("description"),
             "status": outcome.state.name.lower(),
@@ -234,12 +227,12 @@ class DescribeImages:
             "attempts": answer["attempts"] if pays else 0,
             "cost_usd": float(answer["images_billed"] * self._price) if pays else 0.0,
             "images_in_doubt": answer["images_in_doubt"] if pays else 0,
-            "sha256": key.hex() if len(key) == DIGEST_BYTES else None,
+            "sha256": image_digest(answer.get("picture", b"")),
             "width": answer.get("width"),
             "height": answer.get("height"),
             "seconds": answer.get("seconds"),
-            "prompt_id": replace(self._orders.job, prompt=prompt).prompt_id,
-            "model": self._orders.job.asking.model,
+            "prompt_id": job.prompt_id,
+            "model": job.asking.model,
             "time": datetime.fromtimestamp(time.time() if ended is None else ended, timezone.utc),
         }
 
@@ -292,7 +285,7 @@ def _cells(batch: Any, column: str) -> Sequence[Any]:
     return list(cells) if isinstance(batch, pd.DataFrame) else cells
 
 
-def _item(cell: Any) -> Item:
+def _image_item(cell: Any) -> Item:
     """Make an input of a cell, as a batch does with a table; a cell may also be an array."""
     try:
         value = cell

@@ -7,7 +7,6 @@ share one client and its connections.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import threading
 import uuid
@@ -31,28 +30,10 @@ from phospho_multimodal.images.prepare import SendableImage
 from phospho_multimodal.ray.accounts import Accounts, call_coordinator, call_from_driver
 from phospho_multimodal.ray.answered_pixels import hash_pixels
 
-__all__ = ["PROMPT_MARK", "Outcome", "WorkItem", "Worker"]
-
-PROMPT_MARK = b"prompt:"
-"""The journal's key of an image begins with this if the row has another prompt than the job."""
+__all__ = ["Outcome", "Worker"]
 
 _FETCHING = 16  # threads that wait for other servers
 _MOST_REFUSALS = 10  # of one question (503), while the endpoint answers other ones
-
-
-@dataclass(frozen=True, slots=True)
-class WorkItem:
-    """One image for a worker.
-
-    Attributes:
-        item: The image.
-        position: The position among the job's inputs, if the journal lists them.
-        prompt: The prompt, which may be another one than the job's.
-    """
-
-    item: Item
-    position: int | None
-    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +86,11 @@ class Worker:
         threading.Thread(target=self._loop.run_forever, name="phospho-ray", daemon=True).start()
         self._watching = asyncio.run_coroutine_threadsafe(self._wait_for_stop(), self._loop)
 
-    def describe(self, items: Sequence[WorkItem]) -> list[Outcome]:
-        """Describe some images. If the job stops, the rest is `PENDING`."""
+    def describe(self, items: Sequence[tuple[Item, int | None]]) -> list[Outcome]:
+        """Describe images, each with its position among the job's inputs if the journal lists it.
+
+        If the job stops, the rest is `PENDING`.
+        """
         return asyncio.run_coroutine_threadsafe(self._describe_all(items), self._loop).result()
 
     def wait_until_quiet(self) -> None:
@@ -133,60 +117,63 @@ class Worker:
             error = gone
         self.stopped_by = self.stopped_by or error
 
-    async def _describe_all(self, items: Sequence[WorkItem]) -> list[Outcome]:
-        tasks = [asyncio.ensure_future(self._describe_one(item)) for item in items]
+    async def _describe_all(self, items: Sequence[tuple[Item, int | None]]) -> list[Outcome]:
+        tasks = [asyncio.ensure_future(self._describe_one(*item)) for item in items]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)  # requests sent get settled
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
 
-    async def _describe_one(self, work: WorkItem) -> Outcome:
+    async def _describe_one(self, item: Item, position: int | None) -> Outcome:
         async with self._room:
-            return await self._describe(work)
+            return await self._describe(item, position)
 
-    async def _describe(self, work: WorkItem) -> Outcome:
+    async def _describe(self, item: Item, position: int | None) -> Outcome:
         if self._is_stopped():
             return Outcome()
-        image, pixels = await self._loop.run_in_executor(self._threads, self._prepare, work)
+        image, pixels = await self._loop.run_in_executor(self._threads, self._prepare, item)
         if isinstance(image, PhosphoError):
             if self._is_stopped():  # a fetch that was abandoned says nothing about its image
                 return Outcome()
-            if work.position is not None:
-                await call_coordinator(self.coordinator.note_broken, work.position, image)
+            if position is not None:
+                await call_coordinator(self.coordinator.note_broken, position, image)
             return Outcome(error=image)
-        return await _Request(self, work, image).run(pixels)
+        claim = ImageClaimed(picture_key(image, item.prompt), position, *size_of(image))
+        return await _Request(self, claim, image, item.prompt).run(pixels)
 
-    def _prepare(self, work: WorkItem) -> tuple[SendableImage | PhosphoError, str | None]:
-        image = make_sendable(work.item, self.settings, self._is_stopped)
+    def _prepare(self, item: Item) -> tuple[SendableImage | PhosphoError, str | None]:
+        image = make_sendable(item, self.settings, self._is_stopped)
         # Only an image that Ray has decoded is compared with files by its pixels.
-        decoded: Any = work.item.image if hasattr(work.item.image, "convert") else None
-        compares = self._hashes_pixels and decoded is not None and work.prompt == self.job.prompt
+        decoded: Any = item.image if hasattr(item.image, "convert") else None
+        compares = self._hashes_pixels and decoded is not None and item.prompt is None
         return image, hash_pixels(decoded) if compares else None
 
 
 class _Request:
     """One image's question, which asks the coordinator before each attempt and reports results."""
 
-    def __init__(self, worker: Worker, work: WorkItem, image: SendableImage) -> None:
+    def __init__(
+        self, worker: Worker, claim: ImageClaimed, image: SendableImage, prompt: str | None
+    ) -> None:
         self._worker = worker
-        self._work = work
+        self._claim = claim
         self._image = image
+        self._prompt = worker.job.prompt if prompt is None else prompt
         self._is_permitted = False
         self._answer: Mapping[str, Any] = {}
 
     async def run(self, pixels: str | None) -> Outcome:
         """Ask until there is a result, or until the job is stopped."""
-        worker, job, prompt = self._worker, self._worker.job, self._work.prompt
-        key = _question_key(self._image, None if prompt == job.prompt else prompt)
-        claim = ImageClaimed(key, self._work.position, *size_of(self._image))
-        decision = await worker.call("claim", claim, pixels)
+        worker, job, key = self._worker, self._worker.job, self._claim.picture
+        decision = await worker.call("claim", self._claim, pixels)
         if isinstance(decision, PhosphoError):
             worker.stopped_by = worker.stopped_by or decision
             return Outcome()
         if decision is not None:
             return Outcome(answer=decision)
-        question = Question(key, build_request(self._image, prompt, job.asking, worker.settings))
+        call = build_request(self._image, self._prompt, job.asking, worker.settings)
+        question = Question(key, call)
         runner = RequestRunner(
             worker.exchange, worker.client, job, self, worker.level, keeps_refused=True
         )
@@ -233,11 +220,3 @@ class _Request:
     def note_at_last(self, step: Step) -> None:
         """Report a result without waiting."""
         self._last = asyncio.ensure_future(self.note(step))
-
-
-def _question_key(image: SendableImage, own_prompt: str | None) -> bytes:
-    """Return the journal's key of an image, which differs for each prompt."""
-    key = picture_key(image)
-    if own_prompt is None:
-        return key
-    return PROMPT_MARK + hashlib.sha256(own_prompt.encode()).digest() + key

@@ -135,6 +135,24 @@ def create_app(
     key = Depends(LocalCheck() if api_key is None else KeyCheck(api_key))
     paid = Depends(BillingCheck(billing=billing))
 
+    _add_status_routes(app, engine, metrics, key)
+
+    # The route reads the body itself: FastAPI would read all of it before it checks the key.
+    @app.post(
+        PREDICT_PATH,
+        dependencies=[key, paid],
+        response_model=PredictResponse,
+        responses=documented(400, 401, 402, 403, 408, 413, 422, 500, 503),
+        openapi_extra=_request_schema(),
+    )
+    async def predict(request: Request) -> Response:
+        """Answer one prompt about one image."""
+        return await predictions.answer(request)
+
+    return app
+
+
+def _add_status_routes(app: FastAPI, engine: Engine, metrics: Metrics, key: Any) -> None:
     @app.get(HEALTH_PATH)
     async def health(response: Response) -> dict[str, str]:
         """Report whether the server can answer: 503 while its engine is loading."""
@@ -150,20 +168,6 @@ def create_app(
     @app.get(METRICS_PATH, dependencies=[key], include_in_schema=False)
     def prometheus() -> Response:
         return Response(metrics.page(), headers={"Content-Type": metrics.content_type})
-
-    # The route reads the body itself: FastAPI would read all of it before it checks the key.
-    @app.post(
-        PREDICT_PATH,
-        dependencies=[key, paid],
-        response_model=PredictResponse,
-        responses=documented(400, 401, 402, 403, 408, 413, 422, 500, 503),
-        openapi_extra=_request_schema(),
-    )
-    async def predict(request: Request) -> Response:
-        """Answer one prompt about one image."""
-        return await predictions.answer(request)
-
-    return app
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class SpendingSnapshot:
         return max(0, min(caps) - taken) if caps else None
 
     def __str__(self) -> str:
-        parts = [f"{self.images_billed} images billed, ${self.usd_billed} metered"]
+        noun = "image" if self.images_billed == 1 else "images"
+        parts = [f"{self.images_billed} {noun} billed, ${self.usd_billed} metered"]
         parts.append(f"${self.usd_invoiced} on the invoice")
         if self.images_in_doubt:
             parts.append(f"{self.images_in_doubt} in doubt (${self.usd_in_doubt})")

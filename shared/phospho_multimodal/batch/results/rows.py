@@ -32,16 +32,7 @@ ResultsFormat = Literal["parquet", "jsonl"]
 """What the results are written as."""
 
 # The columns that are equal in two runs with equal results: not time, speed or attempts.
-_DIGESTED = (
-    "id",
-    "source",
-    "status",
-    "description",
-    "error_class",
-    "sha256",
-    "width",
-    "height",
-)
+_DIGESTED = ("id", "source", "status", "description", "error_class", "sha256", "width", "height")
 
 
 class Results:
@@ -58,7 +49,7 @@ class Results:
         details: RowDetails | None = None,
         upload: Upload | None = None,
     ) -> None:
-        """Tell where and how results are written."""
+        """Write rows of a journal into a folder; `details` adds columns to them."""
         self._details = details
         self._upload = upload
         self._columns = {**COLUMNS, **dict.fromkeys(details.columns if details else (), "string")}

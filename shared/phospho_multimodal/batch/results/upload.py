@@ -25,7 +25,7 @@ __all__ = ["OWNER_NAME", "Upload", "open_output"]
 
 logger = logging.getLogger("phospho_multimodal")
 
-OWNER_NAME = "_owner.json"
+OWNER_NAME = "_upload.owner"  # not .json, which a dataset's reader would take for rows
 _UPLOADED = "uploaded"
 _OWNER = "upload_owner"
 _PUBLISHED = ("part-*", "_manifest.json", "README.md", "_report.html")

@@ -21,7 +21,12 @@ from phospho_multimodal.batch.sources.items import (
     is_image,
     printable,
 )
-from phospho_multimodal.batch.sources.remote import AnyPath, RemoteFile, failure_reason
+from phospho_multimodal.batch.sources.remote import (
+    AnyPath,
+    RemoteFile,
+    failure_reason,
+    import_fsspec,
+)
 from phospho_multimodal.errors import ConfigurationError
 
 __all__ = ["EXCLUDED", "Files", "expand_braces", "has_wildcard"]
@@ -69,8 +74,7 @@ class Files:
         follow_links: bool = False,
     ) -> None:
         """Compile the patterns; nothing is listed yet."""
-        from fsspec.utils import glob_translate  # noqa: PLC0415 - an extra
-
+        glob_translate = import_fsspec().utils.glob_translate
         self.name = name
         self.skipped: Counter[str] = Counter()
         self.base = base

@@ -36,8 +36,6 @@ class Inputs:
             message = "keep must be a list of columns, got a text."
         elif options.get("sidecar") and len(self._prompts) > 1:
             message = "sidecar= needs one description for each image, and so one prompt."
-        elif options.get("ray") and self.own_prompts:
-            message = "Over Ray, all rows of a batch have the same prompt."
         if message:
             message += " Nothing was sent."
             raise ConfigurationError(message)

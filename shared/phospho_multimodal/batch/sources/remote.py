@@ -15,6 +15,7 @@ __all__ = [
     "RemoteFile",
     "StorageOptions",
     "failure_reason",
+    "import_fsspec",
     "is_store_url",
     "is_url",
     "open_url",
@@ -26,15 +27,6 @@ StorageOptions: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _STORES = frozenset({"s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "adl", "oss", "oci"})
-_DRIVERS = {
-    **dict.fromkeys(("s3", "s3a"), "s3fs"),
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-    "hf": "huggingface_hub",
-    "oss": "ossfs",
-    "oci": "ocifs",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,9 @@ class RemoteFile:
     @property
     def name(self) -> str:
         """The part of the path after the last slash."""
-        return self.path.rstrip("/").rpartition("/")[2]
+        is_web = "://" in self.path  # and may have a query; the paths of stores have no scheme
+        path = self.path.partition("?")[0] if is_web else self.path
+        return path.rstrip("/").rpartition("/")[2]
 
     @property
     def parent(self) -> RemoteFile:
@@ -121,6 +115,20 @@ class RemoteFile:
 AnyPath: TypeAlias = "Path | RemoteFile"
 
 
+def import_fsspec() -> Any:
+    """Import fsspec, which belongs to an extra."""
+    try:
+        import fsspec  # noqa: PLC0415 - an extra
+        import fsspec.utils  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        message = (
+            f"A batch needs {missing.name!r}, which is not installed:"
+            ' pip install "phospho-multimodal[batch]"'
+        )
+        raise ImportError(message) from missing
+    return fsspec
+
+
 def is_url(text: str) -> bool:
     """Return whether a text names a place on another machine, and not a path."""
     return _URL.match(text) is not None
@@ -134,21 +142,13 @@ def is_store_url(text: str) -> bool:
 
 def open_url(url: str, storage_options: StorageOptions | None = None) -> RemoteFile:
     """Find the file system of a URL; nothing is read yet."""
-    import fsspec  # noqa: PLC0415 - an extra
-
+    fsspec = import_fsspec()
     protocol = url.partition("://")[0].lower()
     options = dict((storage_options or {}).get(protocol, {}))
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)
-    except ImportError as missing:
-        driver = _DRIVERS.get(protocol)
-        if driver is None:
-            message = f"{shown_url(url)} cannot be opened: {missing}. Nothing was sent."
-        else:
-            message = (
-                f"{protocol}:// needs {driver!r}, which is not installed. Nothing was sent."
-                f" Install it: pip install {driver}"
-            )
+    except ImportError as missing:  # it says which package to install
+        message = f"{shown_url(url)} cannot be opened: {missing}. Nothing was sent."
         raise ImportError(message) from missing
     except Exception as failure:  # noqa: BLE001 - each store raises classes of its own
         message = f"{shown_url(url)} cannot be opened: {failure_reason(failure)}. Nothing was sent."
