@@ -8,7 +8,7 @@ from functools import partial
 
 from describing_many import draw_numbered, fill, read_rows
 from phospho_multimodal.batch import describe_many
-from phospho_multimodal.batch.journal.file import part_of, rows_of_part
+from phospho_multimodal.batch.journal.resume import part_of, rows_of_part
 
 
 def test_a_million_rows_are_tens_of_files_and_the_first_thousand_are_readable_soon():
