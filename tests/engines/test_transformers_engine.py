@@ -61,7 +61,7 @@ async def ready(engine: TransformersEngine) -> AsyncIterator[TransformersEngine]
 
 
 def wait_until_ready(base_url: str) -> None:
-    while httpx.get(f"{base_url}/health").json()["status"] == "loading":
+    while httpx.get(f"{base_url}/health", timeout=60).json()["status"] == "loading":
         time.sleep(0.02)
 
 
@@ -189,7 +189,10 @@ async def test_the_weights_have_the_type_that_is_asked_for(dtype, tiny, generate
 
 def test_requests_over_http_share_batches(tiny, generated):
     engine = TransformersEngine(model=str(tiny), max_batch=4)
-    with serve(create_app(engine)) as base_url, httpx.Client(base_url=base_url) as client:
+    with (
+        serve(create_app(engine)) as base_url,
+        httpx.Client(base_url=base_url, timeout=60) as client,
+    ):
         wait_until_ready(base_url)
 
         def post(colour: str) -> httpx.Response:
@@ -209,9 +212,9 @@ def test_it_bears_the_name_it_is_chosen_by(tiny):
 
 def test_health_says_loading_until_it_is_ready_and_questions_are_told_to_come_again(tiny, gate):
     with serve(create_app(TransformersEngine(model=str(tiny)))) as base_url:
-        health = httpx.get(f"{base_url}/health")
+        health = httpx.get(f"{base_url}/health", timeout=60)
         assert (health.status_code, health.json()["status"]) == (503, "loading")
-        reply = httpx.post(f"{base_url}/v2/predict", json=request())
+        reply = httpx.post(f"{base_url}/v2/predict", json=request(), timeout=60)
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
         gate.set()
         wait_until_ready(base_url)
@@ -220,7 +223,7 @@ def test_health_says_loading_until_it_is_ready_and_questions_are_told_to_come_ag
 
 def test_a_server_can_be_stopped_while_it_loads(tiny, gate):
     with serve(create_app(TransformersEngine(model=str(tiny)))) as base_url:
-        assert httpx.get(f"{base_url}/health").json()["status"] == "loading"
+        assert httpx.get(f"{base_url}/health", timeout=60).json()["status"] == "loading"
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_come_again(tiny, monkeypatch):

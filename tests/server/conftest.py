@@ -69,7 +69,7 @@ def gated() -> Iterator[GatedEngine]:
 
 @pytest.fixture
 def echo_client() -> Iterator[httpx.Client]:
-    with serve(create_app(EchoEngine())) as base_url, httpx.Client(base_url=base_url) as client:
+    with serve(create_app(EchoEngine())) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 

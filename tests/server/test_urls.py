@@ -42,7 +42,7 @@ def online(monkeypatch) -> Iterator[Online]:
 def opening() -> Iterator[httpx.Client]:
     """Asks a server with one worker that may open URLs."""
     app = create_app(EchoEngine(), allow_urls=True, workers=1)
-    with serve(app) as base_url, httpx.Client(base_url=base_url, trust_env=False) as client:
+    with serve(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -1,4 +1,8 @@
-"""The journal's file: who may write it, and the facts about the job."""
+"""Open a journal, and resume its job after a kill.
+
+The new owner marks requests that were in progress as in doubt. Everything else continues from the
+tables: an input without a row is still to be described.
+"""
 
 from __future__ import annotations
 
