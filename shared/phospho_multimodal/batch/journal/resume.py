@@ -1,7 +1,8 @@
 """Open a journal, and resume its job after a kill.
 
 The new owner marks requests that were in progress as in doubt. Everything else continues from the
-tables: an input without a row is still to be described.
+tables: `inputs.py` says what is pending, `pipeline/preparation.py` skips the rest, and `run.py`
+counts what earlier runs have spent.
 """
 
 from __future__ import annotations
