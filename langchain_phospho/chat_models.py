@@ -1,10 +1,9 @@
 """`ChatPhospho`: the endpoint as a LangChain chat model."""
 
 import hashlib
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
@@ -27,8 +26,6 @@ from phospho_multimodal.tools.parsing import Answer, read_answer
 from phospho_multimodal.tools.prompt import ToolProtocol
 
 __all__ = ["ChatPhospho"]
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _KEYWORDS = frozenset({"model", "max_tokens", *PARAMETERS})
 
@@ -63,12 +60,6 @@ _PROFILE: ModelProfile = {
 @lru_cache(maxsize=4)  # every call needs it, and hashing a megabyte takes half a millisecond
 def _digest(image: str) -> str:
     return hashlib.sha256(image.encode()).hexdigest()
-
-
-def _with_signature(method: _Method) -> _Method:
-    """Store a method's signature, because LangChain inspects it for each call."""
-    cast("Any", method).__signature__ = inspect.signature(method)
-    return method
 
 
 class ChatPhospho(Batches[AIMessage], PhosphoConfiguration):
@@ -215,7 +206,6 @@ class ChatPhospho(Batches[AIMessage], PhosphoConfiguration):
         del tools
         return sum(self.get_num_tokens(message.text) for message in messages)
 
-    @_with_signature
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -226,7 +216,6 @@ class ChatPhospho(Batches[AIMessage], PhosphoConfiguration):
         del run_manager
         return chat_result(self._predict(messages, stop, kwargs))
 
-    @_with_signature
     async def _agenerate(
         self,
         messages: list[BaseMessage],

@@ -75,7 +75,10 @@ class PhosphoConfiguration(ModelFields, BaseChatModel):
     def _warn_of_lost_spending(cls, spending: object) -> object:
         if spending != _LOST_SPENDING:
             return spending
-        logger.warning("This model had a Spending when it was serialized: its cap is gone.")
+        logger.warning(
+            "This model had a Spending when it was serialized. Its spending limit is gone."
+            " Set model.spending to limit it again."
+        )
         return None
 
     def _check_settings(self) -> None:

@@ -1,6 +1,6 @@
 """Answers of models that were asked for an object: the answers with the object, and without it.
 
-The core and both adapters read these answers of the schema below, whose keys are all optional.
+The tests of the core and of both adapters use them with the class below, whose fields are optional.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from phospho_multimodal.server.engines.dialects import DIALECTS
 from phospho_multimodal.server.engines.upstream import KEY_VARIABLE
 
 COOKBOOK = Path(__file__).parents[1] / "cookbook"
-PAGE = (COOKBOOK / "guides" / "local_server.md").read_text(encoding="utf-8")
+PAGE = (COOKBOOK / "serving.md").read_text(encoding="utf-8")
 GUIDE = (COOKBOOK / "guides" / "real_vision_model.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"phospho-multimodal (\w+ [^`\n]+)", PAGE + GUIDE)
 

@@ -264,7 +264,7 @@ def test_a_loaded_model_says_that_its_cap_is_gone(caplog: pytest.LogCaptureFixtu
             dumpd(model), allowed_objects=[ChatPhospho], valid_namespaces=["langchain_phospho"]
         )
     assert loaded.spending is None
-    assert "its cap is gone" in caplog.text
+    assert "Its spending limit is gone" in caplog.text
 
 
 def test_what_holds_locks_is_shared_by_a_deep_copy() -> None:

@@ -16,8 +16,10 @@ from pydantic import BaseModel, Field, RootModel
 from pydantic.v1 import BaseModel as BaseModelV1
 from typing_extensions import NotRequired, TypedDict
 
+import structured_replies
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import ConfigurationError
+from structured_replies import FULL, READABLE, UNREADABLE
 
 METHODS = ["json_schema", "function_calling", "json_mode"]
 RECEIPT = {"shop": "Café Lumière", "total": 42.5}
@@ -257,76 +259,32 @@ def test_in_a_chain_and_in_a_batch(driver: Any, endpoint: Any, red: Any) -> None
 # Schemas whose fields are all optional.
 
 
-class Optional(BaseModel):
-    """What a receipt says, as far as it can be read."""
-
-    shop: str | None = None
-    total: float | None = None
-
-
-class OptionalDict(TypedDict, total=False):
-    """What a receipt says, as far as it can be read."""
-
-    shop: str
-    total: float
+OPTIONALS = [
+    (structured_replies.Receipt, structured_replies.Receipt(**FULL)),
+    (structured_replies.Receipt.model_json_schema(), FULL),
+]
 
 
-OPTIONAL_SCHEMA = {key: value for key, value in SCHEMA.items() if key != "required"}
-OPTIONALS = {
-    "pydantic": (Optional, Optional(**RECEIPT)),
-    "TypedDict": (OptionalDict, RECEIPT),
-    "JSON schema": (OPTIONAL_SCHEMA, RECEIPT),
-}
-
-
-@pytest.mark.parametrize("schema", OPTIONALS)
-@pytest.mark.parametrize(
-    ("reply", "is_read"),
-    [
-        (f'{{"receipt": {REPLY}}}', True),
-        (f'{{"type": "object", "properties": {REPLY}}}', True),
-        (f'{{"note": "I read it."}}\n{REPLY}', True),
-        (f'<think>{{"shop": "Bar"}}</think>{REPLY}', True),
-        (f"{'This is what I can read on it. ' * 5}{REPLY} Is that what you need?", True),
-        ("{}", False),
-        ('{"error": "The picture is too dark."}', False),
-        ('{"Shop": "Café", "Total": 12.5}', False),
-        ('{"type": "object", "properties": {"shop": {"type": "string"}}}', False),
-    ],
-)
-def test_another_object_is_never_an_empty_answer(
-    reply: str,
-    schema: str,
-    method: Any,
-    *,
-    is_read: bool,
-    driver: Any,
-    model: ChatPhospho,
-    endpoint: Any,
-    red: Any,
+@pytest.mark.parametrize("reply", READABLE)
+def test_an_object_is_read_in_every_form(
+    reply: str, method: Any, *, driver: Any, model: ChatPhospho, endpoint: Any, red: Any
 ) -> None:
-    wanted, expected = OPTIONALS[schema]
-    endpoint.answer(reply)
-    chain = model.with_structured_output(wanted, method=method)
-    if is_read:
+    for wanted, expected in OPTIONALS:
+        endpoint.answer(reply)
+        chain = model.with_structured_output(wanted, method=method)
         assert driver.invoke(chain, ask(red)) == expected
-    else:
-        with pytest.raises(OutputParserException, match="shop, total") as raised:
+
+
+@pytest.mark.parametrize("reply", UNREADABLE)
+def test_another_object_is_never_an_empty_answer(
+    reply: str, method: Any, *, driver: Any, model: ChatPhospho, endpoint: Any, red: Any
+) -> None:
+    for wanted, _ in OPTIONALS:
+        endpoint.answer(reply)
+        chain = model.with_structured_output(wanted, method=method)
+        with pytest.raises(OutputParserException) as raised:
             driver.invoke(chain, ask(red))
         assert raised.value.llm_output == reply
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    ["{}", '{"error": "dark"}', '{"Shop": "Café"}', '{"shop": {"type": "string"}}'],
-)
-def test_a_call_without_a_key_of_the_schema_is_no_answer(
-    arguments: str, driver: Any, model: ChatPhospho, endpoint: Any, red: Any
-) -> None:
-    endpoint.answer(f'{{"name": "Optional", "arguments": {arguments}}}')
-    chain = model.with_structured_output(Optional, method="function_calling")
-    with pytest.raises(OutputParserException):
-        driver.invoke(chain, ask(red))
 
 
 def test_a_number_for_a_text_keeps_its_figures(

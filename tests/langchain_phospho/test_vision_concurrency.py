@@ -71,38 +71,23 @@ def open_when_waited_for(gate: Gate) -> None:
     threading.Timer(0.3, gate.open.set).start()
 
 
-def test_threads_share_one_request(gate: Gate, agent: Any, red: Any) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        outcomes = [pool.submit(agent.invoke, ask(red)) for _ in range(8)]
-        open_when_waited_for(gate)
-        assert {outcome.result()["messages"][-1].text for outcome in outcomes} == {"Yes."}
-    assert gate.asked == ["What?"]
-
-
-def test_tasks_share_one_request(gate: Gate, agent: Any, model: ChatPhospho, red: Any) -> None:
-    async def together() -> None:
-        tasks = [asyncio.create_task(agent.ainvoke(ask(red))) for _ in range(8)]
-        await asyncio.to_thread(open_when_waited_for, gate)
-        await asyncio.gather(*tasks)
-        await model.aclose()
-
-    asyncio.run(together())
-    assert gate.asked == ["What?"]
-
-
-def test_threads_and_event_loops_share_one_request(
-    gate: Gate, agent: Any, model: ChatPhospho, red: Any
+@pytest.mark.parametrize(
+    ("threads", "event_loops", "tasks"), [(8, 0, 0), (0, 1, 8), (3, 3, 1)], ids=str
+)
+def test_concurrent_callers_share_one_request(  # noqa: PLR0917 - the columns of the table
+    threads: int, event_loops: int, tasks: int, gate: Gate, agent: Any, model: ChatPhospho, red: Any
 ) -> None:
-    async def alone() -> None:
-        await agent.ainvoke(ask(red))
+    async def call_in_tasks() -> list[Any]:
+        answers = await asyncio.gather(*(agent.ainvoke(ask(red)) for _ in range(tasks)))
         await model.aclose()
+        return answers
 
-    with ThreadPoolExecutor(6) as pool:
-        waiting = [pool.submit(asyncio.run, alone()) for _ in range(3)]
-        waiting += [pool.submit(agent.invoke, ask(red)) for _ in range(3)]
+    with ThreadPoolExecutor(threads + event_loops) as pool:
+        waiting = [pool.submit(asyncio.run, call_in_tasks()) for _ in range(event_loops)]
+        waiting += [pool.submit(lambda: [agent.invoke(ask(red))]) for _ in range(threads)]
         open_when_waited_for(gate)
-        for future in waiting:
-            future.result()
+        outcomes = [outcome for future in waiting for outcome in future.result()]
+    assert {outcome["messages"][-1].text for outcome in outcomes} == {"Yes."}
     assert gate.asked == ["What?"]
 
 

@@ -205,7 +205,7 @@ def test_ctrl_c_finishes_what_is_under_way(nodes: Any, serve: Serve, photos: Pat
     job.send_signal(signal.SIGINT)
     _, told = job.communicate(timeout=30)
     assert job.returncode == 130
-    assert b"the same command goes on" in told
+    assert b"The same command continues" in told
     assert b"Traceback" not in told
     assert b"SIGTERM" not in told
     summary = Summary.read(next(out.iterdir()))

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from phospho_multimodal.batch.journal.file import JournalFile
+from phospho_multimodal.batch.journal.resume import JournalFile
 from phospho_multimodal.batch.journal.schema import IS_REMOVED
 from phospho_multimodal.batch.journal.steps import (
     ImageClaimed,

@@ -1,12 +1,12 @@
-"""The job journal: every input and every answer, in one file that survives any kill."""
+"""The journal as a whole, and its counts. `resume.py` opens it after a kill."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phospho_multimodal.batch.journal.file import JOURNAL_NAME, PART_ROWS
 from phospho_multimodal.batch.journal.inputs import Inputs
 from phospho_multimodal.batch.journal.parts import Parts
+from phospho_multimodal.batch.journal.resume import JOURNAL_NAME, PART_ROWS
 from phospho_multimodal.batch.journal.schema import IS_TILE, is_done
 from phospho_multimodal.batch.journal.steps import JobCounts, State
 

@@ -1,4 +1,4 @@
-"""From inputs to questions: images are opened, prepared and told apart, on threads."""
+"""Prepare images on threads, and skip inputs that have a row or share their image with another."""
 
 from __future__ import annotations
 

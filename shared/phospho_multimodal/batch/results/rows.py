@@ -14,8 +14,8 @@ from typing import Any, Literal
 import orjson
 
 from phospho_multimodal.batch.job import Job, image_digest
-from phospho_multimodal.batch.journal.file import PART_ROWS, part_of, rows_of_part
 from phospho_multimodal.batch.journal.journal import Journal
+from phospho_multimodal.batch.journal.resume import PART_ROWS, part_of, rows_of_part
 from phospho_multimodal.batch.journal.steps import State
 from phospho_multimodal.batch.results.columns import COLUMNS
 from phospho_multimodal.batch.results.details import RowDetails

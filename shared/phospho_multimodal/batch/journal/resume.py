@@ -1,4 +1,9 @@
-"""The journal's file: who may write it, and the facts about the job."""
+"""Open a journal, and resume its job after a kill.
+
+The new owner marks requests that were in progress as in doubt. Everything else continues from the
+tables: `inputs.py` says what is pending, `pipeline/preparation.py` skips the rest, and `run.py`
+counts what earlier runs have spent.
+"""
 
 from __future__ import annotations
 
