@@ -119,9 +119,10 @@ class TestSlowClients:
             client.send("Content-Length: 1000", body=b"{")
             other = httpx.post(base_url + PREDICT_PATH, json=picture.request())
             assert other.status_code == 200
-            for _ in range(4 if dripping else 0):
-                time.sleep(0.1)
-                client.socket.sendall(b" ")
+            with contextlib.suppress(OSError):  # a slow machine is past the limit already
+                for _ in range(4 if dripping else 0):
+                    time.sleep(0.1)
+                    client.socket.sendall(b" ")
             reply = client.reply()
             assert (reply.status, reply.headers["connection"]) == (408, "close")
             assert reply.detail.startswith("The request did not arrive within 0.5 s.")
