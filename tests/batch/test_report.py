@@ -241,7 +241,7 @@ def test_where_a_picture_comes_from_is_not_told(tmp_path: Path):
     page = write(tmp_path, every_kind(), thumbnail=lambda _: encoded())
 
     assert "secret" not in page.source
-    assert [one["alt"] for one in page.all("img")] == ["Picture of row 1"]
+    assert [one["alt"] for one in page.all("img")] == ["Image of row 1"]
 
 
 def test_all_counts_are_those_of_the_manifest(tmp_path: Path):
@@ -266,12 +266,12 @@ def test_all_counts_are_those_of_the_manifest(tmp_path: Path):
         "Inputs 996,834 Described 987,654 Failed 1,234 In doubt 56 Pending 7,890",
         "Billed $9,000.10 In doubt $0.56 Saved by deduplication $968.34",
         "Working time 2 hours and 5 minutes Rate 7,912 a minute",
-        "900,000 distinct, 96,834 duplicates that cost nothing",
+        "900,000 images, 96,834 duplicates that cost nothing",
         "in 3 runs",
         "1,234 in all",
         "ImageError 1,200",
         "The first 1 of 1,200; the results hold all.",
-        "Begun 25 November 2026, 10:10 UTC; ended 25 November 2026, 10:12 UTC.",
+        "Started 25 November 2026, 10:10 UTC; ended 25 November 2026, 10:12 UTC.",
         "7,890 pending. Run the same command again",
     ):
         assert told in text, told

@@ -123,7 +123,7 @@ def test_what_is_no_image_is_said_in_the_servers_words(page, tmp_path):
 
 def test_asking_without_an_image_sends_nothing(page):
     page.get_by_role("button", name="Ask", exact=True).click()
-    expect(page.locator("#status")).to_have_text("Choose a picture first.")
+    expect(page.locator("#status")).to_have_text("Choose an image first.")
 
 
 def test_an_answer_is_text_whatever_it_holds(browser: Browser, receipt):

@@ -16,10 +16,10 @@ function choose(file) {
   // Earlier addresses stay valid: the history shows them.
   state.url = URL.createObjectURL(file);
   at("preview").src = state.url;
-  at("preview").alt = `The picture ${file.name}`;
+  at("preview").alt = `The image ${file.name}`;
   at("preview").hidden = false;
   at("picture-facts").textContent = `${file.name}, ${bytes(file.size)}`;
-  say("The picture is ready. Nothing was sent yet.");
+  say("The image is ready. Nothing was sent yet.");
   showCode();
 }
 
@@ -51,7 +51,7 @@ at("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (state.running) return;
   if (!state.file) {
-    say("Choose a picture first.", true);
+    say("Choose an image first.", true);
     at("picture").focus();
     return;
   }
@@ -155,7 +155,7 @@ function remember(asked, text, good, seconds) {
 // ---- code
 
 function showCode() {
-  const file = state.file?.name ?? "picture.png";
+  const file = state.file?.name ?? "image.png";
   const call = {
     origin: location.origin, text: at("prompt").value, parameters: parameters(), file,
     type: state.file?.type || "image/png", needsKey: Boolean(at("key").value),
