@@ -77,12 +77,36 @@ class ChatPhospho(Batches[AIMessage], PhosphoConfiguration):
     cannot be sent is an error in the newest turn. Before the newest user message, a mark in the
     text replaces it, and `content_omitted` in the metadata counts it.
 
-    Example:
+    Setup:
+        Install `phospho-multimodal[langchain]`, and set the environment variables.
+
+        ```sh
+        export PHOSPHO_BASE_URL=http://127.0.0.1:8000
+        export PHOSPHO_API_KEY=your-key  # not needed on localhost
+        ```
+
+    Key init args:
+        base_url, api_key: The endpoint and its key.
+        max_new_tokens, temperature: Parameters of the answer.
+        multi_image: What is sent for several images.
+        spending: The spending limit.
+        timeout, max_retries: How long to wait, and how often to retry.
+
+    Instantiate:
         ```python
-        model = ChatPhospho(base_url="http://127.0.0.1:8000")
+        model = ChatPhospho(max_new_tokens=200, spending=Spending(max_usd=5))
+        ```
+
+    Invoke:
+        ```python
         image = {"type": "image", "base64": data, "mime_type": "image/png"}
         prompt = {"type": "text", "text": "What does the receipt say?"}
         print(model.invoke([HumanMessage([prompt, image])]).text)
+        ```
+
+    Structured output:
+        ```python
+        receipt = model.with_structured_output(Receipt).invoke([HumanMessage([prompt, image])])
         ```
     """
 

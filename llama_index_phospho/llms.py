@@ -81,9 +81,17 @@ class Phospho(StructuredPrediction):
     `is_function_calling_model=True`, agents and programs pass tools, which the model calls by
     prompt: the endpoint has no tool calls of its own.
 
-    Example:
+    Setup:
+        Install `phospho-multimodal[llama-index]`. Set `PHOSPHO_BASE_URL`, and `PHOSPHO_API_KEY` if
+        the endpoint is not on localhost.
+
+    Instantiate:
         ```python
-        llm = Phospho(base_url="http://127.0.0.1:8000")
+        llm = Phospho(max_new_tokens=200, spending=Spending(max_usd=5))
+        ```
+
+    Chat:
+        ```python
         prompt = TextBlock(text="What is the total?")
         message = ChatMessage(blocks=[prompt, ImageBlock(path="receipt.png")])
         print(llm.chat([message]).message.content)

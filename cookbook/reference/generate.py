@@ -122,6 +122,8 @@ def sections(item: Any) -> str:
                 f"- `{each.annotation}`: {one_line(each.description)}" for each in section.value
             ]
             parts.append("\n".join(["Raises:\n", *rows]))
+        elif section.kind is griffe.DocstringSectionKind.admonition:
+            parts.append(f"**{section.title}**\n\n{section.value.description}")
         elif section.kind is griffe.DocstringSectionKind.returns:
             parts.append(
                 "Returns: " + " ".join(one_line(each.description) for each in section.value)
