@@ -86,7 +86,8 @@ def stopped_by_sigterm(folder: Path, options: argparse.Namespace) -> list[str]:
             process.send_signal(signal.SIGTERM)
             code = process.wait()
             stopped += code == 130
-            if code not in {0, 130}:
+            # A signal that comes when a job has ended, while Python exits, ends the process itself.
+            if code not in {0, 130, -signal.SIGTERM}:
                 problems.append(f"a run ended with {code}")
         job.run()
         problems += judge(job)
