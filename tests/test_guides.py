@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import shutil
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ def base_url() -> Iterator[str]:
     [page for page in PAGES if page.name != "api.md" and blocks(page)],
     ids=lambda page: page.stem,
 )
+@pytest.mark.filterwarnings(  # LlamaIndex leaves event loops open
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_the_blocks_of_a_page_run_as_printed(
     page: Path,
     base_url: str,
@@ -52,6 +56,8 @@ def test_the_blocks_of_a_page_run_as_printed(
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), names)  # noqa: S102 - our own text
         assert capsys.readouterr().out or "print(" not in block
+    names.clear()
+    gc.collect()  # here, and not in the middle of another test
 
 
 @pytest.mark.parametrize(
