@@ -24,6 +24,7 @@ from phospho_multimodal.cli.console import errors, output, plain
 from phospho_multimodal.cli.serve import run_server
 from phospho_multimodal.client.client import PhosphoClient
 from phospho_multimodal.errors import FATAL_ERRORS, PhosphoError
+from phospho_multimodal.exchange.attempts import ClientState
 from phospho_multimodal.messages.conversation import DEFAULT_PROMPT
 from phospho_multimodal.settings import Settings, is_loopback
 from phospho_multimodal.spending.budget import USD_PER_IMAGE, Spending
@@ -104,8 +105,8 @@ def describe(
 ) -> None:
     """Describe images, one request each; exit with 1 if any of them failed."""
     spending = Spending(max_usd=max_usd)
-    local = is_loopback(Settings.resolve(api_key=api_key, base_url=base_url).host)
-    with PhosphoClient(api_key=api_key, base_url=base_url, spending=spending) as client:
+    settings = Settings.resolve(api_key=api_key, base_url=base_url)
+    with PhosphoClient.sharing(ClientState.of(settings, spending)) as client:
         describer = _Describer(client, prompt)
         rows = describer.run(images)
     columns = [_wrapped(heading) for heading in ("Image", "Answer", "Cost")]
@@ -117,7 +118,7 @@ def describe(
         table.add_row(plain(image), answer, row.cost)
     output.print(table)
     snapshot = spending.snapshot()
-    if local:
+    if is_loopback(settings.host):
         output.print(f"A server on localhost bills nothing. List price: ${snapshot.usd_billed}.")
     else:
         output.print(plain(str(snapshot)))
@@ -137,10 +138,11 @@ def check(*, base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
     The check sends a model name that the endpoint rejects after it has checked the key. No
     prediction is made, so nothing is billed.
     """
-    with PhosphoClient(api_key=api_key, base_url=base_url) as client:
+    settings = Settings.resolve(api_key=api_key, base_url=base_url)
+    with PhosphoClient.sharing(ClientState.of(settings, None)) as client:
         status = client.check()
     key = {True: "accepted", False: "not accepted", None: "not known"}[status.key_accepted]
-    if Settings.resolve(api_key=api_key, base_url=base_url).api_key is None:
+    if settings.api_key is None:
         key = "none sent, and none needed" if status.key_accepted else "none sent"
     facts = Table.grid(_wrapped(), _wrapped(), padding=(0, 2))
     facts.add_row("Endpoint", plain(status.base_url))
