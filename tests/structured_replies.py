@@ -5,11 +5,11 @@ The tests of the core and of both adapters use them with the class below, whose 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-__all__ = ["FULL", "READABLE", "UNREADABLE", "WRITTEN", "Receipt"]
+__all__ = ["FULL", "READABLE", "UNREADABLE", "WRITTEN", "Cat", "Dog", "Node", "Pet", "Receipt"]
 
 
 class Receipt(BaseModel):
@@ -18,6 +18,31 @@ class Receipt(BaseModel):
     shop: str | None = None
     total: float | None = None
     vat_rate: str | None = None
+
+
+class Node(BaseModel):
+    """A part that has parts."""
+
+    name: str
+    parts: list[Node] = []
+
+
+class Cat(BaseModel):
+    """A cat."""
+
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    """A dog."""
+
+    kind: Literal["dog"]
+
+
+class Pet(BaseModel):
+    """A pet."""
+
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
 
 
 FULL: dict[str, Any] = {"shop": "Café", "total": 12.5}

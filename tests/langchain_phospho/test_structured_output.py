@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import pickle
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.exceptions import OutputParserException
@@ -19,7 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 import structured_replies
 from langchain_phospho import ChatPhospho
 from phospho_multimodal import ConfigurationError
-from structured_replies import FULL, READABLE, UNREADABLE
+from structured_replies import FULL, READABLE, UNREADABLE, Node, Pet
 
 METHODS = ["json_schema", "function_calling", "json_mode"]
 RECEIPT = {"shop": "Café Lumière", "total": 42.5}
@@ -302,31 +302,6 @@ def test_a_number_for_a_text_keeps_its_figures(
 
 
 # What the model is shown of a schema.
-
-
-class Node(BaseModel):
-    """A part that has parts."""
-
-    name: str
-    parts: list[Node] = []
-
-
-class Cat(BaseModel):
-    """A cat."""
-
-    kind: Literal["cat"]
-
-
-class Dog(BaseModel):
-    """A dog."""
-
-    kind: Literal["dog"]
-
-
-class Pet(BaseModel):
-    """A pet."""
-
-    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])

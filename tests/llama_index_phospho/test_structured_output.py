@@ -5,47 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pytest
 from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.program import FunctionCallingProgram, LLMTextCompletionProgram
 from llama_index.core.tools import FunctionTool
-from pydantic import BaseModel, Field
 
 from consumers import Animal
 from fault_server import FaultServer, answer, status
 from phospho_multimodal import ConfigurationError, NoToolCallError
 from pictures import encoded
-from structured_replies import FULL, READABLE, UNREADABLE, Receipt
+from structured_replies import FULL, READABLE, UNREADABLE, Node, Pet, Receipt
 
 PROMPT = PromptTemplate("What does the {thing} say?")
-
-
-class Node(BaseModel):
-    """A part that has parts."""
-
-    name: str
-    parts: list[Node] = []
-
-
-class Cat(BaseModel):
-    """A cat."""
-
-    kind: Literal["cat"]
-
-
-class Dog(BaseModel):
-    """A dog."""
-
-    kind: Literal["dog"]
-
-
-class Pet(BaseModel):
-    """A pet."""
-
-    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
 
 
 def _predict(llm: Any, wanted: Any, **given: Any) -> Any:
